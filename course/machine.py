@@ -1,0 +1,49 @@
+"""The machine a number was measured on: what every table and every plot says beside it."""
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+
+def processor() -> str:
+    """The CPU's name, as its maker writes it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def describe(device: str | None = None) -> str:
+    """One line: the GPU's name if `device` is one, else the CPU and the threads torch uses."""
+    import torch
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device))
+    return f"{processor()}, {torch.get_num_threads()} threads"
+
+
+def resident_bytes() -> int:
+    """Memory this process holds now (its peak, where the system tells only that)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """The most memory this process ever held."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def total_memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

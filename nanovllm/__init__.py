@@ -1,0 +1,18 @@
+"""nano-vLLM, rebuilt one lesson at a time: a small, readable engine for language models."""
+
+from nanovllm.config import EngineArgs
+from nanovllm.engine.engine import LLMEngine
+from nanovllm.llm import LLM
+from nanovllm.outputs import CompletionOutput, RequestMetrics, RequestOutput, StepRecord
+from nanovllm.sampling_params import SamplingParams
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "EngineArgs",
+    "LLMEngine",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+    "StepRecord",
+]

@@ -1,0 +1,207 @@
+"""Scheduler: who runs in the next step, and with how many tokens. Pure Python.
+
+One loop, no phases. A step has a budget of tokens. Sequences already running come first, one token
+each (or the rest of a prompt that did not fit before); then waiting ones are admitted, oldest
+first, while budget, rows and blocks last. The last of them may get only a part of its prompt: the
+rest follows in later steps. Prefill and decode meet in one batch, and decode never waits.
+
+A sequence is admitted with blocks for all tokens it has, and one more block left free for each
+running sequence to grow into. If one cannot grow all the same, the youngest is preempted: it gives
+up its blocks and returns to the head of the queue, to be computed again. (Its blocks stay in the
+prefix cache until somebody needs them, so often little is lost.)
+"""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.sequence import Sequence, Status
+
+
+@dataclass(frozen=True)
+class ScheduledSequence:
+    """One row of a batch: tokens [start, start + num_tokens) of `seq`."""
+
+    seq: Sequence
+    start: int
+    num_tokens: int
+    samples: bool  # the row computes its newest token, so a next one is sampled
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_tokens
+
+
+@dataclass(frozen=True)
+class ScheduledBatch:
+    rows: tuple[ScheduledSequence, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.num_tokens for row in self.rows)
+
+
+class Scheduler:
+    """Plans steps over one BlockManager. The same calls give the same plans: no clock steers it."""
+
+    def __init__(
+        self,
+        block_manager: BlockManager,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        enable_chunked_prefill: bool = True,
+    ):
+        self.block_manager = block_manager
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.enable_chunked_prefill = enable_chunked_prefill
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # in order of admission
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, seq: Sequence) -> None:
+        self.waiting.append(seq)
+
+    # -- planning --------------------------------------------------------------------------------
+
+    def schedule(self) -> ScheduledBatch:
+        """Plan the next step. An empty batch means: wait for the step in flight."""
+        rows: list[ScheduledSequence] = []
+        budget = self._schedule_running(rows, self.max_num_batched_tokens)
+        self._admit_waiting(rows, budget)
+        return ScheduledBatch(tuple(rows))
+
+    def _schedule_running(self, rows: list[ScheduledSequence], budget: int) -> int:
+        """Plan the running sequences, oldest first; returns the budget that is left."""
+        for seq in list(self.running):
+            num_tokens = min(seq.num_unscheduled, budget)
+            if num_tokens == 0 or seq.status is not Status.RUNNING:
+                continue
+            if not self._make_room(seq, seq.num_scheduled + num_tokens):
+                break
+            rows.append(self._plan(seq, num_tokens))
+            budget -= num_tokens
+        return budget
+
+    def _make_room(self, seq: Sequence, num_tokens: int) -> bool:
+        """Let `seq` grow to `num_tokens` tokens, preempting the youngest until it can.
+
+        False if it had to go itself, or if the one to go has a token in flight: younger sequences
+        then get nothing either, so nothing of theirs is in flight when the next step is planned.
+        """
+        while self.block_manager.num_missing(seq, num_tokens) > self.block_manager.num_free_blocks:
+            youngest = self.running[-1]
+            if youngest.in_flight:
+                return False
+            self._preempt(youngest)
+            if youngest is seq:
+                return False
+        self.block_manager.allocate(seq, num_tokens)
+        return True
+
+    def _admit_waiting(self, rows: list[ScheduledSequence], budget: int) -> None:
+        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+            seq = self.waiting[0]
+            hits = self.block_manager.match(seq)
+            # A token is always computed, since its logits are needed: at least the last one.
+            num_cached = min(len(hits) * self.block_manager.block_size, len(seq.token_ids) - 1)
+            num_tokens = min(len(seq.token_ids) - num_cached, budget)
+            whole = num_cached + num_tokens == len(seq.token_ids)
+            if not whole and not self.enable_chunked_prefill:
+                break
+            if not self._fits(seq, hits):
+                break
+            self.waiting.popleft()
+            self._admit(seq, hits, num_cached)
+            rows.append(self._plan(seq, num_tokens))
+            budget -= num_tokens
+
+    def _fits(self, seq: Sequence, hits: list[int]) -> bool:
+        """Whether all the sequence's tokens fit, with a block left for each running one to grow."""
+        num_new = self.block_manager.num_missing(seq, len(seq.token_ids)) - len(hits)
+        return num_new + len(self.running) <= self.block_manager.num_free_after_sharing(hits)
+
+    def _admit(self, seq: Sequence, hits: list[int], num_cached: int) -> None:
+        if seq.metrics.first_scheduled_time is None:
+            seq.metrics.first_scheduled_time = time.perf_counter()
+            seq.metrics.num_cached_tokens = num_cached
+        self.block_manager.share(seq, hits)
+        self.block_manager.allocate(seq, len(seq.token_ids))
+        seq.num_cached = len(hits) * self.block_manager.block_size
+        seq.num_computed = seq.num_scheduled = num_cached
+        seq.status = Status.RUNNING
+        self.running.append(seq)
+
+    def _plan(self, seq: Sequence, num_tokens: int) -> ScheduledSequence:
+        start = seq.num_scheduled
+        seq.num_scheduled += num_tokens
+        self.block_manager.register(seq)
+        samples = seq.num_scheduled >= len(seq.token_ids)
+        return ScheduledSequence(seq, start, num_tokens, samples)
+
+    def _preempt(self, seq: Sequence) -> None:
+        seq.metrics.num_preempted_tokens += seq.num_computed
+        self._return_to_queue(seq)
+
+    def _return_to_queue(self, seq: Sequence) -> None:
+        self.running.remove(seq)
+        self.block_manager.free(seq)
+        seq.num_computed = seq.num_scheduled = seq.num_cached = 0
+        seq.status = Status.WAITING
+        self.waiting.appendleft(seq)
+
+    # -- after the step --------------------------------------------------------------------------
+
+    def update(self, batch: ScheduledBatch, token_ids: list[int]) -> list[Sequence]:
+        """Take in a finished step; `token_ids` holds one id for each row that samples, in order.
+
+        Returns the sequences that got a token. One that finished while its next token was in
+        flight keeps its blocks until that step, too, is taken in; the extra token is dropped.
+        """
+        sampled = iter(token_ids)
+        updated = []
+        for row in batch.rows:
+            seq = row.seq
+            seq.num_computed += row.num_tokens
+            token_id = next(sampled) if row.samples else None
+            if token_id is not None and not seq.is_finished:
+                seq.append(token_id)
+                self.block_manager.register(seq)
+                updated.append(seq)
+            if seq.is_finished:
+                self._retire(seq)
+        return updated
+
+    def _retire(self, seq: Sequence) -> None:
+        if seq in self.running:
+            self.running.remove(seq)
+        if not seq.in_flight:
+            self.block_manager.free(seq)
+
+    def abort(self, seq: Sequence) -> None:
+        """End a sequence before its time, wherever it stands."""
+        if seq.is_finished:
+            return
+        if seq.status is Status.WAITING:
+            self.waiting.remove(seq)
+        seq.finish("abort")
+        self._retire(seq)
+
+    def roll_back(self, batches: list[ScheduledBatch]) -> None:
+        """Undo steps that failed, as if they had never been planned.
+
+        Their sequences return to the head of the queue, and what was entered in the prefix cache
+        for keys and values that were never written is taken out again.
+        """
+        failed = [row.seq for batch in batches for row in batch.rows]
+        for seq in failed:
+            self.block_manager.unregister(seq, seq.num_computed)
+            seq.num_scheduled = seq.num_computed
+            if seq.is_finished:
+                self._retire(seq)
+        for seq in [seq for seq in reversed(self.running) if seq in failed]:
+            self._return_to_queue(seq)

@@ -1,0 +1,94 @@
+"""Sequence: one request's tokens and state, as the scheduler sees them.
+
+Two counters say how far it has come: `num_scheduled` moves when a step is planned, `num_computed`
+when that step's forward pass has succeeded. Between steps they differ only in the overlapped loop,
+by the one step in flight.
+
+    token_ids   [ prompt ............ | output ...... ]          all ids the host knows
+                [0, num_computed)       keys and values are in the cache, valid to read
+                [num_computed, num_scheduled)      being computed by the step in flight
+"""
+
+import enum
+import time
+from dataclasses import dataclass, field
+
+from nanovllm.engine.detokenizer import Detokenizer
+from nanovllm.outputs import RequestMetrics
+from nanovllm.sampling_params import SamplingParams
+
+
+class Status(enum.Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One request. `max_length` counts prompt and output; `stop_ids` end it, and are kept."""
+
+    request_id: str
+    prompt: str | None
+    token_ids: list[int]
+    params: SamplingParams
+    stop_ids: frozenset[int]
+    max_length: int
+    seed: int
+    detokenizer: Detokenizer | None = None  # None: token ids only
+
+    status: Status = Status.WAITING
+    finish_reason: str | None = None  # "stop", "length" or "abort"
+    num_computed: int = 0
+    num_scheduled: int = 0
+    num_cached: int = 0  # tokens whose keys and values were found at this admission
+    block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)  # of every full block hashed so far
+    num_registered: int = 0  # leading blocks already entered in the prefix cache
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.token_ids)
+        self.metrics = RequestMetrics(arrival_time=time.perf_counter())
+
+    @property
+    def output_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is Status.FINISHED
+
+    @property
+    def in_flight(self) -> bool:
+        return self.num_scheduled > self.num_computed
+
+    @property
+    def num_unscheduled(self) -> int:
+        """Tokens the next step could compute: what is left of the prompt, or one to decode.
+
+        While its newest token is in flight a sequence may still be scheduled: that token's id is
+        on the device, where the next step will find it. The last token is never computed.
+        """
+        if self.num_scheduled >= self.max_length - 1:
+            return 0
+        return max(1, len(self.token_ids) - self.num_scheduled)
+
+    def append(self, token_id: int) -> None:
+        """Take the token a step sampled, and finish if it is the last one."""
+        self.token_ids.append(token_id)
+        if self.metrics.first_token_time is None:
+            self.metrics.first_token_time = time.perf_counter()
+        stops = token_id in self.stop_ids
+        if self.detokenizer and (not stops or self.params.include_stop_str_in_output):
+            stops = self.detokenizer.append(token_id) or stops
+        if stops:
+            self.finish("stop")
+        elif len(self.token_ids) >= self.max_length:
+            self.finish("length")
+
+    def finish(self, reason: str) -> None:
+        self.status = Status.FINISHED
+        self.finish_reason = reason
+        self.metrics.finished_time = time.perf_counter()
+        if self.detokenizer:
+            self.detokenizer.finish()

@@ -1,0 +1,187 @@
+"""LLM: the front door, with the interface of vLLM's offline `LLM`.
+
+from nanovllm import LLM, SamplingParams
+
+with LLM("Qwen/Qwen3-0.6B") as llm:
+    print(llm.generate("The capital of France is")[0].outputs[0].text)
+    for index, text in llm.stream(["Once upon a time"], SamplingParams(max_tokens=64)):
+        print(text, end="", flush=True)
+"""
+
+import inspect
+from collections.abc import Generator, Iterator
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from nanovllm.config import EngineArgs
+from nanovllm.engine.engine import LLMEngine, Request
+from nanovllm.engine.sequence import Sequence
+from nanovllm.outputs import RequestOutput
+from nanovllm.sampling_params import SamplingParams
+
+
+class TextStream(Iterator[tuple[int, str]]):
+    """What `LLM.stream` returns: yields (prompt's index, new text); then `outputs` is filled.
+
+    Closing it, or dropping the last reference to it, aborts what has not finished.
+    """
+
+    def __init__(self, generator: Generator[tuple[int, str], None, list[RequestOutput]]):
+        self._generator = generator
+        self.outputs: list[RequestOutput] | None = None
+
+    def __next__(self) -> tuple[int, str]:
+        try:
+            return next(self._generator)
+        except StopIteration as end:
+            self.outputs = end.value if self.outputs is None else self.outputs
+            raise
+
+    def close(self) -> None:
+        self._generator.close()
+
+
+class LLM:
+    """A model ready to generate. Keyword arguments are those of `EngineArgs`.
+
+    Raises TypeError or ValueError naming the argument for anything it cannot honour.
+    """
+
+    def __init__(self, model: str, **kwargs: Any):
+        self._num_calls = 0
+        self.llm_engine = LLMEngine(EngineArgs(model, **kwargs))
+
+    # -- generating ------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Any,
+        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """One output a prompt, in order.
+
+        prompts: a string, a list of token ids, {"prompt": ...}, {"prompt_token_ids": ...}, or a
+        list of any of these. sampling_params: one for all, a list with one each, or None for the
+        model's own defaults. Everything is checked before anything is queued.
+        """
+        seqs = self.llm_engine.add(self._requests(prompts, sampling_params))
+        try:
+            self._run(seqs, use_tqdm)
+        finally:
+            self._abort(seqs)
+        return [RequestOutput.of(seq) for seq in seqs]
+
+    def chat(
+        self,
+        messages: list,
+        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        add_generation_prompt: bool = True,
+        chat_template: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation (a list of {"role", "content"}) or a list of them."""
+        many = bool(messages) and isinstance(messages[0], (list, tuple))
+        options = {"chat_template": chat_template, "add_generation_prompt": add_generation_prompt}
+        options |= chat_template_kwargs or {}
+        prompts = [self._template(talk, options) for talk in (messages if many else [messages])]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def stream(
+        self,
+        prompts: Any,
+        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+    ) -> TextStream:
+        """Text as it comes: an iterator of (prompt's index, new text), whose `outputs` is the
+        list of RequestOutputs when it has ended. Other calls may be made between two items."""
+        return TextStream(
+            self._stream(self.llm_engine.add(self._requests(prompts, sampling_params)))
+        )
+
+    def _stream(
+        self, seqs: list[Sequence]
+    ) -> Generator[tuple[int, str], None, list[RequestOutput]]:
+        sent = [0] * len(seqs)
+        try:
+            while True:
+                finished = all(seq.is_finished for seq in seqs)
+                for index, seq in enumerate(seqs):
+                    text = seq.detokenizer.streamable if seq.detokenizer else ""
+                    if len(text) > sent[index]:
+                        yield index, text[sent[index] :]
+                        sent[index] = len(text)
+                if finished:
+                    return [RequestOutput.of(seq) for seq in seqs]
+                self.llm_engine.advance()
+        finally:
+            self._abort(seqs)
+
+    def _run(self, seqs: list[Sequence], use_tqdm: bool) -> None:
+        with tqdm(total=len(seqs), desc="Processed prompts", disable=not use_tqdm) as bar:
+            while unfinished := sum(not seq.is_finished for seq in seqs):
+                bar.update(len(seqs) - unfinished - bar.n)
+                self.llm_engine.advance()
+            bar.update(len(seqs) - bar.n)
+
+    def _abort(self, seqs: list[Sequence]) -> None:
+        left = [seq.request_id for seq in seqs if not seq.is_finished]
+        if left and not self.llm_engine.closed:
+            self.llm_engine.abort_request(left)
+
+    # -- prompts ---------------------------------------------------------------------------------
+
+    def _requests(self, prompts: Any, params: Any) -> list[Request]:
+        prompts = self._as_list(prompts)
+        if not isinstance(params, (list, tuple)):
+            params = [params] * len(prompts)
+        if len(params) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts, but {len(params)} sampling_params")
+        first = self.llm_engine.num_requests
+        pairs = enumerate(zip(prompts, params, strict=True), start=first)
+        return [self.llm_engine.make_request(str(i), prompt, p) for i, (prompt, p) in pairs]
+
+    def _as_list(self, prompts: Any) -> list:
+        """A list of prompts, of one prompt or many. A flat list of ints is one prompt."""
+        if isinstance(prompts, (str, dict)):
+            return [prompts]
+        if not isinstance(prompts, (list, tuple)):
+            raise TypeError(f"prompts must be a str, a list or a dict, got {prompts!r:.80}")
+        is_one = bool(prompts) and all(isinstance(item, int) for item in prompts)
+        return [list(prompts)] if is_one else list(prompts)
+
+    def _template(self, conversation: list, options: dict[str, Any]) -> list[int]:
+        """The conversation's token ids; the template writes the special tokens, and no one else."""
+        tokenizer = self.get_tokenizer()
+        if options["chat_template"] is None and not tokenizer.chat_template:
+            raise ValueError(
+                f"model {self.llm_engine.args.model!r} has no chat template; pass chat_template="
+            )
+        return tokenizer.apply_chat_template(
+            conversation, tokenize=True, return_dict=False, **options
+        )
+
+    def get_tokenizer(self) -> Any:
+        return self.llm_engine.get_tokenizer()
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give back all memory and end the other ranks. May be called again."""
+        if engine := getattr(self, "llm_engine", None):
+            engine.close()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+LLM.__init__.__signature__ = inspect.signature(EngineArgs).replace(return_annotation=None)  # type: ignore[attr-defined]

@@ -1,0 +1,110 @@
+"""Sampler: from logits to the next token ids, with noise that is a function and not a state.
+
+Gumbel-max: adding Gumbel noise to logits / temperature and taking the largest draws from their
+softmax (Gumbel, 1954; Maddison, Tarlow and Minka, "A* Sampling", 2014). The noise of a token is
+computed from its request's seed, its position and its id by the counter-based generator
+Philox-4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011). So a request
+draws the same noise whatever else is in the batch, and a filter does not shift it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanovllm.model.parallel import Ranks
+
+PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+MASK32 = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Top-k, top-p and min-p of the rows that ask for any of them."""
+
+    rows: Tensor  # [num_filtered] int64: their places in the batch
+    top_k: Tensor  # [num_filtered, 1] int64; the vocabulary's size: all
+    top_p: Tensor  # [num_filtered, 1] float32
+    min_p: Tensor  # [num_filtered, 1] float32
+
+
+@dataclass(frozen=True)
+class SamplingMetadata:
+    """What each sampled row asked for."""
+
+    temperature: Tensor  # [num_rows, 1] float32; 0: greedy
+    seeds: Tensor  # [num_rows, 1] int64
+    positions: Tensor  # [num_rows, 1] int64: where the new token will stand
+    all_greedy: bool
+    filters: Filters | None
+
+
+def sample(
+    logits: Tensor, metadata: SamplingMetadata, ranks: Ranks, vocab_start: int, vocab_size: int
+) -> Tensor:
+    """Next ids [num_rows] int64 of logits [num_rows, vocab_local]: this rank's share of each row.
+
+    Every rank returns the same ids; the lowest id wins a tie.
+    """
+    scores = logits.float()
+    if not metadata.all_greedy:
+        greedy = metadata.temperature == 0
+        scores = scores / metadata.temperature.masked_fill(greedy, 1.0)
+        if metadata.filters is not None:
+            whole = ranks.gather_columns(scores[metadata.filters.rows], vocab_size)
+            kept = filter_scores(whole, metadata.filters)
+            scores[metadata.filters.rows] = kept.narrow(1, vocab_start, scores.shape[1])
+        ids = torch.arange(vocab_start, vocab_start + scores.shape[1], device=scores.device)
+        noise = gumbel_noise(metadata.seeds, metadata.positions, ids)
+        scores = scores + noise.masked_fill(greedy, 0.0)
+    best = scores.argmax(dim=1, keepdim=True)  # the first of equal ones
+    return ranks.reduce_argmax(scores.gather(1, best), best + vocab_start).squeeze(1)
+
+
+def filter_scores(scores: Tensor, filters: Filters) -> Tensor:
+    """Scores [num_rows, vocab_size] with -inf wherever min-p, top-k or top-p drop a token.
+
+    In vLLM's order: min-p, then top-k, then top-p over what is left. The likeliest always stays.
+    """
+    values, order = scores.sort(dim=1, descending=True, stable=True)
+    place = torch.arange(values.shape[1], device=values.device)
+    probs = values.softmax(dim=1)
+    dropped = (probs < filters.min_p * probs[:, :1]) | (place >= filters.top_k)
+    probs = values.masked_fill(dropped, -torch.inf).softmax(dim=1)
+    dropped |= probs.cumsum(dim=1) - probs >= filters.top_p  # what stands before it is enough
+    dropped[:, 0] = False
+    return torch.empty_like(scores).scatter_(1, order, values.masked_fill(dropped, -torch.inf))
+
+
+def gumbel_noise(seeds: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
+    """Standard Gumbel noise [num_rows, num_ids] float32, of seeds and positions [num_rows, 1]."""
+    lanes = ids % 4
+    blocks, place = torch.unique_consecutive(ids // 4, return_inverse=True)
+    words = torch.stack(philox(seeds, positions, blocks))  # [4, num_rows, num_blocks]
+    bits = words[lanes, :, place].T  # [num_rows, num_ids]
+    uniform = ((bits >> 9).float() + 0.5) * 2.0**-23  # 23 bits: exact in float32, never 0 or 1
+    return -torch.log(-torch.log(uniform))
+
+
+def philox(seeds: Tensor, positions: Tensor, blocks: Tensor) -> tuple[Tensor, ...]:
+    """Four 32-bit words (as int64) for each counter (block, position), under the key `seed`.
+
+    Broadcasts seeds and positions [num_rows, 1] against blocks [num_blocks].
+    """
+    k0, k1 = seeds & MASK32, (seeds >> 32) & MASK32
+    c0, c1, c2, c3 = torch.broadcast_tensors(
+        blocks[None] & MASK32, positions & MASK32, (positions >> 32) & MASK32, torch.zeros_like(k0)
+    )
+    for _ in range(10):
+        hi0, lo0 = _multiply(c0, PHILOX_MULTIPLIERS[0])
+        hi1, lo1 = _multiply(c2, PHILOX_MULTIPLIERS[1])
+        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+        k0, k1 = (k0 + PHILOX_KEY_STEPS[0]) & MASK32, (k1 + PHILOX_KEY_STEPS[1]) & MASK32
+    return c0, c1, c2, c3
+
+
+def _multiply(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of a 32-bit product; int64 wraps, which keeps all 64 bits right."""
+    product = x * factor
+    return (product >> 32) & MASK32, product & MASK32

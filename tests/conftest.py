@@ -1,0 +1,27 @@
+"""What several test files share. One thread: steady times, and no fight over the cores."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import TinyModel
+from transformers.utils import logging
+
+torch.set_num_threads(1)
+logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """tiny_model(family="qwen2", ...) -> the folder of such a model, written once a session."""
+    folders: dict[TinyModel, Path] = {}
+
+    def make(**options: Any) -> Path:
+        tiny = TinyModel(**options)
+        if tiny not in folders:
+            folders[tiny] = tiny.write(tmp_path_factory.mktemp(tiny.family))
+        return folders[tiny]
+
+    return make

