@@ -4,7 +4,7 @@ Both answer the same prompts with the same number of tokens each, greedy, past e
 the same dtype on the same threads. transformers runs static batches in order of arrival, padded on
 the left; a batch ends with its longest answer. The engine admits and retires requests at any step.
 The two take turns; every round has fresh prompts, so nothing comes from the prefix cache. Prompts
-are random token ids, since only their number matters here. A benchmark, not a test: machines differ.
+are random token ids, since only their number matters here. A benchmark, not a test.
 """
 
 import argparse
@@ -166,7 +166,7 @@ class Transformers:
         check_lengths([Request([], longest)], [output.shape[1] - width])
 
     def kv_tokens(self, requests: list[Request]) -> tuple[int, int]:
-        """Counted, not measured: each row of a batch is as long as its longest prompt and answer."""
+        """Counted, not measured: a row is as long as its batch's longest prompt and answer."""
         return max(map(self._batch_tokens, in_batches(requests, self.batch_size)))
 
     @staticmethod

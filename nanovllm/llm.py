@@ -122,10 +122,12 @@ class LLM:
 
     def _run(self, seqs: list[Sequence], use_tqdm: bool) -> None:
         with tqdm(total=len(seqs), desc="Processed prompts", disable=not use_tqdm) as bar:
-            while unfinished := sum(not seq.is_finished for seq in seqs):
-                bar.update(len(seqs) - unfinished - bar.n)
+            finished = 0
+            while finished < len(seqs):
                 self.llm_engine.advance()
-            bar.update(len(seqs) - bar.n)
+                before, finished = finished, sum(seq.is_finished for seq in seqs)
+                if finished > before:
+                    bar.update(finished - before)
 
     def _abort(self, seqs: list[Sequence]) -> None:
         left = [seq.request_id for seq in seqs if not seq.is_finished]

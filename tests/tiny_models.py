@@ -120,7 +120,7 @@ def fill(model: PreTrainedModel, generator: torch.Generator) -> None:
         if name.endswith("norm.weight"):
             weight.copy_(1 + 0.2 * noise)
         elif name.endswith("bias"):
-            weight.copy_(0.3 * noise)
+            weight.copy_(0.1 * noise)
         elif "embed_tokens" in name or "lm_head" in name:
             weight.copy_(0.25 * noise)
         elif "q_proj" in name or "k_proj" in name:

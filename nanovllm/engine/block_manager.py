@@ -74,7 +74,7 @@ class BlockManager:
         block.ref_count += 1
 
     def free(self, seq: Sequence) -> None:
-        """Give back all its blocks, the last first: the head of a prefix is worth keeping longest."""
+        """Give back all its blocks, last first: the head of a prefix is worth keeping longest."""
         for block_id in reversed(seq.block_table):
             block = self.blocks[block_id]
             block.ref_count -= 1

@@ -250,16 +250,15 @@ class LLMEngine:
             params = SamplingParams(**self.default_params)
         check_type("sampling_params", params, SamplingParams)
         params = replace(params)  # a checked copy: the caller's object stays the caller's
-        if self.tokenizer is None:
-            if params.stop:
-                raise ValueError(f"stop={params.stop!r} needs a tokenizer (skip_tokenizer_init)")
+        if self.tokenizer is None and params.stop:
+            raise ValueError(f"stop={params.stop!r} needs a tokenizer (skip_tokenizer_init)")
         text, token_ids = self._tokenize(prompt)
         self._check_ids(token_ids)
         ordinal = self.num_requests
         self.num_requests += 1
         seed = params.seed
         if seed is None:  # of the engine's seed and the request's number: equal prompts differ
-            digest = xxhash.xxh3_64_digest(f"{self.args.seed} {ordinal}")
+            digest = xxhash.xxh3_64_digest(f"{self.args.seed} {ordinal}".encode())
             seed = int.from_bytes(digest, "little", signed=True)
         return Request(request_id, text, token_ids, params, seed)
 
@@ -417,10 +416,8 @@ def choose_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = torch.device(device)
-    if (
-        chosen.type not in ("cpu", "cuda")
-        or (chosen.type == "cuda"
-        and not torch.cuda.is_available())
+    if chosen.type not in ("cpu", "cuda") or (
+        chosen.type == "cuda" and not torch.cuda.is_available()
     ):
         raise ValueError(f"device={device!r} is not usable here; try 'cpu' or 'auto'")
     return chosen

@@ -100,6 +100,8 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Token ids to hidden states."""
 
+    rope: Tensor  # [max_len, 2, head_dim // 2] float32: cos and sin
+
     def __init__(self, config: ModelConfig, ranks: Ranks, backend: AttentionBackend, max_len: int):
         super().__init__()
         self.embed_tokens = VocabEmbedding(config.vocab_size, config.hidden_size, ranks)
@@ -110,7 +112,7 @@ class Decoder(nn.Module):
         table = rope_table(
             config.head_dim, config.rope_parameters, max_len, config.max_position_embeddings
         )
-        self.register_buffer("rope", table, persistent=False)  # [max_len, 2, head_dim // 2] float32
+        self.register_buffer("rope", table, persistent=False)
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, kv_cache: Tensor, metadata: AttentionMetadata

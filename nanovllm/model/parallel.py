@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -27,7 +26,7 @@ from nanovllm.model.model_config import ModelConfig
 
 START_TIMEOUT = timedelta(minutes=10)  # for all ranks to load their share of the model
 STEP_TIMEOUT = timedelta(seconds=25)  # for the others to reach a collective of a launched step
-POLL = timedelta(seconds=1)
+LONG_WAIT = timedelta(minutes=10)  # an idle rank waits again after each
 WORKER = "from nanovllm.engine.engine import run_worker; run_worker()"
 
 
@@ -56,7 +55,7 @@ class Ranks:
         threads = str(max(1, torch.get_num_threads() // size))
         for rank in range(1, size):
             command = [sys.executable, "-c", WORKER, str(store.port), str(rank), str(size)]
-            environment = {**os.environ, "OMP_NUM_THREADS": threads}
+            environment = {**os.environ, "OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
             ranks.workers.append(subprocess.Popen(command, env=environment))
         return ranks
 
@@ -84,9 +83,12 @@ class Ranks:
             return
         self.store.set(f"ready{self.rank}", "")
         deadline = time.monotonic() + START_TIMEOUT.total_seconds()
-        for rank in range(self.size):
-            self._wait(f"ready{rank}", lambda: time.monotonic() < deadline)
-        options = dist.ProcessGroupGloo._Options()
+        while not self.store.check([f"ready{rank}" for rank in range(self.size)]):
+            self.check_workers()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not all {self.size} ranks were ready within {START_TIMEOUT}")
+            time.sleep(0.02)
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
         options._timeout = STEP_TIMEOUT
         store = dist.PrefixStore("group", self.store)
@@ -99,7 +101,7 @@ class Ranks:
         self._num_shared += 1
         if self.rank > 0:  # each rank has a mailbox of its own, and empties it
             key = f"message{self._num_shared}/{self.rank}"
-            self._wait(key, lambda: True)
+            self._wait(key)
             message = json.loads(self.store.get(key))
             self.store.delete_key(key)
             return message
@@ -108,14 +110,12 @@ class Ranks:
             self.store.set(f"message{self._num_shared}/{rank}", json.dumps(message))
         return message
 
-    def _wait(self, key: str, go_on: Callable[[], bool]) -> None:
+    def _wait(self, key: str) -> None:
         while True:
             try:
-                return self.store.wait([key], POLL)
+                return self.store.wait([key], LONG_WAIT)
             except dist.DistStoreError:  # not there yet; a lost rank 0 raises DistNetworkError
-                self.check_workers()
-                if not go_on():
-                    raise TimeoutError(f"rank {self.rank} waited in vain for {key!r}") from None
+                continue
 
     def check_workers(self) -> None:
         """Raise RuntimeError if a worker has died."""
@@ -144,7 +144,7 @@ class Ranks:
 
     def minimum(self, value: int) -> int:
         """The smallest of all ranks' values."""
-        return min(self._gather(torch.tensor([value]))).item()
+        return int(min(self._gather(torch.tensor([value]))))
 
     def gather_columns(self, x: Tensor, num_columns: int) -> Tensor:
         """Whole rows [num_rows, num_columns] from each rank's `span` of the columns."""
@@ -199,13 +199,19 @@ class Shard:
 class ShardedLayer(nn.Module):
     """A layer that tells the loader which checkpoint tensors fill its parameters."""
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self) -> None:
         super().__init__()
         self.shards: dict[str, dict[str, Shard]] = {}  # parameter -> checkpoint layer -> shard
 
-    def add_parameter(self, name: str, shape: tuple[int, ...], shards: dict[str, Shard]) -> None:
-        """A parameter without values, and the shards (by checkpoint layer name) that fill it."""
-        self.register_parameter(name, nn.Parameter(torch.empty(shape), requires_grad=False))
+    def add_parameter(
+        self, name: str, shape: tuple[int, ...] | None, shards: dict[str, Shard]
+    ) -> None:
+        """A parameter without values (shape None: none at all), and the shards that fill it."""
+        values = None if shape is None else nn.Parameter(torch.empty(shape), requires_grad=False)
+        self.register_parameter(name, values)
         self.shards[name] = shards
 
 
@@ -220,7 +226,6 @@ class ColumnLinear(ShardedLayer):
     ):
         super().__init__()
         rows: dict[str, Shard] = {}
-        self.bias = None
         self.sizes: list[int] = []
         for name, (units, width) in outputs.items():
             start, count = ranks.span(units)
@@ -228,9 +233,8 @@ class ColumnLinear(ShardedLayer):
             rows[name] = Shard(shape, 0, start * width, count * width, sum(self.sizes))
             self.sizes.append(count * width)
         self.add_parameter("weight", (sum(self.sizes), in_features), rows)
-        if bias:
-            biases = {k: Shard(s.shape[:1], 0, s.start, s.count, s.offset) for k, s in rows.items()}
-            self.add_parameter("bias", (sum(self.sizes),), biases)
+        biases = {k: Shard(s.shape[:1], 0, s.start, s.count, s.offset) for k, s in rows.items()}
+        self.add_parameter("bias", (sum(self.sizes),) if bias else None, biases)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return F.linear(x, self.weight, self.bias).split(self.sizes, dim=-1)
@@ -245,10 +249,8 @@ class RowLinear(ShardedLayer):
         start, count = ranks.span(units)
         shard = Shard((out_features, units * width), 1, start * width, count * width)
         self.add_parameter("weight", (out_features, count * width), {"": shard})
-        self.bias = None
-        if bias:
-            whole = Shard((out_features,), 0, 0, out_features)
-            self.add_parameter("bias", (out_features,), {"": whole})
+        whole = Shard((out_features,), 0, 0, out_features)
+        self.add_parameter("bias", (out_features,) if bias else None, {"": whole})
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.ranks.all_reduce(F.linear(x, self.weight))
