@@ -19,38 +19,44 @@ VOCAB = 97
 PRIME = 65_521
 
 
-def prefix_hash(tokens: list[int]) -> int:
-    value = 1
-    for position, token in enumerate(tokens):
-        value = (value * 31 + token * 7 + position + 1) % PRIME
-    return value
+def hash_next(parent: int, token: int, position: int) -> int:
+    return (parent * 31 + token * 7 + position + 1) % PRIME
 
 
 def expected_output(prompt: list[int], count: int) -> list[int]:
-    tokens = list(prompt)
-    for _ in range(count):
-        tokens.append(prefix_hash(tokens) % VOCAB)
+    """What the model below must say, computed without any cache."""
+    tokens, parent, total = list(prompt), 0, 0
+    for position in range(len(prompt) + count - 1):
+        parent = hash_next(parent, tokens[position], position)
+        total += parent
+        if position >= len(prompt) - 1:
+            tokens.append(total % VOCAB)
     return tokens[len(prompt) :]
 
 
 class CountingModel:
-    """Stores each position's (token + 1, prefix hash) in the cache and reads the prefix back."""
+    """Each position stores the hash of its prefix, which it makes from the one before it in the
+    cache; the next token is a function of all the hashes that it reads back."""
 
     def __call__(
         self, input_ids: Tensor, positions: Tensor, kv_cache: Tensor, metadata: AttentionMetadata
     ) -> Tensor:
         k_cache, v_cache = kv_cache[0]
-        fresh = (input_ids + 1).double()[:, None, None]
-        store_kv(fresh, fresh, k_cache, v_cache, metadata.slot_mapping)
         hidden = torch.zeros(len(input_ids), 1, dtype=torch.double)
         for row, table in enumerate(metadata.block_tables):
-            start, stop = metadata.query_starts[row : row + 2]
-            length = int(metadata.context_lens[row])
-            slots = k_cache[table].flatten()[:length].long().tolist()
-            read = [token - 1 for token in slots]
-            first = length - (stop - start)
-            for place in range(start, stop):
-                hidden[place] = prefix_hash(read[: first + place - start + 1])
+            first = int(metadata.context_lens[row]) - (
+                metadata.query_starts[row + 1] - metadata.query_starts[row]
+            )
+            for place in range(*metadata.query_starts[row : row + 2]):
+                position = first + place - metadata.query_starts[row]
+                assert position == positions[place]
+                before = k_cache[table].flatten()[:position]
+                parent = int(before[-1]) if position else 0
+                fresh = torch.tensor(hash_next(parent, int(input_ids[place]), position)).double()
+                fresh = fresh.view(1, 1, 1)
+                slot = metadata.slot_mapping[place : place + 1]
+                store_kv(fresh, fresh, k_cache, v_cache, slot)
+                hidden[place] = k_cache[table].flatten()[: position + 1].sum()
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
