@@ -415,12 +415,10 @@ def choose_device(device: str) -> torch.device:
     """The device asked for; "auto": a usable GPU, else the CPU."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
-    if chosen.type not in ("cpu", "cuda") or (
-        chosen.type == "cuda" and not torch.cuda.is_available()
-    ):
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"device={device!r} is not usable here; try 'cpu' or 'auto'")
-    return chosen
+    return torch.device(device)
 
 
 def run_worker() -> None:

@@ -1,0 +1,175 @@
+"""The front door: vLLM's interface, streaming, what is refused, and what is left behind: nothing."""
+
+import pytest
+
+from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9]]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model):
+    return str(tiny_model(family="qwen3"))
+
+
+@pytest.fixture(scope="module")
+def llm(folder):
+    with LLM(folder, max_model_len=128, max_num_seqs=4, use_tqdm_on_load=False) as llm:
+        yield llm
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(llm):
+    yield
+    engine = llm.llm_engine
+    assert not engine.has_unfinished_requests() and not engine.sequences
+    assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
+
+
+def ids(outputs):
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def test_every_form_of_prompt(llm):
+    text = "hello"
+    tokens = llm.get_tokenizer().encode(text)
+    forms = [text, tokens, {"prompt": text}, {"prompt_token_ids": tokens}]
+    outputs = llm.generate(forms, GREEDY, use_tqdm=False)
+    assert len({tuple(x) for x in ids(outputs)}) == 1
+    assert len(llm.generate(text, GREEDY, use_tqdm=False)) == 1
+    assert len(llm.generate(tokens, GREEDY, use_tqdm=False)) == 1
+    assert outputs[0].prompt == text and outputs[1].prompt is None
+
+
+def test_streamed_pieces_equal_the_text(llm):
+    whole = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    stream = llm.stream(PROMPTS, GREEDY)
+    pieces = [""] * len(PROMPTS)
+    for index, text in stream:
+        pieces[index] += text
+    assert pieces == [output.outputs[0].text for output in whole]
+    assert ids(stream.outputs) == ids(whole)
+
+
+def test_leaving_a_stream_aborts_its_requests(llm):
+    for _ in llm.stream(PROMPTS, GREEDY):
+        break
+
+
+def test_generate_while_a_stream_is_open(llm):
+    expected = ids(llm.generate(PROMPTS, GREEDY, use_tqdm=False))
+    stream = llm.stream(PROMPTS, GREEDY)
+    next(stream)
+    assert ids(llm.generate(PROMPTS, GREEDY, use_tqdm=False)) == expected
+    list(stream)
+    assert ids(stream.outputs) == expected
+
+
+def test_a_stop_string_ends_and_cuts_the_text(llm):
+    text = llm.generate(PROMPTS[1], GREEDY, use_tqdm=False)[0].outputs[0].text
+    stop = text[4:6]
+    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, stop=stop)
+    output = llm.generate(PROMPTS[1], params, use_tqdm=False)[0].outputs[0]
+    assert output.finish_reason == "stop"
+    assert output.text == text[: text.index(stop)]
+    assert "".join(t for _, t in llm.stream(PROMPTS[1], params)) == output.text
+
+
+def test_seeds(llm):
+    free = SamplingParams(temperature=1.0, max_tokens=12, ignore_eos=True)
+    seeded = SamplingParams(temperature=1.0, max_tokens=12, ignore_eos=True, seed=5)
+    first, second = ids(llm.generate([PROMPTS[0]] * 2, free, use_tqdm=False))
+    assert first != second
+    alone = ids(llm.generate(PROMPTS[0], seeded, use_tqdm=False))
+    mates = ids(llm.generate(PROMPTS, [seeded, free, GREEDY], use_tqdm=False))
+    assert mates[0] == alone[0]
+
+
+def test_the_engine_by_hand(folder):
+    engine = LLMEngine.from_engine_args(EngineArgs(folder, use_tqdm_on_load=False))
+    engine.add_request("a", [1, 2, 3], GREEDY)
+    engine.add_request("b", [4, 5], GREEDY)
+    with pytest.raises(ValueError, match="request_id='a'"):
+        engine.add_request("a", [1], GREEDY)
+    engine.abort_request("b")
+    finished = [o for _ in iter(engine.has_unfinished_requests, False) for o in engine.step()]
+    assert finished[-1].request_id == "a" and len(finished[-1].outputs[0].token_ids) == 12
+    engine.close()
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.step()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "empty"),
+        ("", "empty"),
+        ([[]], "empty"),
+        ([1] * 128, "128 tokens"),
+        ([10**6], "token id"),
+        ([[1], [-1]], "token id"),
+        ({"text": "a"}, "prompt"),
+    ],
+)
+def test_bad_prompts(llm, prompt, message):
+    if prompt == []:
+        assert llm.generate(prompt, GREEDY, use_tqdm=False) == []
+        return
+    with pytest.raises(ValueError, match=message):
+        llm.generate(prompt, GREEDY, use_tqdm=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -1.0),
+        ("temperature", float("nan")),
+        ("top_p", 0.0),
+        ("top_k", -2),
+        ("min_p", 1.5),
+        ("max_tokens", 0),
+        ("n", 2),
+        ("logprobs", 1),
+        ("stop", ""),
+        ("temperature", "hot"),
+        ("seed", 1.5),
+    ],
+)
+def test_bad_sampling_params_are_named(name, value):
+    with pytest.raises((ValueError, TypeError), match=name):
+        SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_num_seqs", 0),
+        ("max_model_len", 10**9),
+        ("dtype", "int8"),
+        ("quantization", "awq"),
+        ("trust_remote_code", True),
+        ("tensor_parallel_size", 3),
+        ("block_size", 0),
+        ("attention_backend", "magic"),
+        ("device", "tpu"),
+    ],
+)
+def test_bad_engine_arguments_are_named(folder, name, value):
+    with pytest.raises(ValueError, match=name):
+        LLM(folder, **{name: value})
+
+
+def test_two_ranks_equal_one(llm, folder):
+    sampled = SamplingParams(temperature=0.8, top_k=20, seed=3, max_tokens=12, ignore_eos=True)
+    params = [GREEDY, sampled, SamplingParams(seed=1, max_tokens=12, ignore_eos=True)]
+    with LLM(folder, tensor_parallel_size=2, max_model_len=128) as two:
+        assert ids(two.generate(PROMPTS, params, use_tqdm=False)) == ids(
+            llm.generate(PROMPTS, params, use_tqdm=False)
+        )
+        worker = two.llm_engine.ranks.workers[0]
+        worker.kill()
+        with pytest.raises(RuntimeError):
+            two.generate(PROMPTS, params, use_tqdm=False)
+    assert worker.poll() is not None
