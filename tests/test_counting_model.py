@@ -84,6 +84,11 @@ class FailingModel(CountingModel):
         return super().__call__(*args)
 
 
+def run_to_the_end(core) -> None:
+    while core.has_work:
+        core.step()
+
+
 @pytest.mark.parametrize("fail_at", range(1, 8))
 @pytest.mark.parametrize("async_scheduling", [False, True])
 def test_a_failed_step_is_undone(fail_at, async_scheduling):
@@ -97,11 +102,9 @@ def test_a_failed_step_is_undone(fail_at, async_scheduling):
     for seq in seqs:
         core.scheduler.add(seq)
     with pytest.raises(RuntimeError, match="planted"):
-        while core.has_work:
-            core.step()
+        run_to_the_end(core)
     check_blocks(core)
-    while core.has_work:
-        core.step()
+    run_to_the_end(core)
     for seq in seqs:
         check_output(seq)
         assert len(seq.output_ids) == 6

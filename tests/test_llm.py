@@ -1,4 +1,4 @@
-"""The front door: vLLM's interface, streaming, what is refused, and what is left behind: nothing."""
+"""The front door: vLLM's interface, streaming, what is refused, and that nothing stays behind."""
 
 import pytest
 
@@ -23,7 +23,8 @@ def llm(folder):
 def nothing_left_behind(llm):
     yield
     engine = llm.llm_engine
-    assert not engine.has_unfinished_requests() and not engine.sequences
+    assert not engine.has_unfinished_requests()
+    assert not engine.sequences
     assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
 
 
@@ -39,7 +40,8 @@ def test_every_form_of_prompt(llm):
     assert len({tuple(x) for x in ids(outputs)}) == 1
     assert len(llm.generate(text, GREEDY, use_tqdm=False)) == 1
     assert len(llm.generate(tokens, GREEDY, use_tqdm=False)) == 1
-    assert outputs[0].prompt == text and outputs[1].prompt is None
+    assert outputs[0].prompt == text
+    assert outputs[1].prompt is None
 
 
 def test_streamed_pieces_equal_the_text(llm):
@@ -94,7 +96,8 @@ def test_the_engine_by_hand(folder):
         engine.add_request("a", [1], GREEDY)
     engine.abort_request("b")
     finished = [o for _ in iter(engine.has_unfinished_requests, False) for o in engine.step()]
-    assert finished[-1].request_id == "a" and len(finished[-1].outputs[0].token_ids) == 12
+    assert finished[-1].request_id == "a"
+    assert len(finished[-1].outputs[0].token_ids) == 12
     engine.close()
     engine.close()
     with pytest.raises(RuntimeError, match="closed"):
