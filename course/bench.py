@@ -12,8 +12,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,27 +82,14 @@ def in_batches(requests: list[Request], size: int) -> list[list[Request]]:
 # -- the two sides -----------------------------------------------------------------------------
 
 
-@dataclass
-class Result:
-    """What was measured of one side."""
-
-    seconds: list[float] = field(default_factory=list)  # one a round
-    tokens_per_second: float = 0.0  # wanted output tokens, at the median of the rounds
-    kv_bytes_reserved: int = 0  # memory held for keys and values, at the most
-    kv_bytes_live: int = 0  # what of it held tokens that somebody asked for, at the most
-    resident_bytes: int = 0  # what the process grew by, loading and running this side
-
-
 class Side(Protocol):
     """One of the two that are compared."""
-
-    dtype: Any  # torch.dtype
 
     def run(self, requests: list[Request]) -> None:
         """Answer all of them."""
 
     def kv_tokens(self, requests: list[Request]) -> tuple[int, int]:
-        """Tokens for which KV memory was reserved, and how many of them were live, at the peak."""
+        """Tokens for which KV memory was reserved, and tokens it held for somebody, at the most."""
 
 
 class Engine:
@@ -114,6 +100,8 @@ class Engine:
 
         limits = {"max_model_len": MAX_MODEL_LEN, "max_num_seqs": args.max_num_seqs}
         self.llm = LLM(model, dtype=args.dtype, **limits)
+        self.dtype = self.llm.llm_engine.core.runner.kv_cache.dtype
+        self.device = self.llm.llm_engine.device.type
 
     def run(self, requests: list[Request]) -> None:
         from nanovllm import SamplingParams
@@ -136,13 +124,12 @@ class Engine:
 class Transformers:
     """transformers' generate, in static batches padded on the left."""
 
-    def __init__(self, model: str, dtype: str, device: str, batch_size: int):
+    def __init__(self, model: str, dtype: Any, device: str, batch_size: int):
         from transformers import AutoModelForCausalLM
 
         self.batch_size = batch_size
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device)
         self.model.generation_config.eos_token_id = None  # never stop early
-        self.dtype = self.model.dtype
 
     def run(self, requests: list[Request]) -> None:
         for batch in in_batches(requests, self.batch_size):
@@ -186,73 +173,80 @@ def check_lengths(requests: list[Request], lengths: list[int]) -> None:
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Load both, warm both up, let them take turns; returns what to print or to keep."""
-    import torch
     from transformers import AutoConfig
 
     model = pick_model(args.model)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     config = AutoConfig.from_pretrained(model)
-    makers: dict[str, Callable[[], Side]] = {
-        "engine": lambda: Engine(model, args),
-        "transformers": lambda: Transformers(model, args.dtype, device, args.batch),
+    workloads = [make_workload(args.requests, config.vocab_size, r) for r in range(args.rounds + 1)]
+    warm_up, rounds = workloads[0], workloads[1:]
+
+    before = machine.resident_bytes()
+    engine = Engine(model, args)
+    engine.run(warm_up)
+    between = machine.resident_bytes()
+    theirs = Transformers(model, engine.dtype, engine.device, args.batch)
+    theirs.run(warm_up)
+    after = machine.resident_bytes()
+
+    sides: dict[str, Side] = {"engine": engine, "transformers": theirs}
+    seconds = take_turns(sides, rounds)
+    growth = {"engine": between - before, "transformers": after - between}
+    bytes_per_token = kv_bytes_per_token(config, engine.dtype.itemsize)
+    results = {
+        name: summarise(side, warm_up, seconds[name], growth[name], bytes_per_token)
+        for name, side in sides.items()
     }
-    sides, results = {}, {}
-    for name, make in makers.items():
-        sides[name], results[name] = load(make, make_workload(args.requests, config.vocab_size, -1))
-    for round_number in range(args.rounds):
-        requests = make_workload(args.requests, config.vocab_size, round_number)
+    return {**describe(model, engine, args, warm_up), **results}
+
+
+def take_turns(sides: dict[str, Side], rounds: list[list[Request]]) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for requests in rounds:
         for name, side in sides.items():
-            results[name].seconds.append(seconds_of(side, requests))
-    dtype = sides["transformers"].dtype
-    for name, side in sides.items():
-        summarise(results[name], side, requests, kv_bytes_per_token(config, dtype.itemsize))
+            start = time.perf_counter()
+            side.run(requests)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def summarise(
+    side: Side, requests: list[Request], seconds: list[float], growth: int, bytes_per_token: int
+) -> dict[str, Any]:
+    """One side's numbers; tokens a second are wanted output tokens, at the median of the rounds."""
+    reserved, used = side.kv_tokens(requests)
+    return {
+        "seconds": seconds,
+        "tokens_per_second": sum(r.num_output for r in requests) / statistics.median(seconds),
+        "kv_bytes_reserved": reserved * bytes_per_token,
+        "kv_bytes_used": used * bytes_per_token,
+        "resident_growth_bytes": growth,
+    }
+
+
+def describe(
+    model: str, engine: Engine, args: argparse.Namespace, requests: list[Request]
+) -> dict[str, Any]:
+    import torch
+    import transformers
+
     return {
         "model": Path(model).name if Path(model).exists() else model,
-        "machine": machine.describe(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "versions": {"torch": torch.__version__, "transformers": transformers_version()},
+        "machine": machine.describe(engine.device),
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "requests": args.requests,
         "prompt_tokens": sum(len(r.prompt) for r in requests),
         "output_tokens": sum(r.num_output for r in requests),
         "max_num_seqs": args.max_num_seqs,
         "batch": args.batch,
         "peak_resident_bytes": machine.peak_resident_bytes(),
-        **{name: asdict(result) for name, result in results.items()},
     }
-
-
-def load(make: Callable[[], Side], warm_up: list[Request]) -> tuple[Side, Result]:
-    """Make one side and run it once: what is compiled or reserved on first use is not timed."""
-    before = machine.resident_bytes()
-    side = make()
-    side.run(warm_up)
-    return side, Result(resident_bytes=machine.resident_bytes() - before)
-
-
-def seconds_of(side: Side, requests: list[Request]) -> float:
-    start = time.perf_counter()
-    side.run(requests)
-    return time.perf_counter() - start
-
-
-def summarise(result: Result, side: Side, requests: list[Request], bytes_per_token: int) -> None:
-    reserved, live = side.kv_tokens(requests)
-    result.kv_bytes_reserved = reserved * bytes_per_token
-    result.kv_bytes_live = live * bytes_per_token
-    wanted = sum(r.num_output for r in requests)
-    result.tokens_per_second = wanted / statistics.median(result.seconds)
 
 
 def kv_bytes_per_token(config: Any, itemsize: int) -> int:
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * itemsize
-
-
-def transformers_version() -> str:
-    import transformers
-
-    return transformers.__version__
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -269,8 +263,8 @@ def print_report(report: dict[str, Any]) -> None:
     print_row("seconds", *(spread(r["seconds"]) for r in (ours, theirs)))
     for label, key in (
         ("KV cache reserved", "kv_bytes_reserved"),
-        ("  of it live at peak", "kv_bytes_live"),
-        ("process grew by", "resident_bytes"),
+        ("  of it used, at most", "kv_bytes_used"),
+        ("process grew by", "resident_growth_bytes"),
     ):
         print_row(label, *(f"{r[key] / 2**20:,.0f} MiB" for r in (ours, theirs)))
     ratio = ours["tokens_per_second"] / theirs["tokens_per_second"]

@@ -5,6 +5,7 @@ course run --model Qwen/Qwen3-0.6B "Why is the sky blue?" "Name three birds."
 """
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 PROMPTS = [
@@ -17,8 +18,9 @@ PROMPTS = [
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", nargs="*", default=PROMPTS, help="what to ask (default: three)")
     parser.add_argument("--model", help="a folder or Hugging Face id (default: $MODEL, or ours)")
-    parser.add_argument("--max-tokens", type=int, default=100, help="tokens an answer (100)")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (0.7)")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: auto)")
+    parser.add_argument("--max-tokens", type=int, default=100, help="of each answer (default: 100)")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: 0.7)")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -26,23 +28,31 @@ def main(args: argparse.Namespace) -> int:
     from nanovllm import LLM, SamplingParams
 
     params = SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens, seed=0)
-    with LLM(pick_model(args.model)) as llm:
+    with LLM(pick_model(args.model), dtype=args.dtype) as llm:
         stream_answers(llm, args.prompts, params)
     return 0
 
 
 def stream_answers(llm: Any, prompts: list[str], params: Any) -> None:
-    """Run all prompts at once; print the first answer as it comes, the others behind it."""
+    """Answer all prompts in one batch, and show them in order, each as it is being written.
+
+    While an earlier answer is on the screen the later ones are written too, and wait.
+    """
     tokenizer = llm.get_tokenizer()
     stream = llm.stream([as_chat(tokenizer, prompt) for prompt in prompts], params)
-    waiting = [""] * len(prompts)
+    unfinished = llm.llm_engine.sequences
+    request_ids = list(unfinished)
+    written = [""] * len(prompts)
+    shown = 0
     print(f"\n> {prompts[0]}")
     for index, text in stream:
-        if index == 0:
+        while shown < index and request_ids[shown] not in unfinished:
+            shown += 1
+            print(f"\n\n> {prompts[shown]}\n{written[shown]}", end="", flush=True)
+        written[index] += text
+        if index == shown:
             print(text, end="", flush=True)
-        else:
-            waiting[index] += text
-    for prompt, text in zip(prompts[1:], waiting[1:], strict=True):
+    for prompt, text in zip(prompts[shown + 1 :], written[shown + 1 :], strict=True):
         print(f"\n\n> {prompt}\n{text}", end="")
     print("\n\n" + summary(llm, stream.outputs))
 
@@ -63,25 +73,37 @@ def summary(llm: Any, outputs: list) -> str:
     from course.machine import describe
 
     engine = llm.llm_engine
+    dtype = str(engine.core.runner.kv_cache.dtype).removeprefix("torch.")
+    rows = [
+        ("model", f"{Path(engine.args.model).name}, {dtype}"),
+        ("machine", describe(engine.device.type)),
+        *speed_rows(outputs),
+        *cache_rows(engine.block_manager, engine.trace, outputs),
+    ]
+    return "\n".join(f"{name:<22} {value}" for name, value in rows)
+
+
+def speed_rows(outputs: list) -> list[tuple[str, str]]:
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     start = min(output.metrics.arrival_time for output in outputs)
     seconds = max(output.metrics.finished_time for output in outputs) - start
-    ttft = sum(output.metrics.ttft for output in outputs) / len(outputs)
-    tpots = [output.tpot for output in outputs if output.tpot is not None]
-    blocks = engine.block_manager
-    used = blocks.num_blocks - min(record.num_free_blocks for record in engine.trace)
+    rows = [("output tokens", f"{tokens} in {seconds:.2f} s: {tokens / seconds:.1f} tok/s")]
+    for name, values in (
+        ("time to first token", [output.metrics.ttft for output in outputs]),
+        ("time per output token", [o.tpot for o in outputs if o.tpot is not None]),
+    ):
+        if values:
+            mean, worst = 1000 * sum(values) / len(values), 1000 * max(values)
+            rows.append((name, f"{mean:.0f} ms on average, {worst:.0f} at most"))
+    return rows
+
+
+def cache_rows(blocks: Any, trace: list, outputs: list) -> list[tuple[str, str]]:
+    used = blocks.num_blocks - min(step.num_free_blocks for step in trace)
     hits = sum(output.num_cached_tokens for output in outputs)
     asked = sum(len(output.prompt_token_ids) for output in outputs)
-    rows = [
-        ("machine", describe(engine.device.type)),
-        ("output tokens", f"{tokens} in {seconds:.2f} s: {tokens / seconds:.1f} tok/s"),
-        ("time to first token", f"{1000 * ttft:.0f} ms on average"),
+    size = blocks.block_size
+    return [
+        ("KV cache", f"{used} of {blocks.num_blocks:,} blocks of {size} tokens at the peak"),
+        ("prefix cache", f"{hits} of {asked} prompt tokens found"),
     ]
-    if tpots:
-        mean = 1000 * sum(tpots) / len(tpots)
-        rows.append(("time per output token", f"{mean:.1f} ms on average"))
-    rows.append(
-        ("KV cache", f"{used} of {blocks.num_blocks} blocks of {blocks.block_size} tokens at most")
-    )
-    rows.append(("prefix cache", f"{hits} of {asked} prompt tokens found"))
-    return "\n".join(f"{name:<22} {value}" for name, value in rows)
