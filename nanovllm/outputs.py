@@ -3,6 +3,7 @@
 Plain dataclasses with vLLM's names. Times are seconds on time.perf_counter's clock.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -69,16 +70,16 @@ class RequestOutput:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepRecord:
-    """One step of the engine: who ran, with how many tokens, and what was left."""
+    """One step of the engine: who ran, with how many tokens, and what was left once planned."""
 
     start_time: float  # when it was planned
-    end_time: float  # when its tokens were on the host
     rows: tuple[tuple[str, int, int], ...]  # (request_id, first position, tokens computed)
     num_running: int
     num_waiting: int
-    num_free_blocks: int  # while it ran
+    num_free_blocks: int
+    end_time: float = math.nan  # when its tokens were on the host
 
     @property
     def num_tokens(self) -> int:

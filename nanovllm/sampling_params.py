@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from nanovllm.validation import check_number, check_type, only, refuse_what_is_not_here
+from nanovllm.validation import check_fields, check_number, check_type, flag, number, only
 
 GREEDY_BELOW = 1e-5  # vLLM's threshold: a smaller temperature means greedy
 LARGEST_FLOAT = 3.0e38  # float32's, about
@@ -22,18 +22,18 @@ class SamplingParams:
     no effect on a request that was already added.
     """
 
-    temperature: float = 1.0  # below 1e-5: greedy
-    top_p: float = 1.0  # keep the likeliest tokens whose probabilities sum to top_p
-    top_k: int = 0  # keep the k likeliest tokens; 0 or -1: all
-    min_p: float = 0.0  # keep tokens at least min_p times as probable as the likeliest
-    seed: int | None = None  # None: derived from the engine's seed and the request's number
-    max_tokens: int | None = 16  # None: as many as the engine's max_model_len leaves
+    temperature: float = number(1.0, 0.0, LARGEST_FLOAT)  # below 1e-5: greedy
+    top_p: float = number(1.0, math.ulp(0.0), 1.0)  # keep the likeliest that sum to top_p
+    top_k: int = number(0, -1, LARGEST_INT)  # keep the k likeliest; 0 or -1: all
+    min_p: float = number(0.0, 0.0, 1.0)  # keep those at least min_p times as likely as the best
+    seed: int | None = number(None, -(2**63), 2**63 - 1)  # None: of the engine's and the request
+    max_tokens: int | None = number(16, 1, LARGEST_INT)  # None: what max_model_len leaves
     stop: str | list[str] | None = None  # strings that end the text, and are cut from it
     stop_token_ids: list[int] | None = None
-    ignore_eos: bool = False
-    include_stop_str_in_output: bool = False
-    skip_special_tokens: bool = True
-    detokenize: bool = True  # False: token ids only, `text` stays empty
+    ignore_eos: bool = flag(False)
+    include_stop_str_in_output: bool = flag(False)
+    skip_special_tokens: bool = flag(True)
+    detokenize: bool = flag(True)  # False: token ids only, `text` stays empty
 
     n: int = only(1)
     min_tokens: int = only(0)
@@ -50,29 +50,15 @@ class SamplingParams:
     logits_processors: Any = only(None)
 
     def __post_init__(self) -> None:
-        refuse_what_is_not_here(self)
-        check_number("temperature", self.temperature, 0.0, LARGEST_FLOAT, float)
-        check_number("top_p", self.top_p, math.ulp(0.0), 1.0, float)
-        check_number("top_k", self.top_k, -1, LARGEST_INT)
-        check_number("min_p", self.min_p, 0.0, 1.0, float)
-        if self.seed is not None:
-            check_number("seed", self.seed, -(2**63), 2**63 - 1)
-        if self.max_tokens is not None:
-            check_number("max_tokens", self.max_tokens, 1, LARGEST_INT)
-        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
-            check_type(name, getattr(self, name), bool)
-        check_type("detokenize", self.detokenize, bool)
-        self._check_stops()
-
-    def _check_stops(self) -> None:
+        check_fields(self)
         self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+        self.stop_token_ids = list(self.stop_token_ids or ())
         for text in self.stop:
             check_type("every stop string", text, str)
-            if not text:
-                raise ValueError("stop strings must not be empty, got ''")
+        if "" in self.stop:
+            raise ValueError("stop strings must not be empty, got ''")
         if self.stop and not self.detokenize:
             raise ValueError(f"stop={self.stop!r} needs detokenize=True")
-        self.stop_token_ids = list(self.stop_token_ids or ())
         for token_id in self.stop_token_ids:
             check_number("every stop token id", token_id, 0, LARGEST_INT)
 

@@ -1,13 +1,17 @@
-"""How the front door says no: every message names the parameter, the value and the limit."""
+"""How the front door says no: every message names the parameter, the value and the limit.
 
+A parameter's field says beside its default what it accepts; `check_fields` holds it to that.
+"""
+
+from collections.abc import Callable
 from dataclasses import field, fields
 from typing import Any
 
 
-def check_number(name: str, value: Any, low: float, high: float, kind: type = int) -> None:
-    """Raise unless `value` is an int (or, for kind=float, a number) and low <= value <= high."""
-    accepted = int if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, accepted):
+def check_number(name: str, value: Any, low: float, high: float) -> None:
+    """Raise unless low <= value <= high; and unless value is an int, if `low` is one."""
+    kind = type(low)
+    if isinstance(value, bool) or not isinstance(value, (int, kind)):
         raise TypeError(f"{name} must be of type {kind.__name__}, got {value!r}")
     if not low <= value <= high:  # NaN fails here too
         raise ValueError(f"{name} must be between {low:,} and {high:,}, got {value!r}")
@@ -19,23 +23,33 @@ def check_type(name: str, value: Any, kind: type) -> None:
         raise TypeError(f"{name} must be of type {kind.__name__}, got {value!r}")
 
 
-def check_choice(name: str, value: Any, choices: tuple) -> None:
-    """Raise ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+def number(default: float | None, low: float, high: float) -> Any:
+    """A field for a number from `low` to `high`, or None if that is its default."""
+    return _field(default, lambda name, value: check_number(name, value, low, high))
 
 
-def only(value: Any) -> Any:
-    """A dataclass field for a vLLM parameter that is not here: it takes `value`, and no other."""
-    return field(default=value, repr=False, metadata={"only": True})
+def flag(default: bool) -> Any:
+    """A field for True or False."""
+    return _field(default, lambda name, value: check_type(name, value, bool))
 
 
-def refuse_what_is_not_here(parameters: Any) -> None:
-    """Raise ValueError if a field made by `only` was given another value."""
+def only(default: Any) -> Any:
+    """A field for a vLLM parameter that is not here: it takes vLLM's default, and no other."""
+
+    def refuse_others(name: str, value: Any) -> None:
+        if value != default:
+            raise ValueError(f"{name}={value!r} is vLLM's; this engine takes only {default!r}")
+
+    return _field(default, refuse_others, repr=False)
+
+
+def _field(default: Any, check: Callable[[str, Any], None], repr: bool = True) -> Any:
+    return field(default=default, repr=repr, metadata={"check": check})
+
+
+def check_fields(parameters: Any) -> None:
+    """Check every field that says what it accepts. A default of None always is."""
     for f in fields(parameters):
         value = getattr(parameters, f.name)
-        if f.metadata.get("only") and value != f.default:
-            raise ValueError(
-                f"{f.name}={value!r} is a parameter of vLLM's {type(parameters).__name__} that "
-                f"this engine does not have; only {f.name}={f.default!r} is accepted"
-            )
+        if "check" in f.metadata and not (value is None and f.default is None):
+            f.metadata["check"](f.name, value)

@@ -73,4 +73,4 @@ def make_core(rng: random.Random, num_blocks: int, block_size: int) -> EngineCor
 
 def make_sequence(name: str, prompt: list[int], max_tokens: int, stop_ids=frozenset()) -> Sequence:
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
-    return Sequence(name, None, list(prompt), params, stop_ids, len(prompt) + max_tokens, 0)
+    return Sequence(name, None, list(prompt), params, len(prompt) + max_tokens, stop_ids)

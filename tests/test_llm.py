@@ -107,10 +107,10 @@ def test_the_engine_by_hand(folder):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ([], "empty"),
-        ("", "empty"),
-        ([[]], "empty"),
-        ([1] * 128, "128 tokens"),
+        ([], "got 0"),
+        ("", "got 0"),
+        ([[]], "got 0"),
+        ([1] * 128, "got 128"),
         ([10**6], "token id"),
         ([[1], [-1]], "token id"),
         ({"text": "a"}, "prompt"),

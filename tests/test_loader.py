@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nanovllm.model.decoder import CausalLM
+from nanovllm.config import EngineArgs
+from nanovllm.model.decoder import Decoder
 from nanovllm.model.loader import find_model, load_model
 from nanovllm.model.model_config import ModelConfig
-from nanovllm.model.parallel import Ranks
+from nanovllm.model.parallel import ColumnLinear, Ranks
 from nanovllm.ops.attention import BACKENDS
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 DOWN_PROJ = "model.layers.1.mlp.down_proj.weight"
 INDEX = "model.safetensors.index.json"
-CPU = torch.device("cpu")
 
 
-def load(
-    folder: Path, rank: int = 0, size: int = 1, dtype: torch.dtype = torch.float32
-) -> CausalLM:
-    config, ranks = ModelConfig.from_folder(folder), Ranks(rank, size)
-    return load_model(folder, config, BACKENDS["torch"], ranks, 64, dtype, CPU, use_tqdm=False)
+def load(folder: Path, rank: int = 0, size: int = 1, dtype: torch.dtype = torch.float32) -> Decoder:
+    config = replace(ModelConfig.from_folder(folder), dtype=dtype)
+    args = EngineArgs(str(folder), device="cpu", max_model_len=64, use_tqdm_on_load=False)
+    return load_model(folder, config, BACKENDS["torch"], Ranks(rank, size), args)
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:
@@ -75,17 +75,12 @@ OPTIONS = {
     "llama, biases": {"family": "llama", "attention_bias": True, "mlp_bias": True},
     "llama, one KV head": {"family": "llama", "kv_heads": 1, "layers": 3, "tied": True},
 }
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
-def expected(name: str, weights: dict[str, Tensor], rank: int, size: int, heads: dict) -> Tensor:
-    """What a parameter of one rank should hold, put together from whole checkpoint tensors."""
-    parts = name.split(".")
-    names = [name]
-    for fused, layers in FUSED.items():
-        if fused in parts:
-            names = [name.replace(fused, layer) for layer in layers]
-    return torch.cat([share(each, weights[each], rank, size, heads) for each in names])
+def checkpoint_name(name: str) -> str:
+    """A parameter's name in the checkpoint."""
+    name = name.replace("qkv_proj.", "").replace("gate_up_proj.", "")
+    return name if name.startswith("lm_head") else f"model.{name}"
 
 
 def share(name: str, whole: Tensor, rank: int, size: int, heads: dict[str, int]) -> Tensor:
@@ -111,18 +106,22 @@ def test_every_parameter_is_filled(tiny_model, name, size):
     heads = {"kv": ModelConfig.from_folder(folder).num_key_value_heads}
     assert len(list(folder.glob("*.safetensors"))) == 1 or "sharded" in name
     for rank in range(size):
-        parameters = dict(load(folder, rank, size).named_parameters())
-        for parameter, value in parameters.items():
-            wanted = expected(parameter, weights, rank, size, heads)
+        model = load(folder, rank, size)
+        for parameter, value in model.named_parameters():
+            name = checkpoint_name(parameter)
+            wanted = share(name, weights[name], rank, size, heads)
             assert torch.equal(value, wanted), (rank, parameter)
             assert not value.requires_grad
+        for module in model.modules():
+            if isinstance(module, ColumnLinear):  # what it multiplies by is what was filled
+                assert torch.equal(module.weight, torch.cat([p.weight for p in module.children()]))
 
 
 def test_a_tied_head_is_the_embedding(tiny_model):
     model = load(tiny_model(tied=True))
-    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.lm_head.weight is model.embed_tokens.weight
     untied = load(tiny_model())
-    assert not torch.equal(untied.lm_head.weight, untied.model.embed_tokens.weight)
+    assert not torch.equal(untied.lm_head.weight, untied.embed_tokens.weight)
 
 
 def test_a_tied_checkpoint_may_carry_its_head(copy):
@@ -146,7 +145,7 @@ def test_weights_are_converted(copy, dtype):
     model = load(folder, dtype=dtype)
     assert {p.dtype for p in model.parameters()} == {dtype}
     assert torch.equal(model.lm_head.weight, saved["lm_head.weight"].to(dtype))
-    assert model.model.rope.dtype == torch.float32
+    assert model.rope.dtype == torch.float32
     assert torch.get_default_dtype() == torch.float32
 
 

@@ -28,7 +28,7 @@ def filters(rows, top_k=VOCAB, top_p=1.0, min_p=0.0):
 
 
 def draw(logits, **options):
-    return sample(logits, metadata(len(logits), **options), Ranks(), 0, logits.shape[1])
+    return sample(logits, metadata(len(logits), **options), Ranks(), logits.shape[1])
 
 
 def test_philox_known_answers():

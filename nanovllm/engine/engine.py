@@ -6,6 +6,7 @@ device never waits for the host; only then does it read N's tokens. `LLMEngine` 
 needs (model, cache, scheduler), turns prompts into sequences, and keeps all ranks in step.
 """
 
+import json
 import os
 import sys
 import time
@@ -14,11 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-import xxhash
 
 from nanovllm.config import EngineArgs
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.detokenizer import Detokenizer
 from nanovllm.engine.model_runner import ModelRunner, PendingTokens, allocate_kv_cache
 from nanovllm.engine.scheduler import ScheduledBatch, Scheduler
 from nanovllm.engine.sequence import Sequence
@@ -31,13 +30,13 @@ from nanovllm.sampling_params import SamplingParams
 from nanovllm.validation import check_number, check_type
 
 TRACE_LENGTH = 100_000  # steps remembered
+Request = dict[str, Any]  # the arguments of a Sequence, as rank 0 tells them to the others
 
 
 @dataclass
 class LaunchedStep:
     batch: ScheduledBatch
-    start_time: float
-    num_free_blocks: int
+    record: StepRecord
     tokens: PendingTokens | None = None  # None: the launch has not succeeded
 
 
@@ -91,12 +90,16 @@ class EngineCore:
             self.drain()
 
     def _launch(self, batch: ScheduledBatch) -> None:
-        if not batch.rows:
-            return
-        free = self.scheduler.block_manager.num_free_blocks
-        step = LaunchedStep(batch, time.perf_counter(), free)
-        self.launched.append(step)
-        step.tokens = self.runner.launch(batch)
+        if batch.rows:
+            record = StepRecord(
+                start_time=time.perf_counter(),
+                rows=tuple((r.seq.request_id, r.start, r.num_tokens) for r in batch.rows),
+                num_running=len(self.scheduler.running),
+                num_waiting=len(self.scheduler.waiting),
+                num_free_blocks=self.scheduler.block_manager.num_free_blocks,
+            )
+            self.launched.append(LaunchedStep(batch, record))
+            self.launched[-1].tokens = self.runner.launch(batch)
 
     def _take_in(self) -> list[Sequence]:
         """Read the oldest launched step's tokens and hand them to the scheduler."""
@@ -105,32 +108,9 @@ class EngineCore:
         step = self.launched[0]
         token_ids = step.tokens.read()
         self.launched.popleft()
-        updated = self.scheduler.update(step.batch, token_ids)
-        self._record(step)
-        return updated
-
-    def _record(self, step: LaunchedStep) -> None:
-        self.trace.append(
-            StepRecord(
-                start_time=step.start_time,
-                end_time=time.perf_counter(),
-                rows=tuple((r.seq.request_id, r.start, r.num_tokens) for r in step.batch.rows),
-                num_running=len(self.scheduler.running),
-                num_waiting=len(self.scheduler.waiting),
-                num_free_blocks=step.num_free_blocks,
-            )
-        )
-
-
-@dataclass(frozen=True)
-class Request:
-    """A checked request, as rank 0 tells it to the others."""
-
-    request_id: str
-    prompt: str | None
-    token_ids: list[int]
-    params: SamplingParams
-    seed: int
+        step.record.end_time = time.perf_counter()
+        self.trace.append(step.record)
+        return self.scheduler.update(step.batch, token_ids)
 
 
 class LLMEngine:
@@ -151,178 +131,115 @@ class LLMEngine:
         scheduler_class: type = Scheduler,
         store_kv: Any = None,
     ):
-        self.args = args
         self.closed = True  # until it stands
-        self.device = choose_device(args.device)
         folder = find_model(args.model, args.revision)
-        self.model_config = config = ModelConfig.from_folder(folder)
+        config = ModelConfig.from_folder(folder)
         check_divisible(config, args.tensor_parallel_size)
-        self.max_model_len = self._longest(config)
-        self.max_num_batched_tokens = self._token_budget()
+        self.ranks = ranks or Ranks()
+        self.args = settled = settle(args, config)
+        self.device = torch.device(settled.device)
+        config = replace(config, dtype=choose_dtype(args.dtype, config, self.device))
+        self.model_config = config
         self.tokenizer = None if args.skip_tokenizer_init else load_tokenizer(args, folder)
         self.eos_ids, self.default_params = stop_ids_of(folder, config, self.tokenizer)
         backend = choose_backend(args.attention_backend, self.device)
-        if store_kv is not None:
-            backend = replace(backend, store_kv=store_kv)
-        dtype = choose_dtype(args.dtype, config, self.device)
-        self.ranks = ranks or self._start_ranks()
+        backend = replace(backend, store_kv=store_kv or backend.store_kv)
+        if ranks is None and args.tensor_parallel_size > 1:
+            self.ranks = self._start_ranks(args)
         try:
-            model = load_model(
-                folder,
-                config,
-                backend,
-                self.ranks,
-                self.max_model_len,
-                dtype,
-                self.device,
-                args.use_tqdm_on_load,
-            )
+            model = load_model(folder, config, backend, self.ranks, settled)
             self.ranks.connect()
-            kv_cache = allocate_kv_cache(
-                config, args, self.ranks, self.max_model_len, dtype, self.device
-            )
-            self._fit_max_model_len(kv_cache.shape[2] * args.block_size)
+            kv_cache = allocate_kv_cache(config, settled, self.ranks)
+            num_blocks = kv_cache.shape[2]
+            self.max_model_len = longest_request(args, settled, num_blocks)
             self.block_manager = block_manager_class(
-                kv_cache.shape[2], args.block_size, args.enable_prefix_caching
+                num_blocks, args.block_size, args.enable_prefix_caching
             )
-            scheduler = scheduler_class(
-                self.block_manager,
-                args.max_num_seqs,
-                self.max_num_batched_tokens,
-                args.enable_chunked_prefill,
-            )
+            budget, chunked = settled.max_num_batched_tokens, args.enable_chunked_prefill
+            scheduler = scheduler_class(self.block_manager, args.max_num_seqs, budget, chunked)
             runner = ModelRunner(model, kv_cache, self.ranks, config.vocab_size)
             self.core = EngineCore(scheduler, runner, args.async_scheduling)
         except BaseException:
             self.ranks.close(kill=True)
             raise
         self.sequences: dict[str, Sequence] = {}  # unfinished, by request id
-        self.num_requests = 0
+        self.num_requests = 0  # ever added
         self.closed = False
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs) -> "LLMEngine":
         return cls(engine_args)
 
-    def _start_ranks(self) -> Ranks:
-        size = self.args.tensor_parallel_size
-        if size == 1:
-            return Ranks()
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            LLMEngine._engines_under_torchrun += 1
-            return Ranks.from_torchrun(size, LLMEngine._engines_under_torchrun)
-        return Ranks.start_workers(size, asdict(self.args))
-
-    def _longest(self, config: ModelConfig) -> int:
-        asked, limit = self.args.max_model_len, config.max_position_embeddings
-        if asked is not None and asked > limit:
-            raise ValueError(
-                f"max_model_len={asked} is over the model's limit of {limit} positions"
-            )
-        return asked or limit
-
-    def _token_budget(self) -> int:
-        budget = self.args.max_num_batched_tokens or (512 if self.device.type == "cpu" else 16384)
-        if self.args.enable_chunked_prefill or budget >= self.max_model_len:
-            return budget
-        if self.args.max_num_batched_tokens is None:
-            return self.max_model_len
-        raise ValueError(
-            f"max_num_batched_tokens={budget} must be at least max_model_len="
-            f"{self.max_model_len} with enable_chunked_prefill=False"
-        )
-
-    def _fit_max_model_len(self, capacity: int) -> None:
-        """A request as long as max_model_len must fit in the cache alone, so it can always end."""
-        if self.args.max_model_len is not None and self.max_model_len > capacity:
-            raise ValueError(
-                f"max_model_len={self.max_model_len} does not fit in the KV cache of {capacity} "
-                f"tokens; lower it, or give the cache more blocks (num_gpu_blocks_override)"
-            )
-        self.max_model_len = min(self.max_model_len, capacity)
+    def _start_ranks(self, args: EngineArgs) -> Ranks:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return Ranks.start_workers(args.tensor_parallel_size, asdict(args))
+        LLMEngine._engines_under_torchrun += 1
+        return Ranks.from_torchrun(args.tensor_parallel_size, LLMEngine._engines_under_torchrun)
 
     # -- requests --------------------------------------------------------------------------------
 
     def make_request(self, request_id: str, prompt: Any, params: SamplingParams | None) -> Request:
         """Check one prompt (text, token ids, or vLLM's dict of either) and its parameters."""
         check_type("request_id", request_id, str)
-        if params is None:
-            params = SamplingParams(**self.default_params)
+        params = SamplingParams(**self.default_params) if params is None else params
         check_type("sampling_params", params, SamplingParams)
         params = replace(params)  # a checked copy: the caller's object stays the caller's
         if self.tokenizer is None and params.stop:
             raise ValueError(f"stop={params.stop!r} needs a tokenizer (skip_tokenizer_init)")
         text, token_ids = self._tokenize(prompt)
-        self._check_ids(token_ids)
-        ordinal = self.num_requests
-        self.num_requests += 1
-        seed = params.seed
-        if seed is None:  # of the engine's seed and the request's number: equal prompts differ
-            digest = xxhash.xxh3_64_digest(f"{self.args.seed} {ordinal}".encode())
-            seed = int.from_bytes(digest, "little", signed=True)
-        return Request(request_id, text, token_ids, params, seed)
-
-    def _tokenize(self, prompt: Any) -> tuple[str | None, list[int]]:
-        if isinstance(prompt, dict):
-            known = [key for key in ("prompt_token_ids", "prompt") if prompt.get(key) is not None]
-            if not known or set(prompt) - {"prompt_token_ids", "prompt"}:
-                raise ValueError(
-                    f"a prompt dict has 'prompt' or 'prompt_token_ids', got keys {list(prompt)}"
-                )
-            if known[0] == "prompt_token_ids":
-                return prompt.get("prompt"), list(prompt["prompt_token_ids"])
-            prompt = prompt["prompt"]
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise ValueError("with skip_tokenizer_init=True prompts must be token ids")
-            return prompt, self.tokenizer.encode(prompt)
-        if isinstance(prompt, (list, tuple)):
-            return None, list(prompt)
-        raise TypeError(
-            f"a prompt must be a str, a list of token ids or a dict, got {prompt!r:.80}"
-        )
-
-    def _check_ids(self, token_ids: list[int]) -> None:
-        if not token_ids:
-            raise ValueError("the prompt is empty: at least one token is needed")
-        if len(token_ids) >= self.max_model_len:
+        room = self.max_model_len - len(token_ids)
+        if not token_ids or room < 1:
             raise ValueError(
-                f"the prompt has {len(token_ids)} tokens; with one to generate, at most "
-                f"{self.max_model_len - 1} fit in max_model_len={self.max_model_len}"
+                f"a prompt has 1 to {self.max_model_len - 1} tokens, since it must leave room for "
+                f"one more in max_model_len={self.max_model_len}; got {len(token_ids)}"
             )
         for token_id in token_ids:
             check_number("every prompt token id", token_id, 0, self.model_config.vocab_size - 1)
+        return {
+            "request_id": request_id,
+            "prompt": text,
+            "token_ids": token_ids,
+            "params": asdict(params),
+            "max_length": len(token_ids) + min(params.max_tokens or room, room),
+        }
+
+    def _tokenize(self, prompt: Any) -> tuple[str | None, list[int]]:
+        if not isinstance(prompt, dict):
+            prompt = {"prompt" if isinstance(prompt, str) else "prompt_token_ids": prompt}
+        if unknown := set(prompt) - {"prompt", "prompt_token_ids"}:
+            raise ValueError(f"a prompt has 'prompt' or 'prompt_token_ids', not {unknown}")
+        text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+        if token_ids is None and isinstance(text, str):
+            token_ids = self.get_tokenizer().encode(text)
+        if not isinstance(token_ids, (list, tuple)):
+            raise TypeError(f"a prompt is a str, token ids, or a dict of one, got {prompt!r:.80}")
+        return text, list(token_ids)
 
     def add(self, requests: list[Request]) -> list[Sequence]:
         """Queue checked requests, on every rank."""
         self._check_open()
-        taken = [request.request_id for request in requests]
-        for request_id in taken:
-            if request_id in self.sequences or taken.count(request_id) > 1:
-                raise ValueError(f"request_id={request_id!r} is already in use")
-        return self._on_all_ranks("add", [asdict(request) for request in requests])
+        taken = [*self.sequences, *(request["request_id"] for request in requests)]
+        if len(set(taken)) < len(taken):
+            twice = next(name for name in taken if taken.count(name) > 1)
+            raise ValueError(f"request_id={twice!r} is already in use")
+        return self._on_all_ranks("add", requests)
 
-    def _apply_add(self, requests: list[dict]) -> list[Sequence]:
-        seqs = [self._sequence(**request) for request in requests]
-        for seq in seqs:
+    def _apply_add(self, requests: list[Request]) -> list[Sequence]:
+        seqs = []
+        for request in requests:
+            params = SamplingParams(**request["params"])
+            eos_ids = frozenset() if params.ignore_eos else self.eos_ids
+            seq = Sequence(
+                **{**request, "params": params},
+                stop_ids=eos_ids.union(params.stop_token_ids),
+                noise=(self.args.seed, self.num_requests),
+                tokenizer=self.tokenizer,
+            )
+            self.num_requests += 1
             self.sequences[seq.request_id] = seq
             self.core.scheduler.add(seq)
+            seqs.append(seq)
         return seqs
-
-    def _sequence(
-        self, request_id: str, prompt: str | None, token_ids: list[int], params: dict, seed: int
-    ) -> Sequence:
-        checked = SamplingParams(**params)
-        stop_ids = frozenset(checked.stop_token_ids) | (
-            frozenset() if checked.ignore_eos else self.eos_ids
-        )
-        room = self.max_model_len - len(token_ids)
-        max_length = len(token_ids) + min(checked.max_tokens or room, room)
-        wants_text = checked.detokenize and self.tokenizer is not None
-        detokenizer = Detokenizer(self.tokenizer, checked) if wants_text else None
-        return Sequence(
-            request_id, prompt, list(token_ids), checked, stop_ids, max_length, seed, detokenizer
-        )
 
     def add_request(self, request_id: str, prompt: Any, params: SamplingParams) -> None:
         """Check and queue one request; ValueError or TypeError if it cannot be honoured."""
@@ -334,8 +251,7 @@ class LLMEngine:
         self._on_all_ranks("abort", [request_id] if isinstance(request_id, str) else request_id)
 
     def _apply_abort(self, request_ids: list[str]) -> None:
-        known = [self.sequences.pop(i) for i in request_ids if i in self.sequences]
-        self.core.abort(known)
+        self.core.abort([self.sequences.pop(i) for i in request_ids if i in self.sequences])
 
     def has_unfinished_requests(self) -> bool:
         return not self.closed and self.core.has_work
@@ -381,7 +297,7 @@ class LLMEngine:
 
     def get_tokenizer(self) -> Any:
         if self.tokenizer is None:
-            raise ValueError("this engine has no tokenizer (skip_tokenizer_init=True)")
+            raise ValueError("skip_tokenizer_init=True: no tokenizer, prompts must be token ids")
         return self.tokenizer
 
     def _check_open(self) -> None:
@@ -411,22 +327,42 @@ class LLMEngine:
         self.ranks.close(kill)
 
 
-def choose_device(device: str) -> torch.device:
-    """The device asked for; "auto": a usable GPU, else the CPU."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = device.partition(":")[0]
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+def settle(args: EngineArgs, config: ModelConfig) -> EngineArgs:
+    """The arguments with nothing left open that the model or the machine decides."""
+    cuda = torch.cuda.is_available()
+    device = ("cuda" if cuda else "cpu") if args.device == "auto" else args.device
+    if device != "cpu" and not (cuda and device.partition(":")[0] == "cuda"):
         raise ValueError(f"device={device!r} is not usable here; try 'cpu' or 'auto'")
-    return torch.device(device)
+    limit = config.max_position_embeddings
+    length = args.max_model_len or limit
+    if length > limit:
+        raise ValueError(f"max_model_len={length} is over the model's limit of {limit} positions")
+    usual, least = 512 if device == "cpu" else 16_384, 1 if args.enable_chunked_prefill else length
+    budget = args.max_num_batched_tokens or max(usual, least)
+    if budget < least:
+        raise ValueError(
+            f"max_num_batched_tokens={budget} must be at least max_model_len={length} with "
+            f"enable_chunked_prefill=False"
+        )
+    return replace(args, device=device, max_model_len=length, max_num_batched_tokens=budget)
+
+
+def longest_request(args: EngineArgs, settled: EngineArgs, num_blocks: int) -> int:
+    """Tokens a request may have. It must fit in the cache alone, so that it can always end."""
+    capacity = num_blocks * args.block_size
+    if args.max_model_len is not None and args.max_model_len > capacity:
+        raise ValueError(
+            f"max_model_len={args.max_model_len} does not fit in the KV cache of {capacity} "
+            f"tokens; lower it, or give the cache more blocks (num_gpu_blocks_override)"
+        )
+    return min(settled.max_model_len, capacity)
 
 
 def run_worker() -> None:
     """A rank that another engine started: do what rank 0 says until it says close, or is gone."""
     port, rank, size = map(int, sys.argv[1:])
     ranks = Ranks.join(port, rank, size)
-    args = EngineArgs(**ranks.settings())
-    engine = LLMEngine(args, ranks=ranks)
+    engine = LLMEngine(EngineArgs(**json.loads(ranks.store.get("settings"))), ranks=ranks)
     try:
         while True:
             command, payload = ranks.share(None)

@@ -6,7 +6,7 @@ takes its id from the step before, on the device: the host need not know it.
 """
 
 import math
-from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from nanovllm.config import EngineArgs
 from nanovllm.engine.scheduler import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
-from nanovllm.model.decoder import CausalLM
+from nanovllm.model.decoder import Decoder
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.parallel import Ranks
 from nanovllm.ops.attention import AttentionMetadata
@@ -23,29 +23,21 @@ from nanovllm.ops.sampler import Filters, SamplingMetadata, sample
 CPU_CACHE_BYTES = 2**30  # the KV cache's default limit on a CPU
 
 
-def allocate_kv_cache(
-    config: ModelConfig,
-    args: EngineArgs,
-    ranks: Ranks,
-    max_model_len: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
+def allocate_kv_cache(config: ModelConfig, args: EngineArgs, ranks: Ranks) -> Tensor:
     """A zeroed cache [layers, 2, num_blocks, block_size, local kv_heads, head_dim].
 
     As many blocks as the arguments say; else enough for max_num_seqs sequences of max_model_len,
     within 1 GiB on a CPU and `gpu_memory_utilization` on a GPU. All ranks take the same number.
     """
-    _, kv_heads = ranks.span(config.num_key_value_heads)
-    block = (args.block_size, kv_heads, config.head_dim)
+    block = (args.block_size, ranks.shard(config.num_key_value_heads).count, config.head_dim)
     num_blocks = args.num_gpu_blocks_override
     if num_blocks is None:
-        bytes_a_block = 2 * config.num_hidden_layers * math.prod(block) * dtype.itemsize
+        bytes_a_block = 2 * config.num_hidden_layers * math.prod(block) * config.dtype.itemsize
         budget = CPU_CACHE_BYTES
-        if device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(device)
+        if args.device != "cpu":
+            free, total = torch.cuda.mem_get_info(args.device)
             budget = int(free - (1 - args.gpu_memory_utilization) * total)
-        enough = args.max_num_seqs * -(-max_model_len // args.block_size)
+        enough = args.max_num_seqs * -(-args.max_model_len // args.block_size)
         num_blocks = ranks.minimum(min(enough, budget // bytes_a_block))
         if num_blocks < 1:
             raise ValueError(
@@ -53,17 +45,7 @@ def allocate_kv_cache(
                 f"{bytes_a_block:,} bytes, and {max(budget, 0):,} are left for it"
             )
     shape = (config.num_hidden_layers, 2, num_blocks, *block)
-    return torch.zeros(shape, dtype=dtype, device=device)
-
-
-@dataclass(frozen=True)
-class StepInputs:
-    """A batch as tensors. Rows stand in the batch's order, their tokens end to end."""
-
-    input_ids: Tensor  # [num_tokens] int64
-    positions: Tensor  # [num_tokens] int64
-    attention: AttentionMetadata
-    sampled: Tensor  # [num_sampled] int64: the tokens whose logits are wanted
+    return torch.zeros(shape, dtype=config.dtype, device=args.device)
 
 
 class PendingTokens:
@@ -82,7 +64,7 @@ class ModelRunner:
     kv_cache: [layers, 2, num_blocks, block_size, local kv_heads, head_dim].
     """
 
-    def __init__(self, model: CausalLM, kv_cache: Tensor, ranks: Ranks, vocab_size: int):
+    def __init__(self, model: Decoder, kv_cache: Tensor, ranks: Ranks, vocab_size: int):
         self.model = model
         self.kv_cache = kv_cache
         self.block_size = kv_cache.shape[3]
@@ -95,41 +77,25 @@ class ModelRunner:
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch) -> PendingTokens:
         """Start a step: every kernel is queued when this returns, on a CPU even done."""
-        inputs = self._prepare(batch.rows)
-        hidden = self.model(inputs.input_ids, inputs.positions, self.kv_cache, inputs.attention)
-        sampling = [row for row in batch.rows if row.samples]
+        rows = batch.rows
+        starts = [0, *accumulate(row.num_tokens for row in rows)]
+        positions = self._tensor([p for row in rows for p in range(row.start, row.end)])
+        metadata = self._attention_metadata(rows, starts, positions)
+        hidden = self.model(self._input_ids(rows, starts), positions, self.kv_cache, metadata)
+        sampling = [row for row in rows if row.samples]
         self._last_row = {row.seq: i for i, row in enumerate(sampling)}
         if not sampling:
             return PendingTokens(None)
-        logits = self.model.logits(hidden[inputs.sampled])
-        start, _ = self.ranks.span(self.vocab_size)
-        metadata = self._prepare_sampling(sampling)
-        self._last_ids = sample(logits, metadata, self.ranks, start, self.vocab_size)
+        last = [end - 1 for row, end in zip(rows, starts[1:], strict=True) if row.samples]
+        logits = self.model.logits(hidden[self._tensor(last)])
+        asked = self._sampling_metadata(sampling)
+        self._last_ids = sample(logits, asked, self.ranks, self.vocab_size)
         return PendingTokens(self._last_ids)
 
-    # -- a batch as tensors ----------------------------------------------------------------------
+    # -- a batch as tensors: the rows' tokens end to end, row i's from starts[i] on --------------
 
     def _tensor(self, values: list, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=self.device)
-
-    def _prepare(self, rows: tuple[ScheduledSequence, ...]) -> StepInputs:
-        counts = [row.num_tokens for row in rows]
-        positions = self._tensor([p for row in rows for p in range(row.start, row.end)])
-        ends = self._tensor(counts).cumsum(0)
-        row_of_token = torch.arange(len(rows), device=self.device).repeat_interleave(
-            self._tensor(counts)
-        )
-        tables = self._block_tables(rows)
-        starts = [0, *ends.tolist()]
-        metadata = AttentionMetadata(
-            slot_mapping=self._slot_mapping(rows, tables, row_of_token, positions),
-            block_tables=tables,
-            context_lens=self._tensor([row.end for row in rows]),
-            query_starts=starts,
-            num_decodes=next((i for i, n in enumerate(counts) if n > 1), len(rows)),
-        )
-        sampled = ends[self._tensor([row.samples for row in rows], torch.bool)] - 1
-        return StepInputs(self._input_ids(rows, starts), positions, metadata, sampled)
 
     def _input_ids(self, rows: tuple[ScheduledSequence, ...], starts: list[int]) -> Tensor:
         ids: list[int] = []
@@ -145,37 +111,37 @@ class ModelRunner:
             input_ids[places] = self._last_ids[sources]
         return input_ids
 
-    def _block_tables(self, rows: tuple[ScheduledSequence, ...]) -> Tensor:
+    def _attention_metadata(
+        self, rows: tuple[ScheduledSequence, ...], starts: list[int], positions: Tensor
+    ) -> AttentionMetadata:
+        counts = self._tensor([row.num_tokens for row in rows])
+        owner = torch.arange(len(rows), device=self.device).repeat_interleave(counts)
         width = max(len(row.seq.block_table) for row in rows)
-        return self._tensor(
-            [row.seq.block_table + [0] * (width - len(row.seq.block_table)) for row in rows]
+        tables = [row.seq.block_table + [0] * (width - len(row.seq.block_table)) for row in rows]
+        block_tables = self._tensor(tables)
+        blocks = block_tables[owner, positions // self.block_size]
+        slots = blocks * self.block_size + positions % self.block_size
+        # What a shared block holds is not stored again: such a block is never written.
+        held = positions < self._tensor([row.seq.num_cached for row in rows])[owner]
+        return AttentionMetadata(
+            slot_mapping=slots.masked_fill(held, -1),
+            block_tables=block_tables,
+            context_lens=self._tensor([row.end for row in rows]),
+            query_starts=starts,
+            num_decodes=next((i for i, r in enumerate(rows) if r.num_tokens > 1), len(rows)),
         )
 
-    def _slot_mapping(
-        self,
-        rows: tuple[ScheduledSequence, ...],
-        tables: Tensor,
-        row_of_token: Tensor,
-        positions: Tensor,
-    ) -> Tensor:
-        """Each token's slot; -1 where a shared block holds it: such a block is never written."""
-        blocks = tables[row_of_token, positions // self.block_size]
-        slots = blocks * self.block_size + positions % self.block_size
-        num_cached = self._tensor([row.seq.num_cached for row in rows])
-        return slots.masked_fill(positions < num_cached[row_of_token], -1)
-
-    def _prepare_sampling(self, rows: list[ScheduledSequence]) -> SamplingMetadata:
-        params = [row.seq.params for row in rows]
-        temperatures = [0.0 if p.is_greedy else p.temperature for p in params]
+    def _sampling_metadata(self, rows: list[ScheduledSequence]) -> SamplingMetadata:
+        temperatures = [0.0 if p.is_greedy else p.temperature for p in (r.seq.params for r in rows)]
         return SamplingMetadata(
             temperature=self._tensor(temperatures, torch.float32)[:, None],
             seeds=self._tensor([row.seq.seed for row in rows])[:, None],
             positions=self._tensor([row.end for row in rows])[:, None],
             all_greedy=not any(temperatures),
-            filters=self._prepare_filters(rows),
+            filters=self._filters(rows),
         )
 
-    def _prepare_filters(self, rows: list[ScheduledSequence]) -> Filters | None:
+    def _filters(self, rows: list[ScheduledSequence]) -> Filters | None:
         asking = [(i, row.seq.params) for i, row in enumerate(rows) if row.seq.params.filters]
         if not asking:
             return None

@@ -12,6 +12,9 @@ by the one step in flight.
 import enum
 import time
 from dataclasses import dataclass, field
+from typing import Any
+
+import xxhash
 
 from nanovllm.engine.detokenizer import Detokenizer
 from nanovllm.outputs import RequestMetrics
@@ -32,10 +35,10 @@ class Sequence:
     prompt: str | None
     token_ids: list[int]
     params: SamplingParams
-    stop_ids: frozenset[int]
     max_length: int
-    seed: int
-    detokenizer: Detokenizer | None = None  # None: token ids only
+    stop_ids: frozenset[int] = frozenset()
+    noise: tuple[int, int] = (0, 0)  # the engine's seed and the request's number
+    tokenizer: Any = None  # None: token ids only
 
     status: Status = Status.WAITING
     finish_reason: str | None = None  # "stop", "length" or "abort"
@@ -49,6 +52,11 @@ class Sequence:
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
         self.metrics = RequestMetrics(arrival_time=time.perf_counter())
+        wants_text = self.tokenizer is not None and self.params.detokenize
+        self.detokenizer = Detokenizer(self.tokenizer, self.params) if wants_text else None
+        self.seed = self.params.seed
+        if self.seed is None:  # equal prompts differ
+            self.seed = xxhash.xxh3_64_intdigest(repr(self.noise).encode()) - 2**63
 
     @property
     def output_ids(self) -> list[int]:

@@ -7,26 +7,26 @@ pickles; each rank reads only its own share of every tensor.
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from nanovllm.config import EngineArgs
-from nanovllm.model.decoder import CausalLM
-from nanovllm.model.model_config import ModelConfig
-from nanovllm.model.parallel import Ranks, Shard, ShardedLayer
+from nanovllm.model.decoder import Decoder
+from nanovllm.model.model_config import ModelConfig, as_tuple
+from nanovllm.model.parallel import Ranks, Shard
 from nanovllm.ops.attention import AttentionBackend
 
 INDEX = "model.safetensors.index.json"
 WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
 SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p")  # of generation_config.json
 NOT_WEIGHTS = ("rotary_emb.inv_freq",)  # a buffer that old Llama checkpoints carry
+FUSED = ("qkv_proj.", "gate_up_proj.")  # products of several layers, which checkpoints keep apart
 
 
 def find_model(model: str, revision: str | None) -> Path:
@@ -60,20 +60,12 @@ def load_tokenizer(args: EngineArgs, folder: Path) -> Any:
         ) from error
 
 
-def read_generation_config(folder: Path) -> dict[str, Any]:
-    file = folder / "generation_config.json"
-    return json.loads(file.read_text()) if file.exists() else {}
-
-
-def stop_ids_of(
-    folder: Path, config: ModelConfig, tokenizer: Any
-) -> tuple[frozenset[int], dict[str, Any]]:
+def stop_ids_of(folder: Path, config: ModelConfig, tokenizer: Any) -> tuple[frozenset, dict]:
     """Every end-of-sequence id the model's files name, and the sampling defaults they give."""
-    generation = read_generation_config(folder)
-    named = generation.get("eos_token_id")
-    eos = {*config.eos_token_ids, *([named] if isinstance(named, int) else named or ())}
-    if getattr(tokenizer, "eos_token_id", None) is not None:
-        eos.add(tokenizer.eos_token_id)
+    file = folder / "generation_config.json"
+    generation = json.loads(file.read_text()) if file.exists() else {}
+    eos = {*config.eos_token_ids, *as_tuple(generation.get("eos_token_id"))}
+    eos |= {*as_tuple(getattr(tokenizer, "eos_token_id", None))}
     defaults = {k: generation[k] for k in SAMPLING_DEFAULTS if generation.get(k) is not None}
     if generation.get("max_new_tokens") is not None:
         defaults["max_tokens"] = generation["max_new_tokens"]
@@ -83,40 +75,21 @@ def stop_ids_of(
 def choose_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torch.dtype:
     """The dtype asked for; "auto": float32 on a CPU, float16 on a GPU before sm_80, else the
     checkpoint's."""
-    if dtype == "auto" and device.type == "cpu":
-        dtype = "float32"
-    elif dtype == "auto":
-        dtype = config.dtype if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
-    return getattr(torch, dtype)
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if device.type == "cpu":
+        return torch.float32
+    return config.dtype if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
 def load_model(
-    folder: Path,
-    config: ModelConfig,
-    backend: AttentionBackend,
-    ranks: Ranks,
-    max_len: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    use_tqdm: bool = True,
-) -> CausalLM:
+    folder: Path, config: ModelConfig, backend: AttentionBackend, ranks: Ranks, args: EngineArgs
+) -> Decoder:
     """A model with this rank's weights from `folder`. ValueError if they do not fit exactly."""
-    with device, default_dtype(dtype):
-        model = CausalLM(config, ranks, backend, max_len)
-    files = weight_files(folder)
-    load_weights(model, files, use_tqdm and ranks.rank == 0)
-    return model.eval()
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make new tensors of `dtype`; put the caller's default back whatever happens."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    with torch.device(args.device):
+        model = Decoder(config, ranks, backend, args.max_model_len)
+    load_weights(model, weight_files(folder), args.use_tqdm_on_load and ranks.rank == 0)
+    return model
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -134,43 +107,50 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def checkpoint_map(model: nn.Module) -> dict[str, tuple[Tensor, Shard]]:
-    """Checkpoint tensor name -> the parameter it fills, and which part of it."""
-    found = {}
-    for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            whole = Shard(tuple(parameter.shape), 0, 0, parameter.shape[0])
-            shards = module.shards[name] if isinstance(module, ShardedLayer) else {"": whole}
-            for layer, shard in shards.items():
-                owner = f"{path.rpartition('.')[0]}.{layer}" if layer else path
-                found[f"{owner}.{name}"] = (parameter, shard)
-    return found
-
-
-def load_weights(model: CausalLM, files: list[Path], use_tqdm: bool) -> None:
+def load_weights(model: Decoder, files: list[Path], use_tqdm: bool) -> None:
     """Copy every checkpoint tensor into its place, and account for all of them."""
-    places = checkpoint_map(model)
-    if model.lm_head.weight is model.model.embed_tokens.weight:
-        del places["lm_head.weight"]  # tied: filled by the embedding
+    places = parameters_by_name(model)
     filled: set[str] = set()
     problems: list[str] = []
     for file, name, tensor in _tensors(files, use_tqdm):
         if name.endswith(NOT_WEIGHTS) or (name == "lm_head.weight" and name not in places):
-            continue
+            continue  # a head that is tied was filled with the embedding
+        shape = tensor.get_shape()
         if name not in places:
             problems.append(f"left over: {name} in {file.name}")
         elif name in filled:
             problems.append(f"there twice: {name}, again in {file.name}")
-        elif tuple(tensor.get_shape()) != places[name][1].shape:
-            wanted = places[name][1].shape
-            problems.append(f"misshapen: {name} is {tensor.get_shape()}, not {list(wanted)}")
+        elif shape != (wanted := whole_shape(*places[name])):
+            problems.append(f"misshapen: {name} is {shape}, not {wanted}")
         else:
-            _fill(*places[name], tensor)
+            parameter, shard = places[name]
+            part = slice(shard.start, shard.start + shard.count)
+            parameter.copy_(tensor[part] if shard.dim == 0 else tensor[:, part])
         filled.add(name)
     problems += [f"missing: {name}" for name in places if name not in filled]
     if problems:
         more = [f"… and {len(problems) - 20} more"] if len(problems) > 20 else []
         raise ValueError("\n  ".join(["the weights do not fit the model", *problems[:20], *more]))
+
+
+def parameters_by_name(model: Decoder) -> dict[str, tuple[Tensor, Shard]]:
+    """Checkpoint tensor name -> the parameter it fills, and which part of the tensor that is."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        layer, _, kind = name.rpartition(".")
+        shards = getattr(model.get_submodule(layer), "shards", {})
+        for fused in FUSED:
+            name = name.replace(fused, "")
+        name = name if layer == "lm_head" else f"model.{name}"
+        found[name] = (parameter, shards.get(kind, Ranks().shard(len(parameter))))
+    return found
+
+
+def whole_shape(parameter: Tensor, shard: Shard) -> list[int]:
+    """The shape of the tensor that `parameter` is a shard of."""
+    shape = list(parameter.shape)
+    shape[shard.dim] = shard.size
+    return shape
 
 
 def _tensors(files: list[Path], use_tqdm: bool) -> Iterator[tuple]:
@@ -181,10 +161,3 @@ def _tensors(files: list[Path], use_tqdm: bool) -> Iterator[tuple]:
                     yield file, name, opened.get_slice(name)
         except SafetensorError as error:
             raise ValueError(f"{file.name} is not a readable safetensors file: {error}") from error
-
-
-def _fill(parameter: Tensor, shard: Shard, tensor) -> None:
-    """Copy a shard; `tensor` is a safetensors slice, so that only the shard is read."""
-    window = slice(shard.start, shard.start + shard.count)
-    part = tensor[window] if shard.dim == 0 else tensor[:, window]
-    parameter.narrow(shard.dim, shard.offset, shard.count).copy_(part)

@@ -26,8 +26,18 @@ from nanovllm.model.model_config import ModelConfig
 
 START_TIMEOUT = timedelta(minutes=10)  # for all ranks to load their share of the model
 STEP_TIMEOUT = timedelta(seconds=25)  # for the others to reach a collective of a launched step
-LONG_WAIT = timedelta(minutes=10)  # an idle rank waits again after each
+IDLE_TIMEOUT = timedelta(days=1000)  # for rank 0 to have something to say
 WORKER = "from nanovllm.engine.engine import run_worker; run_worker()"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A rank's part of something: [start, start + count) of the `size` along dimension `dim`."""
+
+    start: int
+    count: int
+    size: int
+    dim: int = 0
 
 
 class Ranks:
@@ -39,10 +49,14 @@ class Ranks:
         self.workers: list[subprocess.Popen] = []  # on rank 0, if it started the others
         self._num_shared = 0
 
-    def span(self, units: int) -> tuple[int, int]:
-        """(start, count) of this rank's share. Fewer units than ranks: each is held by several."""
+    def shard(self, units: int, width: int = 1, dim: int = 0) -> Shard:
+        """This rank's part of units * width; units are never cut.
+
+        Fewer units than ranks: each is held by several ranks.
+        """
         start = self.rank * units // self.size
-        return start, max(1, (self.rank + 1) * units // self.size - start)
+        count = max(1, (self.rank + 1) * units // self.size - start)
+        return Shard(start * width, count * width, units * width, dim)
 
     # -- starting, agreeing, ending --------------------------------------------------------------
 
@@ -53,17 +67,16 @@ class Ranks:
         ranks = cls(0, size, store)
         store.set("settings", json.dumps(settings))
         threads = str(max(1, torch.get_num_threads() // size))
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
         for rank in range(1, size):
             command = [sys.executable, "-c", WORKER, str(store.port), str(rank), str(size)]
-            environment = {**os.environ, "OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
             ranks.workers.append(subprocess.Popen(command, env=environment))
         return ranks
 
     @classmethod
     def join(cls, port: int, rank: int, size: int) -> "Ranks":
         """A worker's side of `start_workers`."""
-        store = dist.TCPStore("127.0.0.1", port, is_master=False)
-        return cls(rank, size, store)
+        return cls(rank, size, dist.TCPStore("127.0.0.1", port, is_master=False))
 
     @classmethod
     def from_torchrun(cls, size: int, engine_number: int) -> "Ranks":
@@ -72,10 +85,6 @@ class Ranks:
         if world != size:
             raise ValueError(f"tensor_parallel_size={size}, but torchrun started {world} ranks")
         return cls(rank, size, dist.PrefixStore(f"engine{engine_number}", store))
-
-    def settings(self) -> dict[str, Any]:
-        """What `start_workers` was given, on a worker."""
-        return json.loads(self.store.get("settings"))
 
     def connect(self) -> None:
         """Wait until every rank has come this far, then open the process group."""
@@ -88,6 +97,7 @@ class Ranks:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not all {self.size} ranks were ready within {START_TIMEOUT}")
             time.sleep(0.02)
+        self.store.set_timeout(IDLE_TIMEOUT)
         options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
         options._timeout = STEP_TIMEOUT
@@ -99,23 +109,15 @@ class Ranks:
         if self.size == 1:
             return message
         self._num_shared += 1
-        if self.rank > 0:  # each rank has a mailbox of its own, and empties it
-            key = f"message{self._num_shared}/{self.rank}"
-            self._wait(key)
-            message = json.loads(self.store.get(key))
-            self.store.delete_key(key)
+        boxes = [f"message{self._num_shared}/{rank}" for rank in range(self.size)]
+        if self.rank == 0:
+            self.check_workers()
+            for box in boxes[1:]:
+                self.store.set(box, json.dumps(message))
             return message
-        self.check_workers()
-        for rank in range(1, self.size):
-            self.store.set(f"message{self._num_shared}/{rank}", json.dumps(message))
-        return message
-
-    def _wait(self, key: str) -> None:
-        while True:
-            try:
-                return self.store.wait([key], LONG_WAIT)
-            except dist.DistStoreError:  # not there yet; a lost rank 0 raises DistNetworkError
-                continue
+        received = json.loads(self.store.get(boxes[self.rank]))
+        self.store.delete_key(boxes[self.rank])
+        return received
 
     def check_workers(self) -> None:
         """Raise RuntimeError if a worker has died."""
@@ -150,7 +152,7 @@ class Ranks:
         """Whole rows [num_rows, num_columns] from each rank's `span` of the columns."""
         widest = -(-num_columns // self.size)
         parts = self._gather(F.pad(x, (0, widest - x.shape[1])))
-        counts = [Ranks(rank, self.size).span(num_columns)[1] for rank in range(self.size)]
+        counts = [Ranks(rank, self.size).shard(num_columns).count for rank in range(self.size)]
         return torch.cat([part[:, :n] for part, n in zip(parts, counts, strict=True)], dim=1)
 
     def reduce_argmax(self, values: Tensor, ids: Tensor) -> Tensor:
@@ -169,103 +171,77 @@ class Ranks:
 
 
 def check_divisible(config: ModelConfig, size: int) -> None:
-    """Raise ValueError unless the model's heads and features divide by the number of ranks."""
-    for name in ("num_attention_heads", "intermediate_size"):
-        if getattr(config, name) % size:
-            raise ValueError(
-                f"tensor_parallel_size={size} does not divide {name}={getattr(config, name)}"
-            )
-    if config.num_key_value_heads % size and size % config.num_key_value_heads:
-        raise ValueError(
-            f"tensor_parallel_size={size} is neither a divisor nor a multiple of "
-            f"num_key_value_heads={config.num_key_value_heads}"
-        )
+    """Raise ValueError unless the model's heads and features can be split over `size` ranks."""
+    kv_heads = config.num_key_value_heads
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        units = getattr(config, name)
+        if units % size and (units != kv_heads or size % kv_heads):
+            raise ValueError(f"tensor_parallel_size={size} does not divide {name}={units}")
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Which part of one checkpoint tensor a parameter holds, and where.
-
-    [start, start + count) of the tensor's dimension `dim` lies at `offset` of the parameter's.
-    """
-
-    shape: tuple[int, ...]  # the checkpoint tensor's
-    dim: int
-    start: int
-    count: int
-    offset: int = 0
-
-
-class ShardedLayer(nn.Module):
-    """A layer that tells the loader which checkpoint tensors fill its parameters."""
-
-    weight: Tensor
-    bias: Tensor | None
+class Sharded(nn.Module):
+    """Holds a weight, and perhaps a bias, and says which part of the checkpoint's each is."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.shards: dict[str, dict[str, Shard]] = {}  # parameter -> checkpoint layer -> shard
+        self.register_parameter("bias", None)
+        self.shards: dict[str, Shard] = {}
 
-    def add_parameter(
-        self, name: str, shape: tuple[int, ...] | None, shards: dict[str, Shard]
-    ) -> None:
-        """A parameter without values (shape None: none at all), and the shards that fill it."""
-        values = None if shape is None else nn.Parameter(torch.empty(shape), requires_grad=False)
-        self.register_parameter(name, values)
-        self.shards[name] = shards
+    def hold(self, name: str, values: Tensor, shard: Shard) -> None:
+        self.register_parameter(name, nn.Parameter(values, requires_grad=False))
+        self.shards[name] = shard
 
 
-class ColumnLinear(ShardedLayer):
+class ColumnLinear(nn.Module):
     """Several linears of one input as one product; each rank computes its share of every output.
 
-    `outputs` maps a checkpoint layer's name to (units, features a unit); units are never cut.
+    `outputs` maps a checkpoint layer's name to (units, features a unit). The layers' parameters are
+    rows of this one's `weight` and `bias`: filling them fills these.
     """
 
-    def __init__(
-        self, in_features: int, outputs: dict[str, tuple[int, int]], bias: bool, ranks: Ranks
-    ):
+    def __init__(self, config: ModelConfig, ranks: Ranks, outputs: dict, bias: bool):
         super().__init__()
-        rows: dict[str, Shard] = {}
-        self.sizes: list[int] = []
-        for name, (units, width) in outputs.items():
-            start, count = ranks.span(units)
-            shape = (units * width, in_features)
-            rows[name] = Shard(shape, 0, start * width, count * width, sum(self.sizes))
-            self.sizes.append(count * width)
-        self.add_parameter("weight", (sum(self.sizes), in_features), rows)
-        biases = {k: Shard(s.shape[:1], 0, s.start, s.count, s.offset) for k, s in rows.items()}
-        self.add_parameter("bias", (sum(self.sizes),) if bias else None, biases)
+        shards = {name: ranks.shard(units, width) for name, (units, width) in outputs.items()}
+        self.sizes = [shard.count for shard in shards.values()]
+        self.weight = torch.empty(sum(self.sizes), config.hidden_size, dtype=config.dtype)
+        self.bias = torch.empty(sum(self.sizes), dtype=config.dtype) if bias else None
+        first = 0
+        for name, shard in shards.items():
+            layer = Sharded()
+            layer.hold("weight", self.weight[first : first + shard.count], shard)
+            if self.bias is not None:
+                layer.hold("bias", self.bias[first : first + shard.count], shard)
+            self.add_module(name, layer)
+            first += shard.count
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return F.linear(x, self.weight, self.bias).split(self.sizes, dim=-1)
 
 
-class RowLinear(ShardedLayer):
+class RowLinear(Sharded):
     """A linear whose input features are split over ranks; its output is the sum of their parts."""
 
-    def __init__(self, units: int, width: int, out_features: int, bias: bool, ranks: Ranks):
+    def __init__(self, config: ModelConfig, ranks: Ranks, units: int, width: int, bias: bool):
         super().__init__()
         self.ranks = ranks
-        start, count = ranks.span(units)
-        shard = Shard((out_features, units * width), 1, start * width, count * width)
-        self.add_parameter("weight", (out_features, count * width), {"": shard})
-        whole = Shard((out_features,), 0, 0, out_features)
-        self.add_parameter("bias", (out_features,) if bias else None, {"": whole})
+        hidden, shard = config.hidden_size, ranks.shard(units, width, dim=1)
+        self.hold("weight", torch.empty(hidden, shard.count, dtype=config.dtype), shard)
+        if bias:
+            self.hold("bias", torch.empty(hidden, dtype=config.dtype), Ranks().shard(hidden))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.ranks.all_reduce(F.linear(x, self.weight))
         return y if self.bias is None else y + self.bias
 
 
-class VocabHead(ShardedLayer):
-    """Hidden states to logits; each rank holds its span of the vocabulary."""
+class VocabHead(Sharded):
+    """Hidden states to logits; each rank holds its share of the vocabulary."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, ranks: Ranks):
+    def __init__(self, config: ModelConfig, ranks: Ranks):
         super().__init__()
-        self.ranks = ranks
-        self.start, self.count = ranks.span(vocab_size)
-        shard = Shard((vocab_size, hidden_size), 0, self.start, self.count)
-        self.add_parameter("weight", (self.count, hidden_size), {"": shard})
+        self.ranks, self.shard = ranks, ranks.shard(config.vocab_size)
+        weight = torch.empty(self.shard.count, config.hidden_size, dtype=config.dtype)
+        self.hold("weight", weight, self.shard)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)
@@ -277,7 +253,7 @@ class VocabEmbedding(VocabHead):
     def forward(self, ids: Tensor) -> Tensor:
         if self.ranks.size == 1:
             return F.embedding(ids, self.weight)
-        local = ids - self.start
-        held = (local >= 0) & (local < self.count)
-        vectors = F.embedding(local.clamp(0, self.count - 1), self.weight)
+        local = ids - self.shard.start
+        held = (local >= 0) & (local < self.shard.count)
+        vectors = F.embedding(local.clamp(0, self.shard.count - 1), self.weight)
         return self.ranks.all_reduce(vectors * held[:, None])

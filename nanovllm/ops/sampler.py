@@ -40,26 +40,25 @@ class SamplingMetadata:
     filters: Filters | None
 
 
-def sample(
-    logits: Tensor, metadata: SamplingMetadata, ranks: Ranks, vocab_start: int, vocab_size: int
-) -> Tensor:
+def sample(logits: Tensor, metadata: SamplingMetadata, ranks: Ranks, vocab_size: int) -> Tensor:
     """Next ids [num_rows] int64 of logits [num_rows, vocab_local]: this rank's share of each row.
 
     Every rank returns the same ids; the lowest id wins a tie.
     """
-    scores = logits.float()
+    scores, shard = logits.float(), ranks.shard(vocab_size)
     if not metadata.all_greedy:
         greedy = metadata.temperature == 0
         scores = scores / metadata.temperature.masked_fill(greedy, 1.0)
         if metadata.filters is not None:
-            whole = ranks.gather_columns(scores[metadata.filters.rows], vocab_size)
+            rows = metadata.filters.rows
+            whole = ranks.gather_columns(scores[rows], vocab_size)
             kept = filter_scores(whole, metadata.filters)
-            scores[metadata.filters.rows] = kept.narrow(1, vocab_start, scores.shape[1])
-        ids = torch.arange(vocab_start, vocab_start + scores.shape[1], device=scores.device)
+            scores[rows] = kept.narrow(1, shard.start, shard.count)
+        ids = torch.arange(shard.start, shard.start + shard.count, device=scores.device)
         noise = gumbel_noise(metadata.seeds, metadata.positions, ids)
         scores = scores + noise.masked_fill(greedy, 0.0)
     best = scores.argmax(dim=1, keepdim=True)  # the first of equal ones
-    return ranks.reduce_argmax(scores.gather(1, best), best + vocab_start).squeeze(1)
+    return ranks.reduce_argmax(scores.gather(1, best), best + shard.start).squeeze(1)
 
 
 def filter_scores(scores: Tensor, filters: Filters) -> Tensor:
