@@ -3,16 +3,7 @@
 from nanovllm.config import EngineArgs
 from nanovllm.engine.engine import LLMEngine
 from nanovllm.llm import LLM
-from nanovllm.outputs import CompletionOutput, RequestMetrics, RequestOutput, StepRecord
+from nanovllm.outputs import CompletionOutput, RequestOutput
 from nanovllm.sampling_params import SamplingParams
 
-__all__ = [
-    "LLM",
-    "CompletionOutput",
-    "EngineArgs",
-    "LLMEngine",
-    "RequestMetrics",
-    "RequestOutput",
-    "SamplingParams",
-    "StepRecord",
-]
+__all__ = ["LLM", "CompletionOutput", "EngineArgs", "LLMEngine", "RequestOutput", "SamplingParams"]

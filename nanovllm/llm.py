@@ -15,10 +15,13 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from nanovllm.config import EngineArgs
-from nanovllm.engine.engine import LLMEngine, Request
+from nanovllm.engine.engine import LLMEngine
 from nanovllm.engine.sequence import Sequence
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
+
+Params = SamplingParams | list[SamplingParams] | None
+Pieces = Generator[tuple[int, str], None, list[RequestOutput]]
 
 
 class TextStream(Iterator[tuple[int, str]]):
@@ -27,19 +30,19 @@ class TextStream(Iterator[tuple[int, str]]):
     Closing it, or dropping the last reference to it, aborts what has not finished.
     """
 
-    def __init__(self, generator: Generator[tuple[int, str], None, list[RequestOutput]]):
-        self._generator = generator
+    def __init__(self, pieces: Pieces):
+        self._pieces = pieces
         self.outputs: list[RequestOutput] | None = None
 
     def __next__(self) -> tuple[int, str]:
         try:
-            return next(self._generator)
+            return next(self._pieces)
         except StopIteration as end:
-            self.outputs = end.value if self.outputs is None else self.outputs
+            self.outputs = self.outputs or end.value
             raise
 
     def close(self) -> None:
-        self._generator.close()
+        self._pieces.close()
 
 
 class LLM:
@@ -49,17 +52,12 @@ class LLM:
     """
 
     def __init__(self, model: str, **kwargs: Any):
-        self._num_calls = 0
         self.llm_engine = LLMEngine(EngineArgs(model, **kwargs))
 
     # -- generating ------------------------------------------------------------------------------
 
     def generate(
-        self,
-        prompts: Any,
-        sampling_params: SamplingParams | list[SamplingParams] | None = None,
-        *,
-        use_tqdm: bool = True,
+        self, prompts: Any, sampling_params: Params = None, *, use_tqdm: bool = True
     ) -> list[RequestOutput]:
         """One output a prompt, in order.
 
@@ -67,9 +65,15 @@ class LLM:
         list of any of these. sampling_params: one for all, a list with one each, or None for the
         model's own defaults. Everything is checked before anything is queued.
         """
-        seqs = self.llm_engine.add(self._requests(prompts, sampling_params))
+        seqs = self._add(prompts, sampling_params)
         try:
-            self._run(seqs, use_tqdm)
+            with tqdm(total=len(seqs), desc="Processed prompts", disable=not use_tqdm) as bar:
+                unfinished = len(seqs)
+                while unfinished:
+                    self.llm_engine.advance()
+                    left = sum(not seq.is_finished for seq in seqs)
+                    bar.update(unfinished - left)
+                    unfinished = left
         finally:
             self._abort(seqs)
         return [RequestOutput.of(seq) for seq in seqs]
@@ -77,7 +81,7 @@ class LLM:
     def chat(
         self,
         messages: list,
-        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+        sampling_params: Params = None,
         *,
         use_tqdm: bool = True,
         add_generation_prompt: bool = True,
@@ -91,20 +95,12 @@ class LLM:
         prompts = [self._template(talk, options) for talk in (messages if many else [messages])]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
-    def stream(
-        self,
-        prompts: Any,
-        sampling_params: SamplingParams | list[SamplingParams] | None = None,
-    ) -> TextStream:
+    def stream(self, prompts: Any, sampling_params: Params = None) -> TextStream:
         """Text as it comes: an iterator of (prompt's index, new text), whose `outputs` is the
         list of RequestOutputs when it has ended. Other calls may be made between two items."""
-        return TextStream(
-            self._stream(self.llm_engine.add(self._requests(prompts, sampling_params)))
-        )
+        return TextStream(self._pieces(self._add(prompts, sampling_params)))
 
-    def _stream(
-        self, seqs: list[Sequence]
-    ) -> Generator[tuple[int, str], None, list[RequestOutput]]:
+    def _pieces(self, seqs: list[Sequence]) -> Pieces:
         sent = [0] * len(seqs)
         try:
             while True:
@@ -120,15 +116,6 @@ class LLM:
         finally:
             self._abort(seqs)
 
-    def _run(self, seqs: list[Sequence], use_tqdm: bool) -> None:
-        with tqdm(total=len(seqs), desc="Processed prompts", disable=not use_tqdm) as bar:
-            finished = 0
-            while finished < len(seqs):
-                self.llm_engine.advance()
-                before, finished = finished, sum(seq.is_finished for seq in seqs)
-                if finished > before:
-                    bar.update(finished - before)
-
     def _abort(self, seqs: list[Sequence]) -> None:
         left = [seq.request_id for seq in seqs if not seq.is_finished]
         if left and not self.llm_engine.closed:
@@ -136,15 +123,15 @@ class LLM:
 
     # -- prompts ---------------------------------------------------------------------------------
 
-    def _requests(self, prompts: Any, params: Any) -> list[Request]:
-        prompts = self._as_list(prompts)
+    def _add(self, prompts: Any, params: Any) -> list[Sequence]:
+        """Check all prompts, then queue them."""
+        prompts, engine = self._as_list(prompts), self.llm_engine
         if not isinstance(params, (list, tuple)):
             params = [params] * len(prompts)
         if len(params) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts, but {len(params)} sampling_params")
-        first = self.llm_engine.num_requests
-        pairs = enumerate(zip(prompts, params, strict=True), start=first)
-        return [self.llm_engine.make_request(str(i), prompt, p) for i, (prompt, p) in pairs]
+        numbered = enumerate(zip(prompts, params, strict=True), start=engine.num_requests)
+        return engine.add([engine.make_request(str(i), prompt, p) for i, (prompt, p) in numbered])
 
     def _as_list(self, prompts: Any) -> list:
         """A list of prompts, of one prompt or many. A flat list of ints is one prompt."""

@@ -5,10 +5,7 @@ Plain dataclasses with vLLM's names. Times are seconds on time.perf_counter's cl
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from nanovllm.engine.sequence import Sequence
+from typing import Any
 
 
 @dataclass
@@ -45,8 +42,12 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]  # always one
     finished: bool
-    num_cached_tokens: int
     metrics: RequestMetrics
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that the prefix cache held."""
+        return self.metrics.num_cached_tokens
 
     @property
     def tpot(self) -> float | None:
@@ -56,18 +57,12 @@ class RequestOutput:
         return (last - first) / (count - 1) if first and last and count > 1 else None
 
     @classmethod
-    def of(cls, seq: "Sequence") -> "RequestOutput":
+    def of(cls, seq: Any) -> "RequestOutput":
+        """What there is to say of a Sequence now."""
         text = seq.detokenizer.text if seq.detokenizer else ""
         completion = CompletionOutput(0, text, seq.output_ids, seq.finish_reason)
-        return cls(
-            seq.request_id,
-            seq.prompt,
-            seq.token_ids[: seq.num_prompt_tokens],
-            [completion],
-            seq.is_finished,
-            seq.metrics.num_cached_tokens,
-            seq.metrics,
-        )
+        ids = seq.token_ids[: seq.num_prompt_tokens]
+        return cls(seq.request_id, seq.prompt, ids, [completion], seq.is_finished, seq.metrics)
 
 
 @dataclass

@@ -21,7 +21,8 @@ from reference import (
     reference_logits,
 )
 
-from nanovllm import LLM, RequestOutput, SamplingParams, StepRecord
+from nanovllm import LLM, RequestOutput, SamplingParams
+from nanovllm.outputs import StepRecord
 
 MAX_TOKENS = 48
 MODELS: dict[str, dict[str, Any]] = {
@@ -108,7 +109,7 @@ def keep_logits(llm: LLM) -> list[tuple[Any, int, torch.Tensor]]:
     launch, logits_of, rows = runner.launch, runner.model.logits, []
 
     def spy_on_launch(batch: Any) -> Any:
-        rows[:] = [row for row in batch.rows if row.samples]
+        rows[:] = [row for row in batch if row.samples]
         return launch(batch)
 
     def spy_on_logits(hidden: torch.Tensor) -> torch.Tensor:

@@ -4,27 +4,25 @@ import pytest
 import torch
 
 from nanovllm.model.parallel import Ranks
-from nanovllm.ops.sampler import Filters, SamplingMetadata, filter_scores, philox, sample
+from nanovllm.ops.sampler import SamplingMetadata, filter_scores, philox, sample
 
 VOCAB = 10
 
 
-def metadata(rows, temperature=1.0, seeds=None, filters=None):
+def limits(rows, top_k=VOCAB, top_p=1.0, min_p=0.0):
+    return [torch.full((rows, 1), value) for value in (top_k, top_p, min_p)]
+
+
+def metadata(rows, temperature=1.0, seeds=None, **filters):
     seeds = torch.arange(rows) if seeds is None else seeds
     return SamplingMetadata(
-        temperature=torch.full((rows, 1), temperature),
-        seeds=seeds[:, None],
-        positions=torch.full((rows, 1), 7),
-        all_greedy=temperature == 0,
-        filters=filters,
+        torch.full((rows, 1), temperature),
+        seeds[:, None],
+        torch.full((rows, 1), 7),
+        temperature == 0,
+        list(range(rows)) if filters else [],
+        *limits(rows, **filters),
     )
-
-
-def filters(rows, top_k=VOCAB, top_p=1.0, min_p=0.0):
-    def column(value):
-        return torch.full((rows, 1), value)
-
-    return Filters(torch.arange(rows), column(top_k), column(top_p), column(min_p))
 
 
 def draw(logits, **options):
@@ -61,7 +59,7 @@ def test_greedy_takes_the_lowest_id_of_equals():
 
 
 def kept(scores, **options):
-    finite = filter_scores(scores[None], filters(1, **options))[0].isfinite()
+    finite = filter_scores(scores[None], *limits(1, **options))[0].isfinite()
     return finite.nonzero().flatten().tolist()
 
 
@@ -78,7 +76,7 @@ def test_filters_keep_what_they_should():
 
 def test_a_filter_does_not_shift_the_noise():
     logits = torch.randn(200, VOCAB, generator=torch.Generator().manual_seed(1))
-    free, filtered = draw(logits), draw(logits, filters=filters(200, top_k=3))
+    free, filtered = draw(logits), draw(logits, top_k=3)
     top = logits.topk(3).indices
     inside = (free[:, None] == top).any(dim=1)
     assert 0 < inside.sum() < 200

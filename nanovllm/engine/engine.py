@@ -19,7 +19,7 @@ import torch
 from nanovllm.config import EngineArgs
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.model_runner import ModelRunner, PendingTokens, allocate_kv_cache
-from nanovllm.engine.scheduler import ScheduledBatch, Scheduler
+from nanovllm.engine.scheduler import Batch, Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.model.loader import choose_dtype, find_model, load_model, load_tokenizer, stop_ids_of
 from nanovllm.model.model_config import ModelConfig
@@ -35,7 +35,7 @@ Request = dict[str, Any]  # the arguments of a Sequence, as rank 0 tells them to
 
 @dataclass
 class LaunchedStep:
-    batch: ScheduledBatch
+    batch: Batch
     record: StepRecord
     tokens: PendingTokens | None = None  # None: the launch has not succeeded
 
@@ -89,11 +89,11 @@ class EngineCore:
         if not self.scheduler.has_work:
             self.drain()
 
-    def _launch(self, batch: ScheduledBatch) -> None:
-        if batch.rows:
+    def _launch(self, batch: Batch) -> None:
+        if batch:
             record = StepRecord(
                 start_time=time.perf_counter(),
-                rows=tuple((r.seq.request_id, r.start, r.num_tokens) for r in batch.rows),
+                rows=tuple((r.seq.request_id, r.start, r.num_tokens) for r in batch),
                 num_running=len(self.scheduler.running),
                 num_waiting=len(self.scheduler.waiting),
                 num_free_blocks=self.scheduler.block_manager.num_free_blocks,

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from nanovllm.config import EngineArgs
-from nanovllm.engine.scheduler import ScheduledBatch, ScheduledSequence
+from nanovllm.engine.scheduler import Batch
 from nanovllm.engine.sequence import Sequence
 from nanovllm.model.decoder import Decoder
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.parallel import Ranks
 from nanovllm.ops.attention import AttentionMetadata
-from nanovllm.ops.sampler import Filters, SamplingMetadata, sample
+from nanovllm.ops.sampler import SamplingMetadata, sample
+from nanovllm.sampling_params import LARGEST_INT
 
 CPU_CACHE_BYTES = 2**30  # the KV cache's default limit on a CPU
 
@@ -75,18 +76,17 @@ class ModelRunner:
         self._last_row: dict[Sequence, int] = {}  # where in _last_ids a sequence's newest id is
 
     @torch.inference_mode()
-    def launch(self, batch: ScheduledBatch) -> PendingTokens:
+    def launch(self, batch: Batch) -> PendingTokens:
         """Start a step: every kernel is queued when this returns, on a CPU even done."""
-        rows = batch.rows
-        starts = [0, *accumulate(row.num_tokens for row in rows)]
-        positions = self._tensor([p for row in rows for p in range(row.start, row.end)])
-        metadata = self._attention_metadata(rows, starts, positions)
-        hidden = self.model(self._input_ids(rows, starts), positions, self.kv_cache, metadata)
-        sampling = [row for row in rows if row.samples]
+        starts = [0, *accumulate(row.num_tokens for row in batch)]
+        positions = self._tensor([p for row in batch for p in range(row.start, row.end)])
+        metadata = self._attention_metadata(batch, starts, positions)
+        hidden = self.model(self._input_ids(batch, starts), positions, self.kv_cache, metadata)
+        sampling = [row for row in batch if row.samples]
         self._last_row = {row.seq: i for i, row in enumerate(sampling)}
         if not sampling:
             return PendingTokens(None)
-        last = [end - 1 for row, end in zip(rows, starts[1:], strict=True) if row.samples]
+        last = [end - 1 for row, end in zip(batch, starts[1:], strict=True) if row.samples]
         logits = self.model.logits(hidden[self._tensor(last)])
         asked = self._sampling_metadata(sampling)
         self._last_ids = sample(logits, asked, self.ranks, self.vocab_size)
@@ -97,7 +97,7 @@ class ModelRunner:
     def _tensor(self, values: list, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=self.device)
 
-    def _input_ids(self, rows: tuple[ScheduledSequence, ...], starts: list[int]) -> Tensor:
+    def _input_ids(self, rows: Batch, starts: list[int]) -> Tensor:
         ids: list[int] = []
         in_flight: list[tuple[int, int]] = []  # (place in the batch, place in the last step's ids)
         for row, place in zip(rows, starts, strict=False):
@@ -112,7 +112,7 @@ class ModelRunner:
         return input_ids
 
     def _attention_metadata(
-        self, rows: tuple[ScheduledSequence, ...], starts: list[int], positions: Tensor
+        self, rows: Batch, starts: list[int], positions: Tensor
     ) -> AttentionMetadata:
         counts = self._tensor([row.num_tokens for row in rows])
         owner = torch.arange(len(rows), device=self.device).repeat_interleave(counts)
@@ -131,24 +131,16 @@ class ModelRunner:
             num_decodes=next((i for i, r in enumerate(rows) if r.num_tokens > 1), len(rows)),
         )
 
-    def _sampling_metadata(self, rows: list[ScheduledSequence]) -> SamplingMetadata:
-        temperatures = [0.0 if p.is_greedy else p.temperature for p in (r.seq.params for r in rows)]
+    def _sampling_metadata(self, rows: Batch) -> SamplingMetadata:
+        params = [row.seq.params for row in rows]
+        temperatures = [0.0 if p.is_greedy else p.temperature for p in params]
         return SamplingMetadata(
             temperature=self._tensor(temperatures, torch.float32)[:, None],
             seeds=self._tensor([row.seq.seed for row in rows])[:, None],
             positions=self._tensor([row.end for row in rows])[:, None],
             all_greedy=not any(temperatures),
-            filters=self._filters(rows),
-        )
-
-    def _filters(self, rows: list[ScheduledSequence]) -> Filters | None:
-        asking = [(i, row.seq.params) for i, row in enumerate(rows) if row.seq.params.filters]
-        if not asking:
-            return None
-        top_k = [p.top_k if p.top_k > 0 else self.vocab_size for _, p in asking]
-        return Filters(
-            rows=self._tensor([i for i, _ in asking]),
-            top_k=self._tensor(top_k)[:, None],
-            top_p=self._tensor([p.top_p for _, p in asking], torch.float32)[:, None],
-            min_p=self._tensor([p.min_p for _, p in asking], torch.float32)[:, None],
+            filtered=[i for i, p in enumerate(params) if p.filters],
+            top_k=self._tensor([p.top_k if p.top_k > 0 else LARGEST_INT for p in params])[:, None],
+            top_p=self._tensor([p.top_p for p in params], torch.float32)[:, None],
+            min_p=self._tensor([p.min_p for p in params], torch.float32)[:, None],
         )

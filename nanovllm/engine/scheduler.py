@@ -33,13 +33,7 @@ class ScheduledSequence:
         return self.start + self.num_tokens
 
 
-@dataclass(frozen=True)
-class ScheduledBatch:
-    rows: tuple[ScheduledSequence, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(row.num_tokens for row in self.rows)
+Batch = list[ScheduledSequence]  # one step's rows; those that decode stand first
 
 
 class Scheduler:
@@ -68,14 +62,14 @@ class Scheduler:
 
     # -- planning --------------------------------------------------------------------------------
 
-    def schedule(self) -> ScheduledBatch:
+    def schedule(self) -> Batch:
         """Plan the next step. An empty batch means: wait for the step in flight."""
-        rows: list[ScheduledSequence] = []
-        budget = self._schedule_running(rows, self.max_num_batched_tokens)
-        self._admit_waiting(rows, budget)
-        return ScheduledBatch(tuple(rows))
+        batch: Batch = []
+        budget = self._schedule_running(batch, self.max_num_batched_tokens)
+        self._admit_waiting(batch, budget)
+        return batch
 
-    def _schedule_running(self, rows: list[ScheduledSequence], budget: int) -> int:
+    def _schedule_running(self, batch: Batch, budget: int) -> int:
         """Plan the running sequences, oldest first; returns the budget that is left."""
         for seq in list(self.running):
             num_tokens = min(seq.num_unscheduled, budget)
@@ -83,7 +77,7 @@ class Scheduler:
                 continue
             if not self._make_room(seq, seq.num_scheduled + num_tokens):
                 break
-            rows.append(self._plan(seq, num_tokens))
+            batch.append(self._plan(seq, num_tokens))
             budget -= num_tokens
         return budget
 
@@ -103,7 +97,7 @@ class Scheduler:
         self.block_manager.allocate(seq, num_tokens)
         return True
 
-    def _admit_waiting(self, rows: list[ScheduledSequence], budget: int) -> None:
+    def _admit_waiting(self, batch: Batch, budget: int) -> None:
         while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
             seq = self.waiting[0]
             hits = self.block_manager.match(seq)
@@ -117,7 +111,7 @@ class Scheduler:
                 break
             self.waiting.popleft()
             self._admit(seq, hits, num_cached)
-            rows.append(self._plan(seq, num_tokens))
+            batch.append(self._plan(seq, num_tokens))
             budget -= num_tokens
 
     def _fits(self, seq: Sequence, hits: list[int]) -> bool:
@@ -156,7 +150,7 @@ class Scheduler:
 
     # -- after the step --------------------------------------------------------------------------
 
-    def update(self, batch: ScheduledBatch, token_ids: list[int]) -> list[Sequence]:
+    def update(self, batch: Batch, token_ids: list[int]) -> list[Sequence]:
         """Take in a finished step; `token_ids` holds one id for each row that samples, in order.
 
         Returns the sequences that got a token. One that finished while its next token was in
@@ -164,7 +158,7 @@ class Scheduler:
         """
         sampled = iter(token_ids)
         updated = []
-        for row in batch.rows:
+        for row in batch:
             seq = row.seq
             seq.num_computed += row.num_tokens
             token_id = next(sampled) if row.samples else None
@@ -191,13 +185,13 @@ class Scheduler:
         seq.finish("abort")
         self._retire(seq)
 
-    def roll_back(self, batches: list[ScheduledBatch]) -> None:
+    def roll_back(self, batches: list[Batch]) -> None:
         """Undo steps that failed, as if they had never been planned.
 
         Their sequences return to the head of the queue, and what was entered in the prefix cache
         for keys and values that were never written is taken out again.
         """
-        failed = [row.seq for batch in batches for row in batch.rows]
+        failed = [row.seq for batch in batches for row in batch]
         for seq in failed:
             self.block_manager.unregister(seq, seq.num_computed)
             seq.num_scheduled = seq.num_computed

@@ -135,7 +135,7 @@ def load_weights(model: Decoder, files: list[Path], use_tqdm: bool) -> None:
 
 def parameters_by_name(model: Decoder) -> dict[str, tuple[Tensor, Shard]]:
     """Checkpoint tensor name -> the parameter it fills, and which part of the tensor that is."""
-    found = {}
+    found: dict[str, tuple[Tensor, Shard]] = {}
     for name, parameter in model.named_parameters():
         layer, _, kind = name.rpartition(".")
         shards = getattr(model.get_submodule(layer), "shards", {})

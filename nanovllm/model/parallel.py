@@ -149,7 +149,7 @@ class Ranks:
         return int(min(self._gather(torch.tensor([value]))))
 
     def gather_columns(self, x: Tensor, num_columns: int) -> Tensor:
-        """Whole rows [num_rows, num_columns] from each rank's `span` of the columns."""
+        """Whole rows [num_rows, num_columns] from each rank's `shard` of the columns."""
         widest = -(-num_columns // self.size)
         parts = self._gather(F.pad(x, (0, widest - x.shape[1])))
         counts = [Ranks(rank, self.size).shard(num_columns).count for rank in range(self.size)]
@@ -181,6 +181,9 @@ def check_divisible(config: ModelConfig, size: int) -> None:
 
 class Sharded(nn.Module):
     """Holds a weight, and perhaps a bias, and says which part of the checkpoint's each is."""
+
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()

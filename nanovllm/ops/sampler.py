@@ -20,16 +20,6 @@ MASK32 = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
-class Filters:
-    """Top-k, top-p and min-p of the rows that ask for any of them."""
-
-    rows: Tensor  # [num_filtered] int64: their places in the batch
-    top_k: Tensor  # [num_filtered, 1] int64; the vocabulary's size: all
-    top_p: Tensor  # [num_filtered, 1] float32
-    min_p: Tensor  # [num_filtered, 1] float32
-
-
-@dataclass(frozen=True)
 class SamplingMetadata:
     """What each sampled row asked for."""
 
@@ -37,7 +27,10 @@ class SamplingMetadata:
     seeds: Tensor  # [num_rows, 1] int64
     positions: Tensor  # [num_rows, 1] int64: where the new token will stand
     all_greedy: bool
-    filters: Filters | None
+    filtered: list[int]  # the rows that ask for top-k, top-p or min-p
+    top_k: Tensor  # [num_rows, 1] int64; at least the vocabulary's size: all
+    top_p: Tensor  # [num_rows, 1] float32
+    min_p: Tensor  # [num_rows, 1] float32
 
 
 def sample(logits: Tensor, metadata: SamplingMetadata, ranks: Ranks, vocab_size: int) -> Tensor:
@@ -49,11 +42,10 @@ def sample(logits: Tensor, metadata: SamplingMetadata, ranks: Ranks, vocab_size:
     if not metadata.all_greedy:
         greedy = metadata.temperature == 0
         scores = scores / metadata.temperature.masked_fill(greedy, 1.0)
-        if metadata.filters is not None:
-            rows = metadata.filters.rows
+        if rows := metadata.filtered:
             whole = ranks.gather_columns(scores[rows], vocab_size)
-            kept = filter_scores(whole, metadata.filters)
-            scores[rows] = kept.narrow(1, shard.start, shard.count)
+            limits = (x[rows] for x in (metadata.top_k, metadata.top_p, metadata.min_p))
+            scores[rows] = filter_scores(whole, *limits).narrow(1, shard.start, shard.count)
         ids = torch.arange(shard.start, shard.start + shard.count, device=scores.device)
         noise = gumbel_noise(metadata.seeds, metadata.positions, ids)
         scores = scores + noise.masked_fill(greedy, 0.0)
@@ -61,17 +53,19 @@ def sample(logits: Tensor, metadata: SamplingMetadata, ranks: Ranks, vocab_size:
     return ranks.reduce_argmax(scores.gather(1, best), best + shard.start).squeeze(1)
 
 
-def filter_scores(scores: Tensor, filters: Filters) -> Tensor:
+def filter_scores(scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """Scores [num_rows, vocab_size] with -inf wherever min-p, top-k or top-p drop a token.
+
+    The limits are [num_rows, 1].
 
     In vLLM's order: min-p, then top-k, then top-p over what is left. The likeliest always stays.
     """
     values, order = scores.sort(dim=1, descending=True, stable=True)
     place = torch.arange(values.shape[1], device=values.device)
     probs = values.softmax(dim=1)
-    dropped = (probs < filters.min_p * probs[:, :1]) | (place >= filters.top_k)
+    dropped = (probs < min_p * probs[:, :1]) | (place >= top_k)
     probs = values.masked_fill(dropped, -torch.inf).softmax(dim=1)
-    dropped |= probs.cumsum(dim=1) - probs >= filters.top_p  # what stands before it is enough
+    dropped |= probs.cumsum(dim=1) - probs >= top_p  # what stands before it is enough
     dropped[:, 0] = False
     return torch.empty_like(scores).scatter_(1, order, values.masked_fill(dropped, -torch.inf))
 
