@@ -21,6 +21,6 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
     "05_scheduler": ("engine/sequence.py", "engine/scheduler.py"),
     "06_triton_kernels": ("ops/kernels.py",),
     "07_cuda_graphs": ("engine/model_runner.py", "engine/engine.py"),
-    "08_tensor_parallelism": ("model/parallel.py",),
+    "08_tensor_parallelism": ("model/parallel.py", "llm_engine.py"),
     "09_the_ladder": (),  # measures all of them together
 }

@@ -1,8 +1,8 @@
 """nano-vLLM, rebuilt one lesson at a time: a small, readable engine for language models."""
 
 from nanovllm.config import EngineArgs
-from nanovllm.engine.engine import LLMEngine
 from nanovllm.llm import LLM
+from nanovllm.llm_engine import LLMEngine
 from nanovllm.outputs import CompletionOutput, RequestOutput
 from nanovllm.sampling_params import SamplingParams
 

@@ -15,8 +15,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from nanovllm.config import EngineArgs
-from nanovllm.engine.engine import LLMEngine
 from nanovllm.engine.sequence import Sequence
+from nanovllm.llm_engine import LLMEngine
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
 

@@ -27,7 +27,7 @@ from nanovllm.model.model_config import ModelConfig
 START_TIMEOUT = timedelta(minutes=10)  # for all ranks to load their share of the model
 STEP_TIMEOUT = timedelta(seconds=25)  # for the others to reach a collective of a launched step
 IDLE_TIMEOUT = timedelta(days=1000)  # for rank 0 to have something to say
-WORKER = "from nanovllm.engine.engine import run_worker; run_worker()"
+WORKER = "from nanovllm.llm_engine import run_worker; run_worker()"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,291 @@
+"""LLMEngine: vLLM's engine interface, which builds what the loop needs and keeps ranks in step.
+
+It settles the arguments, loads the model, sizes the cache, turns prompts into sequences, and tells
+the other ranks, before it does it itself, whatever it was asked to do.
+"""
+
+import json
+import os
+import sys
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from nanovllm.config import EngineArgs
+from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.engine import EngineCore
+from nanovllm.engine.model_runner import ModelRunner, allocate_kv_cache
+from nanovllm.engine.scheduler import Scheduler
+from nanovllm.engine.sequence import Sequence
+from nanovllm.model.loader import choose_dtype, find_model, load_model, load_tokenizer, stop_ids_of
+from nanovllm.model.model_config import ModelConfig
+from nanovllm.model.parallel import Ranks, check_divisible
+from nanovllm.ops.attention import choose_backend
+from nanovllm.outputs import RequestOutput, StepRecord
+from nanovllm.sampling_params import SamplingParams
+from nanovllm.validation import check_number, check_type
+
+Request = dict[str, Any]  # the arguments of a Sequence, as rank 0 tells them to the others
+
+
+class LLMEngine:
+    """vLLM's engine interface: requests in, steps, outputs.
+
+    A learner's own BlockManager or Scheduler class, or store function, may take the place of the
+    engine's (one rank only).
+    """
+
+    _engines_under_torchrun = 0
+
+    def __init__(
+        self,
+        args: EngineArgs,
+        *,
+        ranks: Ranks | None = None,
+        block_manager_class: type = BlockManager,
+        scheduler_class: type = Scheduler,
+        store_kv: Any = None,
+    ):
+        self.closed = True  # until it stands
+        folder = find_model(args.model, args.revision)
+        config = ModelConfig.from_folder(folder)
+        check_divisible(config, args.tensor_parallel_size)
+        self.ranks = ranks or Ranks()
+        self.args = settled = settle(args, config)
+        self.device = torch.device(settled.device)
+        config = replace(config, dtype=choose_dtype(args.dtype, config, self.device))
+        self.model_config = config
+        self.tokenizer = None if args.skip_tokenizer_init else load_tokenizer(args, folder)
+        self.eos_ids, self.default_params = stop_ids_of(folder, config, self.tokenizer)
+        backend = choose_backend(args.attention_backend, self.device)
+        backend = replace(backend, store_kv=store_kv or backend.store_kv)
+        if ranks is None and args.tensor_parallel_size > 1:
+            self.ranks = self._start_ranks(args)
+        try:
+            model = load_model(folder, config, backend, self.ranks, settled)
+            self.ranks.connect()
+            kv_cache = allocate_kv_cache(config, settled, self.ranks)
+            num_blocks = kv_cache.shape[2]
+            self.max_model_len = longest_request(args, settled, num_blocks)
+            self.block_manager = block_manager_class(
+                num_blocks, args.block_size, args.enable_prefix_caching
+            )
+            budget, chunked = settled.max_num_batched_tokens, args.enable_chunked_prefill
+            scheduler = scheduler_class(self.block_manager, args.max_num_seqs, budget, chunked)
+            runner = ModelRunner(model, kv_cache, self.ranks, config.vocab_size)
+            self.core = EngineCore(scheduler, runner, args.async_scheduling)
+        except BaseException:
+            self.ranks.close(kill=True)
+            raise
+        self.sequences: dict[str, Sequence] = {}  # unfinished, by request id
+        self.num_requests = 0  # ever added
+        self.closed = False
+
+    @classmethod
+    def from_engine_args(cls, engine_args: EngineArgs) -> "LLMEngine":
+        return cls(engine_args)
+
+    def _start_ranks(self, args: EngineArgs) -> Ranks:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return Ranks.start_workers(args.tensor_parallel_size, asdict(args))
+        LLMEngine._engines_under_torchrun += 1
+        return Ranks.from_torchrun(args.tensor_parallel_size, LLMEngine._engines_under_torchrun)
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def make_request(self, request_id: str, prompt: Any, params: SamplingParams | None) -> Request:
+        """Check one prompt (text, token ids, or vLLM's dict of either) and its parameters."""
+        check_type("request_id", request_id, str)
+        params = SamplingParams(**self.default_params) if params is None else params
+        check_type("sampling_params", params, SamplingParams)
+        params = replace(params)  # a checked copy: the caller's object stays the caller's
+        if self.tokenizer is None and params.stop:
+            raise ValueError(f"stop={params.stop!r} needs a tokenizer (skip_tokenizer_init)")
+        text, token_ids = self._tokenize(prompt)
+        room = self.max_model_len - len(token_ids)
+        if not token_ids or room < 1:
+            raise ValueError(
+                f"a prompt has 1 to {self.max_model_len - 1} tokens, since it must leave room for "
+                f"one more in max_model_len={self.max_model_len}; got {len(token_ids)}"
+            )
+        for token_id in token_ids:
+            check_number("every prompt token id", token_id, 0, self.model_config.vocab_size - 1)
+        return {
+            "request_id": request_id,
+            "prompt": text,
+            "token_ids": token_ids,
+            "params": asdict(params),
+            "max_length": len(token_ids) + min(params.max_tokens or room, room),
+        }
+
+    def _tokenize(self, prompt: Any) -> tuple[str | None, list[int]]:
+        if not isinstance(prompt, dict):
+            prompt = {"prompt" if isinstance(prompt, str) else "prompt_token_ids": prompt}
+        if unknown := set(prompt) - {"prompt", "prompt_token_ids"}:
+            raise ValueError(f"a prompt has 'prompt' or 'prompt_token_ids', not {unknown}")
+        text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+        if token_ids is None and isinstance(text, str):
+            token_ids = self.get_tokenizer().encode(text)
+        if not isinstance(token_ids, (list, tuple)):
+            raise TypeError(f"a prompt is a str, token ids, or a dict of one, got {prompt!r:.80}")
+        return text, list(token_ids)
+
+    def add(self, requests: list[Request]) -> list[Sequence]:
+        """Queue checked requests, on every rank."""
+        self._check_open()
+        taken = [*self.sequences, *(request["request_id"] for request in requests)]
+        if len(set(taken)) < len(taken):
+            twice = next(name for name in taken if taken.count(name) > 1)
+            raise ValueError(f"request_id={twice!r} is already in use")
+        return self._on_all_ranks("add", requests)
+
+    def _apply_add(self, requests: list[Request]) -> list[Sequence]:
+        seqs = []
+        for request in requests:
+            params = SamplingParams(**request["params"])
+            eos_ids = frozenset() if params.ignore_eos else self.eos_ids
+            seq = Sequence(
+                **{**request, "params": params},
+                stop_ids=eos_ids.union(params.stop_token_ids),
+                noise=(self.args.seed, self.num_requests),
+                tokenizer=self.tokenizer,
+            )
+            self.num_requests += 1
+            self.sequences[seq.request_id] = seq
+            self.core.scheduler.add(seq)
+            seqs.append(seq)
+        return seqs
+
+    def add_request(self, request_id: str, prompt: Any, params: SamplingParams) -> None:
+        """Check and queue one request; ValueError or TypeError if it cannot be honoured."""
+        self.add([self.make_request(request_id, prompt, params)])
+
+    def abort_request(self, request_id: str | list[str]) -> None:
+        """End requests before their time; ids that are not running are ignored."""
+        self._check_open()
+        self._on_all_ranks("abort", [request_id] if isinstance(request_id, str) else request_id)
+
+    def _apply_abort(self, request_ids: list[str]) -> None:
+        self.core.abort([self.sequences.pop(i) for i in request_ids if i in self.sequences])
+
+    def has_unfinished_requests(self) -> bool:
+        return not self.closed and self.core.has_work
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def step(self) -> list[RequestOutput]:
+        """Run one step; the state of every request that got a token in it."""
+        return [RequestOutput.of(seq) for seq in self.advance()]
+
+    def advance(self) -> list[Sequence]:
+        """As `step`, without making outputs."""
+        self._check_open()
+        return self._on_all_ranks("step", None)
+
+    def _apply_step(self, _: None) -> list[Sequence]:
+        updated = self.core.step() if self.core.has_work else []
+        for seq in updated:
+            if seq.is_finished:
+                self.sequences.pop(seq.request_id, None)
+        return updated
+
+    def _on_all_ranks(self, command: str, payload: Any) -> Any:
+        """Do what rank 0 was asked to do, on every rank alike."""
+        try:
+            theirs, payload = self.ranks.share([command, payload])
+            if theirs != command:
+                raise RuntimeError(
+                    f"rank {self.ranks.rank} was asked to {command} while rank 0 was asked to "
+                    f"{theirs}: under torchrun every rank must make the same calls"
+                )
+            return getattr(self, f"_apply_{command}")(payload)
+        except BaseException:
+            if self.ranks.size > 1:  # ranks may now differ: this engine cannot go on
+                self._release(kill=True)
+            raise
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    @property
+    def trace(self) -> list[StepRecord]:
+        return list(self.core.trace)
+
+    def get_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise ValueError("skip_tokenizer_init=True: no tokenizer, prompts must be token ids")
+        return self.tokenizer
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RuntimeError("this engine is closed")
+
+    def close(self) -> None:
+        """Give back all memory and end the other ranks. May be called again."""
+        if self.closed:
+            return
+        try:
+            self.core.abort(list(self.sequences.values()))
+            if self.ranks.rank == 0:
+                self.ranks.share(["close", None])
+        except RuntimeError:  # a rank is gone already
+            pass
+        finally:
+            self._release(kill=False)
+
+    def _release(self, kill: bool) -> None:
+        self.closed = True
+        for seq in self.sequences.values():
+            seq.finish("abort")
+        self.sequences.clear()
+        self.core.launched.clear()
+        self.core.runner = None
+        self.ranks.close(kill)
+
+
+def settle(args: EngineArgs, config: ModelConfig) -> EngineArgs:
+    """The arguments with nothing left open that the model or the machine decides."""
+    cuda = torch.cuda.is_available()
+    device = ("cuda" if cuda else "cpu") if args.device == "auto" else args.device
+    if device != "cpu" and not (cuda and device.partition(":")[0] == "cuda"):
+        raise ValueError(f"device={device!r} is not usable here; try 'cpu' or 'auto'")
+    limit = config.max_position_embeddings
+    length = args.max_model_len or limit
+    if length > limit:
+        raise ValueError(f"max_model_len={length} is over the model's limit of {limit} positions")
+    usual, least = 512 if device == "cpu" else 16_384, 1 if args.enable_chunked_prefill else length
+    budget = args.max_num_batched_tokens or max(usual, least)
+    if budget < least:
+        raise ValueError(
+            f"max_num_batched_tokens={budget} must be at least max_model_len={length} with "
+            f"enable_chunked_prefill=False"
+        )
+    return replace(args, device=device, max_model_len=length, max_num_batched_tokens=budget)
+
+
+def longest_request(args: EngineArgs, settled: EngineArgs, num_blocks: int) -> int:
+    """Tokens a request may have. It must fit in the cache alone, so that it can always end."""
+    capacity = num_blocks * args.block_size
+    if args.max_model_len is not None and args.max_model_len > capacity:
+        raise ValueError(
+            f"max_model_len={args.max_model_len} does not fit in the KV cache of {capacity} "
+            f"tokens; lower it, or give the cache more blocks (num_gpu_blocks_override)"
+        )
+    return min(settled.max_model_len, capacity)
+
+
+def run_worker() -> None:
+    """A rank that another engine started: do what rank 0 says until it says close, or is gone."""
+    port, rank, size = map(int, sys.argv[1:])
+    ranks = Ranks.join(port, rank, size)
+    engine = LLMEngine(EngineArgs(**json.loads(ranks.store.get("settings"))), ranks=ranks)
+    try:
+        while True:
+            command, payload = ranks.share(None)
+            if command == "close":
+                return
+            getattr(engine, f"_apply_{command}")(payload)
+    except torch.distributed.DistError:  # rank 0 is gone
+        sys.exit(1)
+    except KeyboardInterrupt:  # Ctrl-C reaches the whole group; rank 0 reports it
+        sys.exit(130)
