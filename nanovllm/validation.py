@@ -5,7 +5,7 @@ A parameter's field says beside its default what it accepts; `check_fields` hold
 
 from collections.abc import Callable
 from dataclasses import field, fields
-from typing import Any
+from typing import Any, get_args
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> None:
@@ -24,7 +24,7 @@ def check_type(name: str, value: Any, kind: type) -> None:
 
 
 def number(default: float | None, low: float, high: float) -> Any:
-    """A field for a number from `low` to `high`, or None if that is its default."""
+    """A field for a number from `low` to `high`; for None as well if its type says so."""
     return _field(default, lambda name, value: check_number(name, value, low, high))
 
 
@@ -48,8 +48,8 @@ def _field(default: Any, check: Callable[[str, Any], None], repr: bool = True) -
 
 
 def check_fields(parameters: Any) -> None:
-    """Check every field that says what it accepts. A default of None always is."""
+    """Check every field that says what it accepts. None is where the field's type has it."""
     for f in fields(parameters):
         value = getattr(parameters, f.name)
-        if "check" in f.metadata and not (value is None and f.default is None):
+        if "check" in f.metadata and not (value is None and type(None) in get_args(f.type)):
             f.metadata["check"](f.name, value)

@@ -201,3 +201,34 @@ def test_it_answers(folder, tokenizer):
     answer = output[0, prompt["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(answer)
     assert int(answer[-1]) == model.generation_config.eos_token_id == 2
+
+
+QUESTIONS = [
+    "What is the capital of France?",
+    "Tell me a story about a fox who finds a key.",
+    "Write one sentence about the sea.",
+    "How do I boil an egg?",
+    "Name three birds.",
+]
+
+
+def test_the_engine_gives_transformers_tokens(folder, tokenizer):
+    """Greedy, float32, five prompts of 64 tokens, all in one batch."""
+    from reference import assert_same_greedy, greedy_reference
+
+    from nanovllm import LLM, SamplingParams
+
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
+        for question in QUESTIONS
+    ]
+    params = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
+    with LLM(folder, dtype="float32", max_model_len=256, use_tqdm_on_load=False) as llm:
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+    tokens = [output.outputs[0].token_ids for output in outputs]
+    assert_same_greedy(tokens, greedy_reference(folder, prompts, 64))

@@ -1,0 +1,184 @@
+"""Ranks: collectives, engines on two ranks side by side, under torchrun, and after a failure."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from nanovllm import LLM, SamplingParams
+from nanovllm.model.parallel import Ranks
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9]]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+
+
+def on_ranks(size, function):
+    """function(ranks)'s results, each rank in a thread of its own."""
+    store, results, failures = dist.HashStore(), [None] * size, []
+
+    def run(rank):
+        try:
+            ranks = Ranks(rank, size, store)
+            ranks.connect()
+            results[rank] = function(ranks)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not failures, failures
+    return results
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_collectives(size):
+    whole = torch.randn(4, 10)
+
+    def run(ranks):
+        shard = ranks.shard(10)
+        part = whole[:, shard.start : shard.start + shard.count]
+        values, place = part.max(dim=1, keepdim=True)
+        return (
+            ranks.all_reduce(torch.full((2,), float(ranks.rank))),
+            ranks.minimum(7 - ranks.rank),
+            ranks.gather_columns(part, 10),
+            ranks.reduce_argmax(values, place + shard.start),
+            ranks.share({"from": 0} if ranks.rank == 0 else None),
+        )
+
+    for total, least, columns, best, message in on_ranks(size, run):
+        assert total.tolist() == [sum(range(size))] * 2
+        assert least == 7 - (size - 1)
+        assert torch.equal(columns, whole)
+        assert torch.equal(best, whole.argmax(dim=1, keepdim=True))
+        assert message == {"from": 0}
+
+
+def test_the_lowest_id_wins_a_tie_between_ranks():
+    def run(ranks):
+        return ranks.reduce_argmax(torch.ones(1, 1), torch.tensor([[5 + ranks.rank]]))
+
+    assert [best.item() for best in on_ranks(2, run)] == [5, 5]
+
+
+def test_fewer_kv_heads_than_ranks_are_held_twice():
+    assert [Ranks(rank, 4).shard(2, 8).start for rank in range(4)] == [0, 0, 8, 8]
+    assert all(Ranks(rank, 4).shard(2, 8).count == 8 for rank in range(4))
+
+
+def test_shards_cover_everything_once():
+    for size in (1, 2, 3, 5):
+        shards = [Ranks(rank, size).shard(301) for rank in range(size)]
+        assert [s for shard in shards for s in range(shard.start, shard.start + shard.count)] == [
+            *range(301)
+        ]
+
+
+def test_a_split_linear_is_the_whole_one():
+    x, weight = torch.randn(3, 8), torch.randn(6, 8)
+
+    def run(ranks):
+        shard = ranks.shard(8)
+        part = slice(shard.start, shard.start + shard.count)
+        return ranks.all_reduce(F.linear(x[:, part], weight[:, part]))
+
+    for y in on_ranks(2, run):
+        torch.testing.assert_close(y, F.linear(x, weight))
+
+
+# -- engines ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model):
+    return str(tiny_model(family="qwen3"))
+
+
+def make(folder, size=1):
+    return LLM(folder, tensor_parallel_size=size, max_model_len=128, use_tqdm_on_load=False)
+
+
+def answer(llm):
+    return [o.outputs[0].token_ids for o in llm.generate(PROMPTS, GREEDY, use_tqdm=False)]
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    with make(folder) as llm:
+        return answer(llm)
+
+
+def test_two_engines_of_two_ranks_at_once(folder, expected):
+    with make(folder, 2) as first, make(folder, 2) as second:
+        assert answer(first) == answer(second) == expected
+        workers = first.llm_engine.ranks.workers + second.llm_engine.ranks.workers
+    assert [worker.poll() for worker in workers] == [0, 0]
+
+
+def test_aborts_and_late_requests_reach_every_rank(folder, expected):
+    with make(folder, 2) as llm:
+        for _ in llm.stream(PROMPTS, GREEDY):
+            break
+        stream = llm.stream(PROMPTS, GREEDY)
+        next(stream)
+        assert answer(llm) == expected
+        list(stream)
+        assert [o.outputs[0].token_ids for o in stream.outputs] == expected
+
+
+def test_after_a_failed_step_ranks_are_closed_and_say_so(folder):
+    llm = make(folder, 2)
+    workers = list(llm.llm_engine.ranks.workers)
+
+    def fail(*_):
+        raise RuntimeError("planted failure")
+
+    llm.llm_engine.core.runner.model.forward = fail
+    with pytest.raises(RuntimeError, match="planted"):
+        answer(llm)
+    assert all(worker.poll() is not None for worker in workers)
+    with pytest.raises(RuntimeError, match="closed"):
+        answer(llm)
+    llm.close()
+
+
+SCRIPT = """
+import json, os, sys
+from nanovllm import LLM, SamplingParams
+params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+rows = []
+for _ in range(2):  # a second engine in the same processes
+    with LLM(sys.argv[1], tensor_parallel_size=2, max_model_len=128, use_tqdm_on_load=False) as llm:
+        outputs = llm.generate(json.loads(sys.argv[2]), params, use_tqdm=False)
+        rows.append([output.outputs[0].token_ids for output in outputs])
+with open(f"{sys.argv[3]}/{os.environ['RANK']}.json", "w") as file:
+    json.dump(rows, file)
+"""
+
+
+def test_the_same_script_under_torchrun(folder, expected, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, script, folder, json.dumps(PROMPTS), tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [expected, expected]
