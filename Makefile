@@ -1,6 +1,6 @@
 # make run    answer a few prompts        make lab    open the lessons in JupyterLab
 # make test   every check                 make lint   the quick checks alone
-# make clean  remove what was made here
+# make clean  remove what was made here       make test-gpu  the tests that need an NVIDIA GPU
 #
 # The first call makes .venv and installs into it, under the pins of constraints.txt; later calls
 # find it done. Variables, all optional:
@@ -19,7 +19,7 @@ ARGS ?=
 TORCH_INDEX ?=
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: help install run test lint lab clean
+.PHONY: help install run test test-gpu lint lab clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +33,9 @@ run: $(STAMP)
 test: lint
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

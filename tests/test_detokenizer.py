@@ -96,3 +96,10 @@ def test_the_beginning_of_a_stop_string_comes_once_it_is_none():
 def test_special_tokens(skip, text):
     ids = TOKENIZER.encode("a<|im_end|>b")
     assert "".join(pieces_of(ids, skip_special_tokens=skip)[0]) == text
+
+
+def test_of_two_stop_strings_in_one_token_the_first_cuts():
+    ids = TOKENIZER.encode("the")
+    assert len(ids) == 1
+    for stop in (["t", "h"], ["h", "t"]):
+        assert "".join(pieces_of(ids, stop=stop)[0]) == ""

@@ -50,12 +50,24 @@ def allocate_kv_cache(config: ModelConfig, args: EngineArgs, ranks: Ranks) -> Te
 
 
 class PendingTokens:
-    """The ids a launched step samples; reading them waits for it."""
+    """The ids a launched step samples, on their way to the host; reading them waits for them.
+
+    On a GPU the copy is queued behind the step that makes them and before the next one, so that
+    reading waits for this step alone. The step itself runs on while the host plans.
+    """
 
     def __init__(self, ids: Tensor | None):
         self._ids = ids  # [num_sampled] int64 on the device; None: no row sampled
+        self._copied: torch.cuda.Event | None = None
+        if ids is not None and ids.is_cuda:
+            self._ids = torch.empty_like(ids, device="cpu", pin_memory=True)
+            self._ids.copy_(ids, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
 
     def read(self) -> list[int]:
+        if self._copied is not None:
+            self._copied.synchronize()
         return [] if self._ids is None else self._ids.tolist()
 
 
