@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +16,15 @@ import torch
 from nanovllm.config import EngineArgs
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.engine import EngineCore
-from nanovllm.engine.model_runner import ModelRunner, allocate_kv_cache
+from nanovllm.engine.memory import count_blocks, graph_sizes, make_kv_cache
+from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.model.loader import choose_dtype, find_model, load_model, load_tokenizer, stop_ids_of
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.parallel import Ranks, check_divisible
-from nanovllm.ops.attention import choose_backend
+from nanovllm.ops.attention import rope_store
+from nanovllm.ops.backend import choose_backend
 from nanovllm.outputs import RequestOutput, StepRecord
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.validation import check_number, check_type
@@ -58,22 +61,26 @@ class LLMEngine:
         self.model_config = config
         self.tokenizer = None if args.skip_tokenizer_init else load_tokenizer(args, folder)
         self.eos_ids, self.default_params = stop_ids_of(folder, config, self.tokenizer)
-        backend = choose_backend(args.attention_backend, self.device)
-        backend = replace(backend, store_kv=store_kv or backend.store_kv)
+        backend = choose_backend(args.attention_backend, self.device, config, args.block_size)
+        if store_kv is not None:
+            backend = replace(backend, rope_store=partial(rope_store, store=store_kv), capturable=False)
         if ranks is None and args.tensor_parallel_size > 1:
             self.ranks = self._start_ranks(args)
         try:
+            on_gpu = self.device.type == "cuda"
+            reserved = torch.cuda.memory_reserved(self.device) if on_gpu else 0
             model = load_model(folder, config, backend, self.ranks, settled)
             self.ranks.connect()
-            kv_cache = allocate_kv_cache(config, settled, self.ranks)
-            num_blocks = kv_cache.shape[2]
+            runner = ModelRunner(model, make_kv_cache(config, settled, self.ranks, 1), settled)
+            num_blocks = count_blocks(runner, settled, reserved)
+            runner.kv_cache = make_kv_cache(config, settled, self.ranks, num_blocks)
             self.max_model_len = longest_request(args, settled, num_blocks)
             self.block_manager = block_manager_class(
                 num_blocks, args.block_size, args.enable_prefix_caching
             )
             budget, chunked = settled.max_num_batched_tokens, args.enable_chunked_prefill
             scheduler = scheduler_class(self.block_manager, args.max_num_seqs, budget, chunked)
-            runner = ModelRunner(model, kv_cache, self.ranks, config.vocab_size)
+            runner.capture(graph_sizes(runner, settled))
             self.core = EngineCore(scheduler, runner, args.async_scheduling)
         except BaseException:
             self.ranks.close(kill=True)

@@ -2,10 +2,12 @@
 back from the paged cache, so one stale or misplaced slot changes all the text that follows."""
 
 import random
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from nanovllm.config import EngineArgs
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.engine import EngineCore
 from nanovllm.engine.model_runner import ModelRunner
@@ -13,6 +15,7 @@ from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.model.parallel import Ranks
 from nanovllm.ops.attention import AttentionMetadata, store_kv
+from nanovllm.ops.backend import TORCH
 from nanovllm.sampling_params import SamplingParams
 
 VOCAB = 97
@@ -38,26 +41,31 @@ class CountingModel:
     """Each position stores the hash of its prefix, which it makes from the one before it in the
     cache; the next token is a function of all the hashes that it reads back."""
 
-    def __call__(
-        self, input_ids: Tensor, positions: Tensor, kv_cache: Tensor, metadata: AttentionMetadata
-    ) -> Tensor:
+    ranks, backend, vocab_size, local_heads = Ranks(), TORCH, VOCAB, 1
+
+    def __call__(self, input_ids: Tensor, kv_cache: Tensor, batch: AttentionMetadata) -> Tensor:
         k_cache, v_cache = kv_cache[0]
         hidden = torch.zeros(len(input_ids), 1, dtype=torch.double)
-        for row, table in enumerate(metadata.block_tables):
-            first = int(metadata.context_lens[row]) - (
-                metadata.query_starts[row + 1] - metadata.query_starts[row]
-            )
-            for place in range(*metadata.query_starts[row : row + 2]):
-                position = first + place - metadata.query_starts[row]
-                assert position == positions[place]
-                before = k_cache[table].flatten()[:position]
-                parent = int(before[-1]) if position else 0
-                fresh = torch.tensor(hash_next(parent, int(input_ids[place]), position)).double()
-                fresh = fresh.view(1, 1, 1)
-                slot = metadata.slot_mapping[place : place + 1]
-                store_kv(fresh, fresh, k_cache, v_cache, slot)
-                hidden[place] = k_cache[table].flatten()[: position + 1].sum()
+        for place, (position, table) in enumerate(self.tokens(batch)):
+            assert position == batch.positions[place]
+            before = k_cache[table].flatten()[:position]
+            parent = int(before[-1]) if position else 0
+            fresh = torch.tensor(hash_next(parent, int(input_ids[place]), position)).double()
+            fresh = fresh.view(1, 1, 1)
+            slot = batch.slot_mapping[place : place + 1]
+            store_kv(fresh, fresh, k_cache, v_cache, slot)
+            hidden[place] = k_cache[table].flatten()[: position + 1].sum()
         return hidden
+
+    def tokens(self, batch: AttentionMetadata) -> Iterator[tuple[int, Tensor]]:
+        """Every token's position and its row's block table, in order."""
+        if rows := batch.decodes:
+            yield from zip((rows.context_lens - 1).tolist(), rows.block_tables, strict=True)
+        if rows := batch.prompts:
+            counts = rows.starts.diff().tolist()
+            ends = rows.context_lens.tolist()
+            for count, end, table in zip(counts, ends, rows.block_tables, strict=True):
+                yield from ((position, table) for position in range(end - count, end))
 
     def logits(self, hidden: Tensor) -> Tensor:
         return torch.nn.functional.one_hot(hidden[:, 0].long() % VOCAB, VOCAB).float()
@@ -67,7 +75,8 @@ def make_core(rng: random.Random, num_blocks: int, block_size: int) -> EngineCor
     manager = BlockManager(num_blocks, block_size, rng.random() < 0.8)
     scheduler = Scheduler(manager, rng.randint(1, 6), rng.randint(1, 40))
     cache = torch.zeros(1, 2, num_blocks, block_size, 1, 1, dtype=torch.double)
-    runner = ModelRunner(CountingModel(), cache, Ranks(), VOCAB)
+    args = EngineArgs("counting", max_num_seqs=scheduler.max_num_seqs, max_model_len=1024)
+    runner = ModelRunner(CountingModel(), cache, args)
     return EngineCore(scheduler, runner, async_scheduling=rng.random() < 0.5)
 
 

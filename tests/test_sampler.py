@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from nanovllm.model.parallel import Ranks
-from nanovllm.ops.sampler import SamplingMetadata, filter_scores, philox, sample
+from nanovllm.ops.sampler import (
+    Filters,
+    SamplingMetadata,
+    candidates,
+    filter_scores,
+    philox,
+    sample,
+    sample_filtered,
+)
 
 VOCAB = 10
 
@@ -13,20 +21,18 @@ def limits(rows, top_k=VOCAB, top_p=1.0, min_p=0.0):
     return [torch.full((rows, 1), value) for value in (top_k, top_p, min_p)]
 
 
-def metadata(rows, temperature=1.0, seeds=None, **filters):
+def metadata(rows, temperature=1.0, seeds=None):
     seeds = torch.arange(rows) if seeds is None else seeds
-    return SamplingMetadata(
-        torch.full((rows, 1), temperature),
-        seeds[:, None],
-        torch.full((rows, 1), 7),
-        temperature == 0,
-        list(range(rows)) if filters else [],
-        *limits(rows, **filters),
-    )
+    position = torch.full((rows, 1), 7)
+    return SamplingMetadata(torch.full((rows, 1), temperature), seeds[:, None], position)
 
 
-def draw(logits, **options):
-    return sample(logits, metadata(len(logits), **options), Ranks(), logits.shape[1])
+def draw(logits, filters=None, **options):
+    asked = metadata(len(logits), **options)
+    if filters:
+        filters = Filters(*limits(len(logits), **filters))
+        return sample_filtered(logits, asked, filters, Ranks(), logits.shape[1])
+    return sample(logits, asked, Ranks(), logits.shape[1], candidates)
 
 
 def test_philox_known_answers():
@@ -76,7 +82,7 @@ def test_filters_keep_what_they_should():
 
 def test_a_filter_does_not_shift_the_noise():
     logits = torch.randn(200, VOCAB, generator=torch.Generator().manual_seed(1))
-    free, filtered = draw(logits), draw(logits, top_k=3)
+    free, filtered = draw(logits), draw(logits, {"top_k": 3})
     top = logits.topk(3).indices
     inside = (free[:, None] == top).any(dim=1)
     assert 0 < inside.sum() < 200

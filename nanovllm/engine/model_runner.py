@@ -1,52 +1,26 @@
 """ModelRunner: from a planned batch to the ids it samples.
 
-It lays the rows' tokens end to end as flat tensors, runs the model over them and the paged cache,
-and samples where a row has reached its newest token. A row whose last token is still in flight
-takes its id from the step before, on the device: the host need not know it.
+The rows' tokens stand end to end in flat tensors, decode rows first. Those take their ids from the
+persistent batch; a step of them alone touches device memory only, so on a GPU it is captured once
+for each batch size as a CUDA graph, and replayed. Prompts come from the host, and run eagerly.
 """
 
-import math
-from itertools import accumulate
+from dataclasses import replace
+from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nanovllm.config import EngineArgs
+from nanovllm.engine.persistent_batch import PersistentBatch, upload
 from nanovllm.engine.scheduler import Batch
-from nanovllm.engine.sequence import Sequence
 from nanovllm.model.decoder import Decoder
-from nanovllm.model.model_config import ModelConfig
-from nanovllm.model.parallel import Ranks
-from nanovllm.ops.attention import AttentionMetadata
-from nanovllm.ops.sampler import SamplingMetadata, sample
+from nanovllm.ops.attention import AttentionMetadata, DecodeRows, PromptRows
+from nanovllm.ops.sampler import Filters, SamplingMetadata, sample, sample_filtered
 from nanovllm.sampling_params import LARGEST_INT
 
-CPU_CACHE_BYTES = 2**30  # the KV cache's default limit on a CPU
-
-
-def allocate_kv_cache(config: ModelConfig, args: EngineArgs, ranks: Ranks) -> Tensor:
-    """A zeroed cache [layers, 2, num_blocks, block_size, local kv_heads, head_dim].
-
-    As many blocks as the arguments say; else enough for max_num_seqs sequences of max_model_len,
-    within 1 GiB on a CPU and `gpu_memory_utilization` on a GPU. All ranks take the same number.
-    """
-    block = (args.block_size, ranks.shard(config.num_key_value_heads).count, config.head_dim)
-    num_blocks = args.num_gpu_blocks_override
-    if num_blocks is None:
-        bytes_a_block = 2 * config.num_hidden_layers * math.prod(block) * config.dtype.itemsize
-        budget = CPU_CACHE_BYTES
-        if args.device != "cpu":
-            free, total = torch.cuda.mem_get_info(args.device)
-            budget = int(free - (1 - args.gpu_memory_utilization) * total)
-        enough = args.max_num_seqs * -(-args.max_model_len // args.block_size)
-        num_blocks = ranks.minimum(min(enough, budget // bytes_a_block))
-        if num_blocks < 1:
-            raise ValueError(
-                f"no memory for the KV cache: a block of {args.block_size} tokens takes "
-                f"{bytes_a_block:,} bytes, and {max(budget, 0):,} are left for it"
-            )
-    shape = (config.num_hidden_layers, 2, num_blocks, *block)
-    return torch.zeros(shape, dtype=config.dtype, device=args.device)
+FILTERED_AT_ONCE = 64  # rows: filters need room for several copies of all logits
 
 
 class PendingTokens:
@@ -77,82 +51,186 @@ class ModelRunner:
     kv_cache: [layers, 2, num_blocks, block_size, local kv_heads, head_dim].
     """
 
-    def __init__(self, model: Decoder, kv_cache: Tensor, ranks: Ranks, vocab_size: int):
-        self.model = model
-        self.kv_cache = kv_cache
+    def __init__(self, model: Decoder, kv_cache: Tensor, args: EngineArgs):
+        self.model, self.kv_cache = model, kv_cache
+        self.ranks, self.backend = model.ranks, model.backend
         self.block_size = kv_cache.shape[3]
         self.device = kv_cache.device
-        self.ranks = ranks
-        self.vocab_size = vocab_size
-        self._last_ids = torch.zeros(0, dtype=torch.int64, device=self.device)
-        self._last_row: dict[Sequence, int] = {}  # where in _last_ids a sequence's newest id is
+        self.max_blocks = -(-args.max_model_len // self.block_size)
+        self.rows = PersistentBatch(args.max_num_seqs, self.max_blocks, self.device)
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+
+    # -- a step ----------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> PendingTokens:
         """Start a step: every kernel is queued when this returns, on a CPU even done."""
-        starts = [0, *accumulate(row.num_tokens for row in batch)]
-        positions = self._tensor([p for row in batch for p in range(row.start, row.end)])
-        metadata = self._attention_metadata(batch, starts, positions)
-        hidden = self.model(self._input_ids(batch, starts), positions, self.kv_cache, metadata)
-        sampling = [row for row in batch if row.samples]
-        self._last_row = {row.seq: i for i, row in enumerate(sampling)}
+        try:
+            return PendingTokens(self._launch(batch))
+        except BaseException:
+            self.rows.forget()
+            raise
+
+    def _launch(self, batch: Batch) -> Tensor | None:
+        """The ids [num_sampled] that the step samples."""
+        num_decodes = next((i for i, row in enumerate(batch) if not row.decodes), len(batch))
+        if num_decodes == len(batch):
+            size = self._graph_size(num_decodes)
+            self.rows.place(batch, size)
+            logits, ids = self._replay(size) if size in self.graphs else self._decode(size)
+            sampling = list(range(num_decodes))
+        else:
+            self.rows.place(batch, len(batch))
+            sampling = [i for i, row in enumerate(batch) if row.samples]
+            logits, ids = self._mixed(batch, num_decodes, sampling)
         if not sampling:
-            return PendingTokens(None)
-        last = [end - 1 for row, end in zip(batch, starts[1:], strict=True) if row.samples]
-        logits = self.model.logits(hidden[self._tensor(last)])
-        asked = self._sampling_metadata(sampling)
-        self._last_ids = sample(logits, asked, self.ranks, self.vocab_size)
-        return PendingTokens(self._last_ids)
+            return None
+        filtered = [i for i, row in enumerate(sampling) if batch[row].seq.params.filters]
+        for at in range(0, len(filtered), FILTERED_AT_ONCE):
+            self._filter(batch, sampling, filtered[at : at + FILTERED_AT_ONCE], logits, ids)
+        return ids[: len(sampling)]
 
-    # -- a batch as tensors: the rows' tokens end to end, row i's from starts[i] on --------------
+    def _decode(self, size: int) -> tuple[Tensor, Tensor]:
+        """A step of the first `size` rows, from their ids to their next ids, on the device alone.
 
-    def _tensor(self, values: list, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=self.device)
+        Returns logits [size, vocab_local] and ids [size].
+        """
+        positions = self.rows.positions[:size]
+        decodes = self._plan_decodes(size)
+        batch = AttentionMetadata(positions, decodes, None)
+        hidden = self.model(self.rows.ids[:size], self.kv_cache, batch)
+        logits = self.model.logits(hidden)
+        positions += positions >= 0
+        return logits, self._sample(logits, slice(size))
 
-    def _input_ids(self, rows: Batch, starts: list[int]) -> Tensor:
-        ids: list[int] = []
-        in_flight: list[tuple[int, int]] = []  # (place in the batch, place in the last step's ids)
-        for row, place in zip(rows, starts, strict=False):
-            known = row.seq.token_ids[row.start : row.end]
-            if not known:
-                in_flight.append((place, self._last_row[row.seq]))
-            ids += known or [0]
-        input_ids = self._tensor(ids)
-        if in_flight:
-            places, sources = self._tensor(in_flight).T
-            input_ids[places] = self._last_ids[sources]
-        return input_ids
+    def _mixed(
+        self, batch: Batch, num_decodes: int, sampling: list[int]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """A step in which prompts are computed; logits and ids of the `sampling` rows."""
+        counts = [row.num_tokens for row in batch]
+        input_ids, positions, prompts = self._prompts(batch[num_decodes:], num_decodes)
+        decodes = None
+        if num_decodes:
+            decodes = self._plan_decodes(num_decodes)
+            input_ids = torch.cat((self.rows.ids[:num_decodes], input_ids))
+            positions = torch.cat((self.rows.positions[:num_decodes], positions))
+        metadata = AttentionMetadata(positions, decodes, prompts)
+        hidden = self.model(input_ids, self.kv_cache, metadata)
+        self.rows.positions[:num_decodes] += 1
+        if not sampling:
+            return None, None
+        last = np.cumsum(counts)[sampling] - 1
+        logits = self.model.logits(hidden[upload(last, self.device)])
+        return logits, self._sample(logits, upload(sampling, self.device))
 
-    def _attention_metadata(
-        self, rows: Batch, starts: list[int], positions: Tensor
-    ) -> AttentionMetadata:
-        counts = self._tensor([row.num_tokens for row in rows])
-        owner = torch.arange(len(rows), device=self.device).repeat_interleave(counts)
-        width = max(len(row.seq.block_table) for row in rows)
-        tables = [row.seq.block_table + [0] * (width - len(row.seq.block_table)) for row in rows]
-        block_tables = self._tensor(tables)
-        blocks = block_tables[owner, positions // self.block_size]
-        slots = blocks * self.block_size + positions % self.block_size
-        # What a shared block holds is not stored again: such a block is never written.
-        held = positions < self._tensor([row.seq.num_cached for row in rows])[owner]
-        return AttentionMetadata(
-            slot_mapping=slots.masked_fill(held, -1),
-            block_tables=block_tables,
-            context_lens=self._tensor([row.end for row in rows]),
-            query_starts=starts,
-            num_decodes=next((i for i, r in enumerate(rows) if r.num_tokens > 1), len(rows)),
+    def _plan_decodes(self, size: int) -> DecodeRows:
+        tables, positions = self.rows.block_tables[:size], self.rows.positions[:size]
+        k_cache = self.kv_cache[0, 0]
+        return self.backend.plan_decodes(positions, tables, k_cache, self.model.local_heads)
+
+    def _prompts(self, rows: Batch, num_before: int) -> tuple[Tensor, Tensor, PromptRows]:
+        """The rows' ids and positions, both [num_tokens] int32, and where they are stored.
+
+        What a shared block holds is not stored again: such a block is never written.
+        """
+        ids, positions, slots = [], [], []
+        for row in rows:
+            at = np.arange(row.start, row.end)
+            blocks = np.array(row.seq.block_table)[at // self.block_size]
+            slot = blocks * self.block_size + at % self.block_size
+            slots.append(np.where(at < row.seq.num_cached, -1, slot))
+            positions.append(at)
+            ids += row.seq.token_ids[row.start : row.end]
+        counts = [row.num_tokens for row in rows]
+        prompts = PromptRows(
+            slot_mapping=upload(np.concatenate(slots), self.device),
+            context_lens=upload(np.array([row.end for row in rows], np.int32), self.device),
+            block_tables=self.rows.block_tables[num_before : num_before + len(rows)],
+            starts=upload(np.array([0, *accumulate(counts)], np.int32), self.device),
+            longest=max(counts),
         )
+        flat = np.concatenate(positions).astype(np.int32)
+        return upload(np.array(ids, np.int32), self.device), upload(flat, self.device), prompts
 
-    def _sampling_metadata(self, rows: Batch) -> SamplingMetadata:
-        params = [row.seq.params for row in rows]
-        temperatures = [0.0 if p.is_greedy else p.temperature for p in params]
-        return SamplingMetadata(
-            temperature=self._tensor(temperatures, torch.float32)[:, None],
-            seeds=self._tensor([row.seq.seed for row in rows])[:, None],
-            positions=self._tensor([row.end for row in rows])[:, None],
-            all_greedy=not any(temperatures),
-            filtered=[i for i, p in enumerate(params) if p.filters],
-            top_k=self._tensor([p.top_k if p.top_k > 0 else LARGEST_INT for p in params])[:, None],
-            top_p=self._tensor([p.top_p for p in params], torch.float32)[:, None],
-            min_p=self._tensor([p.min_p for p in params], torch.float32)[:, None],
+    # -- sampling --------------------------------------------------------------------------------
+
+    def _asked(self, rows: slice | Tensor) -> SamplingMetadata:
+        """What rows of the persistent batch ask for, whose positions are those of the new ids."""
+        held = self.rows
+        positions = held.positions[rows][:, None]
+        return SamplingMetadata(held.temperatures[rows], held.seeds[rows], positions)
+
+    def _sample(self, logits: Tensor, rows: slice | Tensor) -> Tensor:
+        vocab_size = self.model.vocab_size
+        ids = sample(logits, self._asked(rows), self.ranks, vocab_size, self.backend.candidates)
+        self.rows.ids[rows] = ids.int()
+        return ids
+
+    def _filter(
+        self, batch: Batch, sampling: list[int], filtered: list[int], logits: Tensor, ids: Tensor
+    ) -> None:
+        """Sample again for those of the `sampling` rows whose requests have filters."""
+        rows = upload([sampling[i] for i in filtered], self.device)
+        params = [batch[sampling[i]].seq.params for i in filtered]
+        top_k = np.array([p.top_k if p.top_k > 0 else LARGEST_INT for p in params])
+        limits = (top_k, *(np.array(x, np.float32) for x in zip(*((p.top_p, p.min_p) for p in params))))
+        filters = Filters(*(upload(limit, self.device)[:, None] for limit in limits))
+        chosen = upload(filtered, self.device)
+        asked = self._asked(rows)
+        sampled = sample_filtered(logits[chosen], asked, filters, self.ranks, self.model.vocab_size)
+        ids[chosen] = sampled
+        self.rows.ids[rows] = sampled.int()
+
+    # -- what a GPU prepares ---------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def rehearse(self, max_num_batched_tokens: int) -> None:
+        """Run the step that needs the most memory; it reads block 0 and writes nothing."""
+        num_rows, longest = len(self.rows.ids), self.max_blocks * self.block_size
+        tokens = min(max_num_batched_tokens, num_rows * longest)
+        starts = [*range(0, tokens, longest), tokens]
+        lengths = [end - start for start, end in pairwise(starts)]
+        prompts = PromptRows(
+            slot_mapping=torch.full((tokens,), -1, device=self.device),
+            context_lens=torch.tensor(lengths, dtype=torch.int32, device=self.device),
+            block_tables=self.rows.block_tables[: len(lengths)],
+            starts=torch.tensor(starts, dtype=torch.int32, device=self.device),
+            longest=max(lengths),
         )
+        zeros = torch.zeros(tokens, dtype=torch.int32, device=self.device)
+        hidden = self.model(zeros, self.kv_cache, AttentionMetadata(zeros, None, prompts))
+        logits = self.model.logits(hidden[zeros[:num_rows]])
+        self._sample(logits, slice(len(logits)))
+        chunk = slice(min(len(logits), FILTERED_AT_ONCE))
+        asked = self._asked(chunk)
+        one = torch.ones_like(asked.temperature)
+        asked = replace(asked, temperature=one)
+        filters = Filters(one.long(), one, one)
+        sample_filtered(logits[chunk], asked, filters, self.ranks, self.model.vocab_size)
+
+    @torch.inference_mode()
+    def capture(self, sizes: list[int]) -> None:
+        """Record a decode step of each size as a CUDA graph, the largest first, in one pool.
+
+        The rows are all empty (position -1): they write nothing.
+        """
+        if not sizes:
+            return
+        self.rows.positions.fill_(-1)
+        pool = torch.cuda.graph_pool_handle()
+        for size in sorted(sizes, reverse=True):
+            self._decode(size)  # compiles what is not compiled yet
+            torch.cuda.synchronize(self.device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                logits, ids = self._decode(size)
+            self.graphs[size] = (graph, logits, ids)
+
+    def _replay(self, size: int) -> tuple[Tensor, Tensor]:
+        graph, logits, ids = self.graphs[size]
+        graph.replay()
+        return logits, ids
+
+    def _graph_size(self, num_rows: int) -> int:
+        """The smallest captured size that holds `num_rows`; without graphs, `num_rows` itself."""
+        return min((size for size in self.graphs if size >= num_rows), default=num_rows)

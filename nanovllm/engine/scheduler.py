@@ -27,10 +27,16 @@ class ScheduledSequence:
     start: int
     num_tokens: int
     samples: bool  # the row computes its newest token, so a next one is sampled
+    admitted: bool = False  # its first row since it was taken from the queue
 
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
+
+    @property
+    def decodes(self) -> bool:
+        """A single token, its newest, after others were computed since its admission."""
+        return self.num_tokens == 1 and self.samples and not self.admitted
 
 
 Batch = list[ScheduledSequence]  # one step's rows; those that decode stand first
@@ -67,7 +73,7 @@ class Scheduler:
         batch: Batch = []
         budget = self._schedule_running(batch, self.max_num_batched_tokens)
         self._admit_waiting(batch, budget)
-        return batch
+        return sorted(batch, key=lambda row: not row.decodes)
 
     def _schedule_running(self, batch: Batch, budget: int) -> int:
         """Plan the running sequences, oldest first; returns the budget that is left."""
@@ -111,7 +117,7 @@ class Scheduler:
                 break
             self.waiting.popleft()
             self._admit(seq, hits, num_cached)
-            batch.append(self._plan(seq, num_tokens))
+            batch.append(self._plan(seq, num_tokens, admitted=True))
             budget -= num_tokens
 
     def _fits(self, seq: Sequence, hits: list[int]) -> bool:
@@ -127,15 +133,18 @@ class Scheduler:
         self.block_manager.allocate(seq, len(seq.token_ids))
         seq.num_cached = len(hits) * self.block_manager.block_size
         seq.num_computed = seq.num_scheduled = num_cached
+        seq.num_admissions += 1
         seq.status = Status.RUNNING
         self.running.append(seq)
 
-    def _plan(self, seq: Sequence, num_tokens: int) -> ScheduledSequence:
+    def _plan(
+        self, seq: Sequence, num_tokens: int, admitted: bool = False
+    ) -> ScheduledSequence:
         start = seq.num_scheduled
         seq.num_scheduled += num_tokens
         self.block_manager.register(seq)
         samples = seq.num_scheduled >= len(seq.token_ids)
-        return ScheduledSequence(seq, start, num_tokens, samples)
+        return ScheduledSequence(seq, start, num_tokens, samples, admitted)
 
     def _preempt(self, seq: Sequence) -> None:
         seq.metrics.num_preempted_tokens += seq.num_computed

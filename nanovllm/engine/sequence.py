@@ -44,6 +44,7 @@ class Sequence:
     finish_reason: str | None = None  # "stop", "length" or "abort"
     num_computed: int = 0
     num_scheduled: int = 0
+    num_admissions: int = 0  # times it was taken from the queue
     num_cached: int = 0  # tokens whose keys and values were found at this admission
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)  # of every full block hashed so far

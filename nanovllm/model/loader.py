@@ -20,7 +20,7 @@ from nanovllm.config import EngineArgs
 from nanovllm.model.decoder import Decoder
 from nanovllm.model.model_config import ModelConfig, as_tuple
 from nanovllm.model.parallel import Ranks, Shard
-from nanovllm.ops.attention import AttentionBackend
+from nanovllm.ops.backend import Backend
 
 INDEX = "model.safetensors.index.json"
 WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
@@ -83,7 +83,7 @@ def choose_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torch
 
 
 def load_model(
-    folder: Path, config: ModelConfig, backend: AttentionBackend, ranks: Ranks, args: EngineArgs
+    folder: Path, config: ModelConfig, backend: Backend, ranks: Ranks, args: EngineArgs
 ) -> Decoder:
     """A model with this rank's weights from `folder`. ValueError if they do not fit exactly."""
     with torch.device(args.device):

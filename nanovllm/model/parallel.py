@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -156,11 +157,12 @@ class Ranks:
         return torch.cat([part[:, :n] for part, n in zip(parts, counts, strict=True)], dim=1)
 
     def reduce_argmax(self, values: Tensor, ids: Tensor) -> Tensor:
-        """The ids [num_rows, 1] with the largest values over ranks; the lowest id wins a tie."""
-        if self.size == 1:
-            return ids
+        """The ids [num_rows, 1] of the largest of all ranks' values [num_rows, n], n >= 1.
+
+        ids rise with the column and with the rank; the lowest id wins a tie.
+        """
         all_values, all_ids = (torch.cat(self._gather(x), dim=1) for x in (values, ids))
-        return all_ids.gather(1, all_values.argmax(dim=1, keepdim=True))  # ranks hold rising ids
+        return all_ids.gather(1, all_values.argmax(dim=1, keepdim=True))  # the first of equal ones
 
     def _gather(self, x: Tensor) -> list[Tensor]:
         if self.size == 1:
@@ -202,12 +204,15 @@ class ColumnLinear(nn.Module):
     rows of this one's `weight` and `bias`: filling them fills these.
     """
 
-    def __init__(self, config: ModelConfig, ranks: Ranks, outputs: dict, bias: bool):
+    def __init__(
+        self, config: ModelConfig, ranks: Ranks, outputs: dict, bias: bool, linear: Callable
+    ):
         super().__init__()
+        self.linear = linear
         shards = {name: ranks.shard(units, width) for name, (units, width) in outputs.items()}
-        self.sizes = [shard.count for shard in shards.values()]
-        self.weight = torch.empty(sum(self.sizes), config.hidden_size, dtype=config.dtype)
-        self.bias = torch.empty(sum(self.sizes), dtype=config.dtype) if bias else None
+        size = sum(shard.count for shard in shards.values())
+        self.weight = torch.empty(size, config.hidden_size, dtype=config.dtype)
+        self.bias = torch.empty(size, dtype=config.dtype) if bias else None
         first = 0
         for name, shard in shards.items():
             layer = Sharded()
@@ -217,37 +222,48 @@ class ColumnLinear(nn.Module):
             self.add_module(name, layer)
             first += shard.count
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return F.linear(x, self.weight, self.bias).split(self.sizes, dim=-1)
+    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        return self.linear(x, self.weight, self.bias, norm)
 
 
 class RowLinear(Sharded):
     """A linear whose input features are split over ranks; its output is the sum of their parts."""
 
-    def __init__(self, config: ModelConfig, ranks: Ranks, units: int, width: int, bias: bool):
+    def __init__(
+        self,
+        config: ModelConfig,
+        ranks: Ranks,
+        units: int,
+        width: int,
+        bias: bool,
+        linear: Callable,
+    ):
         super().__init__()
-        self.ranks = ranks
+        self.ranks, self.linear = ranks, linear
         hidden, shard = config.hidden_size, ranks.shard(units, width, dim=1)
         self.hold("weight", torch.empty(hidden, shard.count, dtype=config.dtype), shard)
         if bias:
             self.hold("bias", torch.empty(hidden, dtype=config.dtype), Ranks().shard(hidden))
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.ranks.all_reduce(F.linear(x, self.weight))
-        return y if self.bias is None else y + self.bias
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """residual + the whole product of x, of which this rank has a part."""
+        once = self.ranks.rank == 0  # the sum over ranks holds bias and residual once
+        bias, residual = (self.bias, residual) if once else (None, None)
+        return self.ranks.all_reduce(self.linear(x, self.weight, bias, None, residual))
 
 
 class VocabHead(Sharded):
     """Hidden states to logits; each rank holds its share of the vocabulary."""
 
-    def __init__(self, config: ModelConfig, ranks: Ranks):
+    def __init__(self, config: ModelConfig, ranks: Ranks, linear: Callable = F.linear):
         super().__init__()
+        self.linear = linear
         self.ranks, self.shard = ranks, ranks.shard(config.vocab_size)
         weight = torch.empty(self.shard.count, config.hidden_size, dtype=config.dtype)
         self.hold("weight", weight, self.shard)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
+        return self.linear(x, self.weight, None, norm)
 
 
 class VocabEmbedding(VocabHead):

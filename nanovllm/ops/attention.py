@@ -1,30 +1,56 @@
-"""Paged attention: one API over a KV cache that is cut into blocks, and its backends.
+"""Paged attention: a KV cache that is cut into blocks, and what a step does with it, in plain torch.
 
 Each layer first stores the new keys and values of *all* rows in the cache, then attends by reading
 the cache alone. So a row may read what another row of the same batch has just written, and fresh
-and cached tokens need no separate code. `torch` runs on any machine and defines what is right.
+and cached tokens need no separate code. These functions run on any machine and define what is
+right; `kernels.py` holds the same for a GPU.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanovllm.model.rope import apply_rope
+
+
+@dataclass(frozen=True)
+class DecodeRows:
+    """The rows of a batch that have a single new token, their newest."""
+
+    slot_mapping: Tensor  # [num_rows] int64: block_id * block_size + offset; -1: do not store
+    context_lens: Tensor  # [num_rows] int32: tokens to read, the new one included; 0: no such row
+    block_tables: Tensor  # [num_rows, max_blocks] int32; what stands behind a table is not read
+    plan: Any = None  # how a kernel shares out the work
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """The rows of a batch with any number of new tokens; row i's are [starts[i], starts[i + 1])."""
+
+    slot_mapping: Tensor  # [num_tokens] int64
+    context_lens: Tensor  # [num_rows] int32
+    block_tables: Tensor  # [num_rows, max_blocks] int32
+    starts: Tensor  # [num_rows + 1] int32
+    longest: int  # new tokens of the longest row
+
 
 @dataclass(frozen=True)
 class AttentionMetadata:
-    """Which tokens of a batch belong to whom, and where their keys and values live.
+    """Whose the tokens of a flat batch are: first the decode rows', then the prompt rows'."""
 
-    The batch is flat: the rows' new tokens stand one behind another, without padding.
-    """
+    positions: Tensor  # [num_tokens]
+    decodes: DecodeRows | None
+    prompts: PromptRows | None
 
-    slot_mapping: Tensor  # [num_tokens] int64: block_id * block_size + offset; -1: do not store
-    block_tables: Tensor  # [num_rows, max_blocks] int64, padded with 0
-    context_lens: Tensor  # [num_rows] int64: tokens to read, this step's included
-    query_starts: list[int]  # num_rows + 1: row i's new tokens are [starts[i], starts[i + 1])
-    num_decodes: int  # the first rows, those with a single new token
+    @property
+    def slot_mapping(self) -> Tensor:
+        """[num_tokens] int64"""
+        rows = [rows.slot_mapping for rows in (self.decodes, self.prompts) if rows is not None]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def store_kv(
@@ -40,23 +66,40 @@ def store_kv(
     v_cache.flatten(0, 1)[slots] = value[wanted]
 
 
-def paged_attention(
-    query: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: AttentionMetadata, scale: float
+def rope_store(
+    qkv: Tensor,
+    norms: tuple[Callable, Callable] | None,
+    rope: Tensor,
+    batch: AttentionMetadata,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    store: Callable[..., None] = store_kv,
 ) -> Tensor:
-    """Causal attention of query [num_tokens, heads, head_dim] over each row's own context."""
-    output = torch.empty_like(query)
-    if n := metadata.num_decodes:
-        tables, lens = metadata.block_tables[:n], metadata.context_lens[:n]
-        output[:n] = _attend_decodes(query[:n], k_cache, v_cache, tables, lens, scale)
-    for row in range(n, len(metadata.query_starts) - 1):
-        new = slice(metadata.query_starts[row], metadata.query_starts[row + 1])
-        table, length = metadata.block_tables[row], int(metadata.context_lens[row])
-        output[new] = _attend_prompt(query[new], k_cache, v_cache, table, length, scale)
-    return output
+    """Norm and turn queries and keys, store keys and values; returns query [tokens, heads, dim].
+
+    qkv: [num_tokens, (heads + 2 kv_heads) * head_dim]. rope: a `rope_table`.
+    """
+    kv_heads, head_dim = k_cache.shape[2:]
+    heads = qkv.unflatten(-1, (-1, head_dim))
+    query, key, value = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
+    if norms is not None:
+        query, key = norms[0](query), norms[1](key)
+    cos_sin = rope[batch.positions.clamp(min=0)]
+    store(apply_rope(key, cos_sin), value, k_cache, v_cache, batch.slot_mapping)
+    return apply_rope(query, cos_sin)
 
 
-def _attend_decodes(
-    query: Tensor, k_cache: Tensor, v_cache: Tensor, tables: Tensor, lens: Tensor, scale: float
+def plan_decodes(positions: Tensor, block_tables: Tensor, k_cache: Tensor, heads: int) -> DecodeRows:
+    """Rows whose newest token stands at `positions` [num_rows]; -1: no such row."""
+    block_size = k_cache.shape[1]
+    at = positions.clamp(min=0).long()
+    blocks = block_tables.gather(1, at[:, None] // block_size).squeeze(1).long()
+    slots = (blocks * block_size + at % block_size).masked_fill(positions < 0, -1)
+    return DecodeRows(slots, positions + 1, block_tables)
+
+
+def attend_decodes(
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: DecodeRows, scale: float
 ) -> Tensor:
     """One query token a row [num_rows, heads, head_dim]; the rows' contexts are padded alike.
 
@@ -64,14 +107,26 @@ def _attend_decodes(
     """
     num_rows, heads, head_dim = query.shape
     block_size, kv_heads = k_cache.shape[1:3]
-    tables = tables[:, : -(-int(lens.max()) // block_size)]
+    tables = rows.block_tables[:, : -(-int(rows.context_lens.max()) // block_size)]
     key = k_cache[tables].flatten(1, 2).transpose(1, 2)  # [num_rows, kv_heads, length, head_dim]
     value = v_cache[tables].flatten(1, 2).transpose(1, 2)
-    readable = torch.arange(key.shape[2], device=lens.device) < lens[:, None]
+    readable = torch.arange(key.shape[2], device=tables.device) < rows.context_lens[:, None]
     grouped = query.view(num_rows, kv_heads, heads // kv_heads, head_dim)
     mask = readable[:, None, None, :]
     out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
     return out.reshape(num_rows, heads, head_dim)
+
+
+def attend_prompts(
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: PromptRows, scale: float
+) -> Tensor:
+    """Causal attention of query [num_tokens, heads, head_dim], each token over its row's context."""
+    output = torch.empty_like(query)
+    starts, lengths = rows.starts.tolist(), rows.context_lens.tolist()
+    for i, (table, length) in enumerate(zip(rows.block_tables, lengths, strict=True)):
+        new = slice(starts[i], starts[i + 1])
+        output[new] = _attend_prompt(query[new], k_cache, v_cache, table, length, scale)
+    return output
 
 
 def _attend_prompt(
@@ -91,25 +146,3 @@ def _attend_prompt(
         scale=scale,
     )
     return out.transpose(0, 1)
-
-
-@dataclass(frozen=True)
-class AttentionBackend:
-    """The two functions a layer calls; they have the signatures of the torch ones above."""
-
-    name: str
-    store_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-    attend: Callable[[Tensor, Tensor, Tensor, AttentionMetadata, float], Tensor]
-
-
-BACKENDS = {"torch": AttentionBackend("torch", store_kv, paged_attention)}
-
-
-def choose_backend(name: str, device: torch.device) -> AttentionBackend:
-    """The backend asked for; "auto": the best for the device. ValueError if there is none."""
-    name = "torch" if name == "auto" else name
-    if name not in BACKENDS:
-        raise ValueError(
-            f"attention_backend must be 'auto' or one of {list(BACKENDS)}, got {name!r}"
-        )
-    return BACKENDS[name]

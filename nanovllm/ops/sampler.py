@@ -7,6 +7,7 @@ Philox-4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 20
 draws the same noise whatever else is in the batch, and a filter does not shift it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from nanovllm.model.parallel import Ranks
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
+Candidates = Callable[[Tensor, "SamplingMetadata", int], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -25,32 +27,57 @@ class SamplingMetadata:
 
     temperature: Tensor  # [num_rows, 1] float32; 0: greedy
     seeds: Tensor  # [num_rows, 1] int64
-    positions: Tensor  # [num_rows, 1] int64: where the new token will stand
-    all_greedy: bool
-    filtered: list[int]  # the rows that ask for top-k, top-p or min-p
+    positions: Tensor  # [num_rows, 1]: where the new token will stand
+
+    def __getitem__(self, rows: Tensor) -> "SamplingMetadata":
+        return SamplingMetadata(self.temperature[rows], self.seeds[rows], self.positions[rows])
+
+
+@dataclass(frozen=True)
+class Filters:
+    """The limits of rows that ask for top-k, top-p or min-p."""
+
     top_k: Tensor  # [num_rows, 1] int64; at least the vocabulary's size: all
     top_p: Tensor  # [num_rows, 1] float32
     min_p: Tensor  # [num_rows, 1] float32
 
 
-def sample(logits: Tensor, metadata: SamplingMetadata, ranks: Ranks, vocab_size: int) -> Tensor:
+def sample(
+    logits: Tensor, asked: SamplingMetadata, ranks: Ranks, vocab_size: int, candidates: Candidates
+) -> Tensor:
     """Next ids [num_rows] int64 of logits [num_rows, vocab_local]: this rank's share of each row.
 
     Every rank returns the same ids; the lowest id wins a tie.
     """
-    scores, shard = logits.float(), ranks.shard(vocab_size)
-    if not metadata.all_greedy:
-        greedy = metadata.temperature == 0
-        scores = scores / metadata.temperature.masked_fill(greedy, 1.0)
-        if rows := metadata.filtered:
-            whole = ranks.gather_columns(scores[rows], vocab_size)
-            limits = (x[rows] for x in (metadata.top_k, metadata.top_p, metadata.min_p))
-            scores[rows] = filter_scores(whole, *limits).narrow(1, shard.start, shard.count)
-        ids = torch.arange(shard.start, shard.start + shard.count, device=scores.device)
-        noise = gumbel_noise(metadata.seeds, metadata.positions, ids)
+    first = ranks.shard(vocab_size).start
+    return ranks.reduce_argmax(*candidates(logits, asked, first)).squeeze(1)
+
+
+def candidates(logits: Tensor, asked: SamplingMetadata, first_id: int) -> tuple[Tensor, Tensor]:
+    """The best scores and their ids, both [num_rows, n], ids rising; here n is 1.
+
+    A score is logit / temperature + Gumbel noise, or for a greedy row the logit alone. logits are
+    those of ids first_id and up.
+    """
+    scores, greedy = logits.float(), asked.temperature == 0
+    if not greedy.all():
+        scores = scores / asked.temperature.masked_fill(greedy, 1.0)
+        ids = torch.arange(first_id, first_id + logits.shape[1], device=logits.device)
+        noise = gumbel_noise(asked.seeds, asked.positions, ids)
         scores = scores + noise.masked_fill(greedy, 0.0)
     best = scores.argmax(dim=1, keepdim=True)  # the first of equal ones
-    return ranks.reduce_argmax(scores.gather(1, best), best + shard.start).squeeze(1)
+    return scores.gather(1, best), best + first_id
+
+
+def sample_filtered(
+    logits: Tensor, asked: SamplingMetadata, filters: Filters, ranks: Ranks, vocab_size: int
+) -> Tensor:
+    """As `sample`, from the tokens that the filters leave. The noise is that of `sample`."""
+    scaled = logits.float() / asked.temperature
+    whole = ranks.gather_columns(scaled, vocab_size)
+    scores = filter_scores(whole, filters.top_k, filters.top_p, filters.min_p)
+    ids = torch.arange(vocab_size, device=logits.device)
+    return (scores + gumbel_noise(asked.seeds, asked.positions, ids)).argmax(dim=1)
 
 
 def filter_scores(scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:

@@ -1,0 +1,79 @@
+"""How large the KV cache may be, and for which batch sizes a step is captured.
+
+On a GPU the cache takes what is left. So first everything else is made to happen once, with a cache
+of one block: the largest step, and the capture of the largest graph. What that took is set aside.
+"""
+
+import gc
+import math
+
+import torch
+from torch import Tensor
+
+from nanovllm.config import EngineArgs
+from nanovllm.engine.model_runner import ModelRunner
+from nanovllm.model.model_config import ModelConfig
+from nanovllm.model.parallel import Ranks
+
+CPU_CACHE_BYTES = 2**30  # the KV cache's default limit on a CPU
+OTHER_GRAPHS_BYTES = 2**28  # CUDA's own for graphs, and what allocation in large pieces wastes
+MOST_CONTEXT_BYTES = 2**30  # CUDA's context and kernels; what is more belongs to other processes
+
+
+def make_kv_cache(config: ModelConfig, args: EngineArgs, ranks: Ranks, num_blocks: int) -> Tensor:
+    """A zeroed cache [layers, 2, num_blocks, block_size, local kv_heads, head_dim]."""
+    kv_heads = ranks.shard(config.num_key_value_heads).count
+    shape = (config.num_hidden_layers, 2, num_blocks, args.block_size, kv_heads, config.head_dim)
+    return torch.zeros(shape, dtype=config.dtype, device=args.device)
+
+
+def count_blocks(runner: ModelRunner, args: EngineArgs, reserved_before: int) -> int:
+    """Blocks that the cache may have, the same on all ranks; `runner` has a cache of one block.
+
+    As many as the arguments say; else what memory allows, on a CPU at most what max_num_seqs
+    sequences of max_model_len need. reserved_before: bytes torch held before the model was loaded.
+    """
+    if args.num_gpu_blocks_override is not None:
+        return args.num_gpu_blocks_override
+    block_bytes = math.prod(runner.kv_cache.shape) * runner.kv_cache.itemsize
+    if runner.device.type == "cpu":
+        budget = CPU_CACHE_BYTES
+        enough = args.max_num_seqs * -(-args.max_model_len // args.block_size)
+        num_blocks = min(enough, budget // block_bytes)
+    else:
+        budget = gpu_budget(runner, args, reserved_before)
+        num_blocks = budget // block_bytes
+    num_blocks = runner.ranks.minimum(num_blocks)
+    if num_blocks < 1:
+        raise ValueError(
+            f"no memory for the KV cache: a block of {args.block_size} tokens takes "
+            f"{block_bytes:,} bytes, and {max(budget, 0):,} are left for it; lower max_num_seqs or "
+            f"max_num_batched_tokens, or raise gpu_memory_utilization={args.gpu_memory_utilization}"
+        )
+    return num_blocks
+
+
+def gpu_budget(runner: ModelRunner, args: EngineArgs, reserved_before: int) -> int:
+    """Bytes for the cache: this engine's share of the GPU, less what all else takes at the most."""
+    device = runner.device
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved(device)
+    runner.rehearse(args.max_num_batched_tokens)
+    runner.capture(graph_sizes(runner, args)[-1:])
+    after = torch.cuda.memory_reserved(device)
+    runner.graphs.clear()
+    gc.collect()
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    context = total - free - torch.cuda.memory_reserved(device)
+    ours = after - reserved_before + min(context, MOST_CONTEXT_BYTES) + OTHER_GRAPHS_BYTES
+    share = int(args.gpu_memory_utilization * total) - ours
+    return min(share, free - (after - before) - OTHER_GRAPHS_BYTES)
+
+
+def graph_sizes(runner: ModelRunner, args: EngineArgs) -> list[int]:
+    """Batch sizes to capture, rising, the last one max_num_seqs; none if nothing is captured."""
+    if args.enforce_eager or not runner.backend.capturable or runner.ranks.size > 1:
+        return []
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, args.max_num_seqs, 32)]
+    return [size for size in sizes if size < args.max_num_seqs] + [args.max_num_seqs]

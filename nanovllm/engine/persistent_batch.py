@@ -1,0 +1,84 @@
+"""PersistentBatch: what the device knows of the running sequences, one row each.
+
+A step that decodes reads its inputs here and writes its results here: the id it samples is the
+next step's input, one position on. So a steady step needs nothing from the host, and can be
+launched before the host has seen the last step's ids. The host sends what the device cannot know:
+sequences that have come, and blocks that were added to their tables.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanovllm.engine.scheduler import Batch, ScheduledSequence
+from nanovllm.engine.sequence import Sequence
+
+# Columns of a row, int32: the next input id, its position, a seed (64 bits), a temperature (a
+# float's bits), the block table.
+ID, POSITION, SEED, TEMPERATURE, TABLE = 0, 1, 2, 4, 6
+
+
+def upload(values: np.ndarray | list, device: torch.device) -> Tensor:
+    """A copy on the device, which the host does not wait for."""
+    tensor = torch.as_tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+class PersistentBatch:
+    """Row i is the last batch's row i; rows beyond it have position -1 where they are used."""
+
+    def __init__(self, max_num_seqs: int, max_blocks: int, device: torch.device):
+        self.device = device
+        width = TABLE + max_blocks + max_blocks % 2  # even: seeds are aligned
+        self._rows = torch.zeros(max_num_seqs, width, dtype=torch.int32, device=device)
+        self.ids = self._rows[:, ID]
+        self.positions = self._rows[:, POSITION]
+        self.seeds = self._rows[:, SEED : SEED + 2].view(torch.int64)  # [max_num_seqs, 1]
+        self.temperatures = self._rows[:, TEMPERATURE : TEMPERATURE + 1].view(torch.float32)
+        self.block_tables = self._rows[:, TABLE:]
+        # Of sequences whose next id is here: row, admission, position of that id, blocks sent.
+        self._placed: dict[Sequence, tuple[int, int, int, int]] = {}
+
+    def place(self, batch: Batch, num_rows: int) -> None:
+        """Make row i hold batch[i]'s sequence, for all i; rows up to `num_rows` hold none."""
+        placed, self._placed = self._placed, {}
+        sources, fresh, grown = [], [], []
+        for i, row in enumerate(batch):
+            seq, num_blocks = row.seq, len(row.seq.block_table)
+            old = placed.get(seq)
+            if old and row.decodes and old[1:3] == (seq.num_admissions, row.start):
+                sources.append(old[0])
+                grown += [(i, TABLE + j, seq.block_table[j]) for j in range(old[3], num_blocks)]
+            else:
+                sources.append(i)
+                fresh.append(i)
+            if row.samples:
+                self._placed[seq] = (i, seq.num_admissions, row.end, num_blocks)
+        if sources != list(range(len(batch))):
+            self._rows[: len(batch)] = self._rows[upload(sources, self.device)]
+        if fresh:
+            rows = self._make_rows([batch[i] for i in fresh])
+            self._rows[upload(fresh, self.device)] = upload(rows, self.device)
+        if grown:
+            rows, columns, blocks = upload(grown, self.device).T
+            self._rows[rows, columns] = blocks.int()
+        self.positions[len(batch) : num_rows] = -1
+
+    def forget(self) -> None:
+        """A step failed: nothing that the device holds is to be relied on."""
+        self._placed.clear()
+
+    def _make_rows(self, rows: list[ScheduledSequence]) -> np.ndarray:
+        """What the host knows of some rows. A prompt's position is where its next id will stand."""
+        values = np.zeros((len(rows), self._rows.shape[1]), np.int32)
+        seeds, temperatures = values[:, SEED : SEED + 2], values[:, TEMPERATURE : TEMPERATURE + 1]
+        seeds.view(np.int64)[:, 0] = [row.seq.seed for row in rows]
+        params = [row.seq.params for row in rows]
+        temperatures.view(np.float32)[:, 0] = [0 if p.is_greedy else p.temperature for p in params]
+        for row, value in zip(rows, values, strict=True):
+            if row.decodes:
+                value[ID], value[POSITION] = row.seq.token_ids[row.start], row.start
+            else:
+                value[POSITION] = row.end
+            value[TABLE : TABLE + len(row.seq.block_table)] = row.seq.block_table
+        return values

@@ -1,0 +1,781 @@
+"""Triton kernels: what a GPU does instead of the plain functions of `ops/`, each equal to its twin.
+
+A kernel is one program, run many times at once; `tl.program_id` says which run this is. Most of
+what follows is bound by memory: a kernel is good if it reads every byte once, with many loads in
+flight. So neighbours are fused where the second would read what the first has just written.
+
+Offsets into the cache are 64-bit: a large cache has more than 2^31 elements. Arithmetic is float32,
+whatever is loaded. Under TRITON_INTERPRET=1 all of this runs on a CPU, slowly, for tests and lessons.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from nanovllm.ops.attention import AttentionMetadata, DecodeRows, PromptRows
+from nanovllm.ops.sampler import SamplingMetadata
+
+LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E), and exp2 is what the hardware has
+
+
+# -- the KV cache's store ------------------------------------------------------------------------
+
+
+@triton.jit
+def store_kv_kernel(
+    key, value, k_cache, v_cache, slots, SIZE: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """One program, one token: copy its key and value, SIZE numbers each, into its slot."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token)
+    if slot >= 0:
+        at = tl.arange(0, BLOCK)
+        inside = at < SIZE
+        tl.store(k_cache + slot * SIZE + at, tl.load(key + token * SIZE + at, inside), inside)
+        tl.store(v_cache + slot * SIZE + at, tl.load(value + token * SIZE + at, inside), inside)
+
+
+def store_kv(
+    key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+) -> None:
+    """As `attention.store_kv`."""
+    size = key[0].numel()
+    grid, block = (len(key),), triton.next_power_of_2(size)
+    key, value = key.contiguous(), value.contiguous()
+    store_kv_kernel[grid](key, value, k_cache, v_cache, slot_mapping, size, block)
+
+
+@triton.jit
+def rope_store_kernel(
+    qkv, q_weight, k_weight, rope, positions, slots, query, k_cache, v_cache, eps, position_stride,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr,
+    HEADS_PAD: tl.constexpr, KV_PAD: tl.constexpr, HALF_PAD: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One program, one token: norm and turn its queries and keys, store keys and values.
+
+    A pair of RoPE is (a, b), half a head apart; so every head is read as two halves.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    slot = tl.load(slots + token).to(tl.int64)
+    position = tl.maximum(tl.load(positions + token * position_stride), 0).to(tl.int64)
+    pair = tl.arange(0, HALF_PAD)
+    in_half = pair < HALF
+    cos = tl.load(rope + position * 2 * HALF + pair, in_half, 0.0)
+    sin = tl.load(rope + position * 2 * HALF + HALF + pair, in_half, 0.0)
+
+    head = tl.arange(0, HEADS_PAD)[:, None]  # the queries' heads, then the keys'
+    mask = (head < HEADS + KV_HEADS) & in_half[None, :]
+    row = qkv + token * (HEADS + 2 * KV_HEADS) * 2 * HALF
+    a = tl.load(row + head * 2 * HALF + pair[None, :], mask, 0.0).to(tl.float32)
+    b = tl.load(row + head * 2 * HALF + HALF + pair[None, :], mask, 0.0).to(tl.float32)
+    if NORM:
+        scale = tl.rsqrt(tl.sum(a * a + b * b, axis=1) / (2 * HALF) + eps)[:, None]
+        qa, qb = tl.load(q_weight + pair, in_half, 0.0), tl.load(q_weight + HALF + pair, in_half, 0.0)
+        ka, kb = tl.load(k_weight + pair, in_half, 0.0), tl.load(k_weight + HALF + pair, in_half, 0.0)
+        a *= scale * tl.where(head < HEADS, qa[None, :], ka[None, :]).to(tl.float32)
+        b *= scale * tl.where(head < HEADS, qb[None, :], kb[None, :]).to(tl.float32)
+    turned_a = a * cos[None, :] - b * sin[None, :]
+    turned_b = b * cos[None, :] + a * sin[None, :]
+
+    out = query + (token * HEADS + head) * 2 * HALF + pair[None, :]
+    is_query = mask & (head < HEADS)
+    tl.store(out, turned_a, is_query)
+    tl.store(out + HALF, turned_b, is_query)
+    out = k_cache + (slot * KV_HEADS + head - HEADS) * 2 * HALF + pair[None, :]
+    is_key = mask & (head >= HEADS) & (slot >= 0)
+    tl.store(out, turned_a, is_key)
+    tl.store(out + HALF, turned_b, is_key)
+
+    head = tl.arange(0, KV_PAD)[:, None]
+    mask = (head < KV_HEADS) & in_half[None, :] & (slot >= 0)
+    at = head * 2 * HALF + pair[None, :]
+    value, out = row + (HEADS + KV_HEADS) * 2 * HALF, v_cache + slot * KV_HEADS * 2 * HALF
+    tl.store(out + at, tl.load(value + at, mask), mask)
+    tl.store(out + HALF + at, tl.load(value + HALF + at, mask), mask)
+
+
+# -- decode attention ----------------------------------------------------------------------------
+#
+# A step's decode rows differ in length, and the whole GPU should be busy to the end. So each row's
+# context is cut into parts of about the same number of tokens, and a program takes one part for
+# one KV head. The last program of a row to finish puts its parts together (Flash-Decoding, Dao et
+# al. 2023; the merging as in online softmax, Milakov and Gimelshein, arXiv:1805.02867).
+#
+# A tile of a matrix unit has at least 16 rows, and one sequence has only a few query heads a KV
+# head. Sequences that stand beside each other and begin with the same blocks share the tile, so
+# that their common prefix is read once for all of them.
+
+
+@triton.jit
+def shared_prefix_kernel(
+    tables, positions, shared, num_rows, table_stride, position_stride,
+    BLOCK_SIZE: tl.constexpr, SHARERS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    MIN_TOKENS: tl.constexpr,
+):  # fmt: skip
+    """One program, SHARERS rows: how many leading tokens stand in the same blocks for all."""
+    first = tl.program_id(0) * SHARERS
+    member = tl.arange(0, ROWS)
+    row = first + member
+    length = tl.load(positions + row * position_stride, row < num_rows, -1) + 1
+    held = (member < SHARERS) & (length > 0)
+    shortest = tl.min(tl.where(held, length, 2147483647), axis=0)
+    same = tl.where(tl.sum(held.to(tl.int32), axis=0) > 1, (shortest - 1) // BLOCK_SIZE, 0)
+    column = 0
+    while column < same:
+        at = column + tl.arange(0, COLUMNS)
+        own = tables + row[:, None] * table_stride + at[None, :]
+        asked = held[:, None] & (at < same)[None, :]
+        lead = tl.load(tables + first * table_stride + at, at < same, 0)
+        differs = asked & (tl.load(own, asked, 0) != lead[None, :])
+        where = tl.where(differs, at[None, :], same)
+        same = tl.min(tl.min(where, axis=1), axis=0)
+        column += COLUMNS
+    tokens = same * BLOCK_SIZE
+    tl.store(shared + tl.program_id(0), tl.where(tokens >= MIN_TOKENS, tokens, 0))
+
+
+@triton.jit
+def plan_kernel(
+    positions, tables, shared, slots, context_lens, tiles, rows, num_tiles,
+    num_rows, position_stride, table_stride,
+    BLOCK_SIZE: tl.constexpr, SHARERS: tl.constexpr, TILE: tl.constexpr, PROGRAMS: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """One program, one row: where its newest token is stored, and which tiles it is read in.
+
+    Every program adds up all rows, to find how many tiles each program of the attention kernel
+    gets, and where its own row's tiles begin.
+    """
+    mine = tl.program_id(0)
+    position = tl.load(positions + mine * position_stride)
+    block = tl.load(tables + mine * table_stride + tl.maximum(position, 0) // BLOCK_SIZE)
+    slot = block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE
+    tl.store(slots + mine, tl.where(position < 0, -1, slot))
+    tl.store(context_lens + mine, position + 1)
+
+    row = tl.arange(0, ROWS)
+    valid = row < num_rows
+    length = tl.load(positions + row * position_stride, valid, -1) + 1
+    common = tl.where(length > 0, tl.load(shared + row // SHARERS, valid, 0), 0)
+    own_tiles = tl.maximum(tl.cdiv(length - common, TILE), 1)  # an empty row has a tile, too
+    common_tiles = tl.where(row % SHARERS == 0, tl.cdiv(common, TILE), 0)
+    row_tiles = tl.where(valid, own_tiles + common_tiles, 0)
+    every = tl.sum(row_tiles, axis=0)
+    share = tl.cdiv(every, PROGRAMS)
+    room = most_parts(own_tiles, share) + most_parts(tl.cdiv(common, TILE), share)
+    first_part = tl.sum(tl.where(row < mine, room, 0), axis=0)
+    first_tile = tl.sum(tl.where(row < mine, row_tiles, 0), axis=0)
+    lead = mine // SHARERS * SHARERS
+    lead_tile = tl.sum(tl.where(row < lead, row_tiles, 0), axis=0)
+    if mine == 0:
+        tl.store(num_tiles, every)
+
+    start = tl.where(position >= 0, tl.load(shared + mine // SHARERS), 0)
+    count = tl.cdiv(start, TILE)
+    parts = tl.where(count > 0, (lead_tile + count - 1) // share - lead_tile // share + 1, 0)
+    if mine == lead:
+        in_group = (row >= mine) & (row < mine + SHARERS) & (length > 0)
+        sharers = tl.sum(in_group.to(tl.int32), axis=0)
+        write_tiles(tiles, first_tile, count, mine, sharers, 0, start, 0, share, TILE, CHUNK)
+        first_tile += count
+    count = tl.maximum(tl.cdiv(position + 1 - start, TILE), 1)
+    write_tiles(tiles, first_tile, count, mine, 1, start, position + 1, parts, share, TILE, CHUNK)
+    parts += (first_tile + count - 1) // share - first_tile // share + 1
+    tl.store(rows + mine * 2, first_part)
+    tl.store(rows + mine * 2 + 1, parts)
+
+
+@triton.jit
+def most_parts(num_tiles, share):
+    """Programs that may meet in `num_tiles` tiles of one row, wherever those begin."""
+    return tl.where(num_tiles > 0, (num_tiles + share - 2) // share + 1, 0)
+
+
+@triton.jit
+def write_tiles(
+    tiles, first, count, row, sharers, start, end, first_part, share, TILE: tl.constexpr,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Cut tokens [start, end) into `count` tiles, which stand in the list from `first` on."""
+    for chunk in range(0, count, CHUNK):
+        i = chunk + tl.arange(0, CHUNK)
+        wanted = i < count
+        at = tiles + (first + i) * 6
+        token = start + i * TILE
+        tl.store(at, row + i * 0, wanted)
+        tl.store(at + 1, sharers + i * 0, wanted)
+        tl.store(at + 2, token, wanted)
+        tl.store(at + 3, tl.minimum(token + TILE, end), wanted)
+        tl.store(at + 4, first_part + (first + i) // share - first // share, wanted)
+        tl.store(at + 5, (i == count - 1).to(tl.int32), wanted)
+
+
+@triton.jit
+def decode_attention_kernel(
+    query, k_cache, v_cache, tables, tiles, rows, num_tiles, out, partial, scale, table_stride,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    QUERIES: tl.constexpr, TILE: tl.constexpr, DIM: tl.constexpr, STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """One program: its share of the step's tiles, for one KV head, row after row."""
+    kv_head = tl.program_id(0)
+    every = tl.load(num_tiles)
+    share = tl.cdiv(every, tl.num_programs(1))
+    start = tl.program_id(1) * share
+    end = tl.minimum(start + share, every)
+    m, d = tl.arange(0, QUERIES), tl.arange(0, DIM)
+    head, in_dim = kv_head * GROUP + m % GROUP, d < HEAD_DIM
+    best = tl.full([QUERIES], -1e30, tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    acc = tl.zeros([QUERIES, DIM], tl.float32)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    for i in tl.range(start, end, num_stages=STAGES):
+        first_row, sharers = tl.load(tiles + i * 6), tl.load(tiles + i * 6 + 1)
+        first, stop = tl.load(tiles + i * 6 + 2), tl.load(tiles + i * 6 + 3)
+        row, held = first_row + m // GROUP, m < sharers * GROUP
+        at_query = (row * (KV_HEADS * GROUP) + head)[:, None] * HEAD_DIM + d[None, :]
+        mask = held[:, None] & in_dim[None, :]
+        q = tl.load(query + at_query, mask, 0.0)
+        token = first + tl.arange(0, TILE)
+        read = tl.maximum(tl.minimum(token, stop - 1), 0)  # past the end: the last again, masked
+        block = tl.load(tables + first_row * table_stride + read // BLOCK_SIZE)
+        slot = block.to(tl.int64) * BLOCK_SIZE + read % BLOCK_SIZE
+        at = ((slot * KV_HEADS + kv_head) * HEAD_DIM)[:, None] + d[None, :]
+        if DIM == HEAD_DIM:
+            key, value = tl.load(k_cache + at), tl.load(v_cache + at)
+        else:
+            key = tl.load(k_cache + at, in_dim[None, :], 0.0)
+            value = tl.load(v_cache + at, in_dim[None, :], 0.0)
+        scores = tl.dot(q, tl.trans(key), input_precision="ieee") * scale
+        scores = tl.where((token < stop)[None, :], scores, float("-inf"))
+        higher = tl.maximum(best, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - higher[:, None])
+        shrink = tl.exp2(best - higher)
+        total = total * shrink + tl.sum(weights, axis=1)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
+        best = higher
+        if (tl.load(tiles + i * 6 + 5) == 1) | (i + 1 == end):  # the last of this row's, here
+            count = tl.load(rows + row * 2 + 1, held, 0)
+            if tl.max(count, axis=0) == 1:
+                result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+                tl.store(out + at_query, result, mask)
+            else:
+                part = tl.load(rows + row * 2, held, 0) + tl.load(tiles + i * 6 + 4)
+                at_part = (part * (KV_HEADS * GROUP) + head).to(tl.int64) * (HEAD_DIM + 2)
+                tl.store(partial + at_part[:, None] + d[None, :], acc, mask)
+                tl.store(partial + at_part + HEAD_DIM, best, held)
+                tl.store(partial + at_part + HEAD_DIM + 1, total, held)
+            best = tl.full([QUERIES], -1e30, tl.float32)
+            total = tl.zeros([QUERIES], tl.float32)
+            acc = tl.zeros([QUERIES, DIM], tl.float32)
+
+
+@triton.jit
+def merge_parts_kernel(
+    partial, rows, out, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
+    PARTS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One program, one row and one query head: put the row's partial results together."""
+    row, head = tl.program_id(0), tl.program_id(1)
+    first, count = tl.load(rows + row * 2), tl.load(rows + row * 2 + 1)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    if count > 1:
+        d = tl.arange(0, DIM)
+        best = tl.full([], float("-inf"), tl.float32)
+        total = tl.zeros([], tl.float32)
+        acc = tl.zeros([DIM], tl.float32)
+        for start in range(0, count, PARTS):
+            part = start + tl.arange(0, PARTS)
+            there = part < count
+            at = ((first + part) * HEADS + head).to(tl.int64) * (HEAD_DIM + 2)
+            mask = there[:, None] & (d < HEAD_DIM)[None, :]
+            theirs = tl.load(partial + at[:, None] + d[None, :], mask, 0.0)
+            bests = tl.load(partial + at + HEAD_DIM, there, float("-inf"))
+            totals = tl.load(partial + at + HEAD_DIM + 1, there, 0.0)
+            higher = tl.maximum(best, tl.max(bests, axis=0))
+            shrink, weights = tl.exp2(best - higher), tl.exp2(bests - higher)
+            total = total * shrink + tl.sum(totals * weights, axis=0)
+            acc = acc * shrink + tl.sum(theirs * weights[:, None], axis=0)
+            best = higher
+        tl.store(out + (row * HEADS + head) * HEAD_DIM + d, acc / total, d < HEAD_DIM)
+
+
+# -- prefill attention ---------------------------------------------------------------------------
+
+
+@triton.jit
+def prefill_attention_kernel(
+    query, k_cache, v_cache, tables, query_starts, context_lens, out, scale, table_stride,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    QUERIES: tl.constexpr, TILE: tl.constexpr, DIM: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """One program: QUERIES new tokens of one row, for one head, over all tokens up to them."""
+    head, row = tl.program_id(1), tl.program_id(2)
+    first_query = tl.load(query_starts + row)
+    num_new = tl.load(query_starts + row + 1) - first_query
+    first_new = tl.program_id(0) * QUERIES
+    if first_new >= num_new:
+        return
+    num_before = tl.load(context_lens + row) - num_new
+    m, d = first_new + tl.arange(0, QUERIES), tl.arange(0, DIM)
+    mask = (m < num_new)[:, None] & (d < HEAD_DIM)[None, :]
+    at_query = ((first_query + m).to(tl.int64) * (KV_HEADS * GROUP) + head)[:, None] * HEAD_DIM
+    at_query += d[None, :]
+    q = tl.load(query + at_query, mask, 0.0)
+
+    best = tl.full([QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    acc = tl.zeros([QUERIES, DIM], tl.float32)
+    end = num_before + tl.minimum(first_new + QUERIES, num_new)
+    for first in tl.range(0, end, TILE, num_stages=STAGES):
+        token = first + tl.arange(0, TILE)
+        inside = token < end
+        block = tl.load(tables + row * table_stride + token // BLOCK_SIZE, inside, 0)
+        slot = block.to(tl.int64) * BLOCK_SIZE + token % BLOCK_SIZE
+        at = ((slot * KV_HEADS + head // GROUP) * HEAD_DIM)[:, None] + d[None, :]
+        inside = inside[:, None] & (d < HEAD_DIM)[None, :]
+        key = tl.load(k_cache + at, inside, 0.0)
+        value = tl.load(v_cache + at, inside, 0.0)
+        scores = tl.dot(q, tl.trans(key), input_precision="ieee") * scale
+        causal = token[None, :] <= num_before + m[:, None]
+        scores = tl.where(causal, scores, float("-inf"))
+        higher = tl.maximum(best, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - higher[:, None])
+        shrink = tl.exp2(best - higher)
+        total = total * shrink + tl.sum(weights, axis=1)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
+        best = higher
+    tl.store(out + at_query, acc / total[:, None], mask)
+
+
+# -- the rest of a layer -------------------------------------------------------------------------
+
+
+@triton.jit
+def matvec_kernel(
+    x, weight, bias, norm_weight, residual, y, eps, num_outputs, num_inputs,
+    NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One program, OUTPUTS rows of the weight: their products with one x, and what stands beside.
+
+    The rows are read whole, all loads in flight at once: a product of one vector only reads.
+    """
+    n, k = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS), tl.arange(0, INPUTS)
+    is_output, is_input = n < num_outputs, k < num_inputs
+    at = n.to(tl.int64)[:, None] * num_inputs + k[None, :]
+    mask = is_output[:, None] & is_input[None, :]
+    rows = tl.load(weight + at, mask, 0.0).to(tl.float32)
+    if GATED:
+        up = weight + num_outputs.to(tl.int64) * num_inputs
+        up_rows = tl.load(up + at, mask, 0.0).to(tl.float32)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    vector = tl.load(x + k, is_input, 0.0).to(tl.float32)
+    if NORM:
+        scale = tl.rsqrt(tl.sum(vector * vector, axis=0) / num_inputs + eps)
+        vector *= scale * tl.load(norm_weight + k, is_input, 0.0).to(tl.float32)
+    result = tl.sum(rows * vector[None, :], axis=1)
+    if BIAS:
+        result += tl.load(bias + n, is_output, 0.0).to(tl.float32)
+    if GATED:
+        other = tl.sum(up_rows * vector[None, :], axis=1)
+        if BIAS:
+            other += tl.load(bias + num_outputs + n, is_output, 0.0).to(tl.float32)
+        result = result * tl.sigmoid(result) * other
+    if RESIDUAL:
+        result += tl.load(residual + n, is_output, 0.0).to(tl.float32)
+    tl.store(y + n, result, is_output)
+
+
+@triton.jit
+def prefetch(pointers):
+    """Ask for the lines at these addresses to be brought into the L2 cache."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)],
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def linear_kernel(
+    x, weight, bias, residual, y, num_rows, num_outputs, num_inputs,
+    GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, STAGES: tl.constexpr, LINES: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """One program: ROWS of x times OUTPUTS rows of the weight, and what stands beside."""
+    m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    n = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    is_row, is_output = m < num_rows, n < num_outputs
+    up = weight + num_outputs.to(tl.int64) * num_inputs
+    if PDL:
+        line = tl.minimum(tl.arange(0, LINES) * 64, num_inputs - 1)
+        ahead = tl.minimum(n, num_outputs - 1).to(tl.int64)[:, None] * num_inputs + line[None, :]
+        prefetch(weight + ahead)
+        if GATED:
+            prefetch(up + ahead)
+        gdc_launch_dependents()
+        gdc_wait()
+    acc = tl.zeros([ROWS, OUTPUTS], tl.float32)
+    other = tl.zeros([ROWS, OUTPUTS], tl.float32)
+    for first in tl.range(0, num_inputs, INPUTS, num_stages=STAGES):
+        k = first + tl.arange(0, INPUTS)
+        is_input = k < num_inputs
+        at = m.to(tl.int64)[:, None] * num_inputs + k[None, :]
+        tile = tl.load(x + at, is_row[:, None] & is_input[None, :], 0.0)
+        at = n.to(tl.int64)[:, None] * num_inputs + k[None, :]
+        mask = is_output[:, None] & is_input[None, :]
+        rows = tl.load(weight + at, mask, 0.0)
+        acc = tl.dot(tile, tl.trans(rows), acc, input_precision="ieee")
+        if GATED:
+            rows = tl.load(up + at, mask, 0.0)
+            other = tl.dot(tile, tl.trans(rows), other, input_precision="ieee")
+    if BIAS:
+        acc += tl.load(bias + n, is_output, 0.0).to(tl.float32)[None, :]
+        if GATED:
+            other += tl.load(bias + num_outputs + n, is_output, 0.0).to(tl.float32)[None, :]
+    if GATED:
+        acc = acc * tl.sigmoid(acc) * other
+    at = m.to(tl.int64)[:, None] * num_outputs + n[None, :]
+    mask = is_row[:, None] & is_output[None, :]
+    if RESIDUAL:
+        acc += tl.load(residual + at, mask, 0.0).to(tl.float32)
+    tl.store(y + at, acc, mask)
+
+
+@triton.jit
+def rms_norm_kernel(x, weight, y, eps, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """One program: one token."""
+    at = tl.arange(0, BLOCK)
+    inside = at < size
+    scale = tl.load(weight + at, inside, 0.0).to(tl.float32)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    row = tl.program_id(0).to(tl.int64) * size
+    vector = tl.load(x + row + at, inside, 0.0).to(tl.float32)
+    scale *= tl.rsqrt(tl.sum(vector * vector, axis=0) / size + eps)
+    tl.store(y + row + at, vector * scale, inside)
+
+
+@triton.jit
+def silu_mul_kernel(gate_up, y, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """One program: BLOCK features of one token."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    gate = tl.load(gate_up + token * 2 * size + at, inside).to(tl.float32)
+    up = tl.load(gate_up + token * 2 * size + size + at, inside).to(tl.float32)
+    tl.store(y + token * size + at, gate * tl.sigmoid(gate) * up, inside)
+
+
+# -- the sampler ---------------------------------------------------------------------------------
+
+
+@triton.jit
+def sample_kernel(
+    logits, temperatures, seeds, positions, scores_out, ids_out, first_id, num_ids,
+    temperature_stride, seed_stride, position_stride, QUADS: tl.constexpr,
+):  # fmt: skip
+    """One program: the best of 4 * QUADS ids of one row, by logits / temperature + Gumbel noise.
+
+    Philox gives four words at a time, so ids stand four by four; see `sampler.gumbel_noise`.
+    """
+    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    quad = first_id // 4 + chunk * QUADS + tl.arange(0, QUADS)
+    lane = tl.arange(0, 4)[None, :]
+    ids = quad[:, None] * 4 + lane
+    mask = (ids >= first_id) & (ids < first_id + num_ids)
+    scores = tl.load(logits + row * num_ids + ids - first_id, mask, float("-inf")).to(tl.float32)
+    temperature = tl.load(temperatures + row * temperature_stride)
+    if temperature > 0.0:
+        seed = tl.load(seeds + row * seed_stride)
+        zero = quad * 0
+        position = tl.load(positions + row * position_stride).to(tl.int32) + zero
+        w0, w1, w2, w3 = tl.philox(seed, quad, position, zero, zero)
+        words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [QUADS, 4])
+        uniform = ((words >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+        scores = scores / temperature - tl.log(-tl.log(uniform))
+    best = tl.max(tl.max(scores, axis=1), axis=0)
+    winners = tl.where((scores == best) & mask, ids, first_id + num_ids - 1)
+    at = row * tl.num_programs(1) + chunk
+    tl.store(scores_out + at, best)
+    tl.store(ids_out + at, tl.min(tl.min(winners, axis=1), axis=0))
+
+
+# -- launching -----------------------------------------------------------------------------------
+
+
+@cache
+def card(device: torch.device) -> tuple[int, int, dict]:
+    """A GPU's multiprocessors, the shared memory a program may take, and options for launching.
+
+    From sm_90 on, kernels are launched before the one before has ended ("programmatic dependent
+    launch"): until `gdc_wait` they may read only what that one does not write.
+    """
+    if device.type == "cpu":  # Triton's interpreter
+        return 4, 99 * 1024, {}
+    found = torch.cuda.get_device_properties(device)
+    options = {"launch_pdl": True} if found.major >= 9 else {}
+    return found.multi_processor_count, found.shared_memory_per_block_optin, options
+
+
+def rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
+    """norm(x) for an RMSNorm and x [num_tokens, size]."""
+    _, _, options = card(x.device)
+    y, block = torch.empty_like(x), triton.next_power_of_2(x.shape[1])
+    warps = min(8, max(1, block // 512))
+    grid = (len(x),)
+    rms_norm_kernel[grid](
+        x, norm.weight, y, norm.eps, x.shape[1], block, bool(options), num_warps=warps, **options
+    )
+    return y
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm: nn.Module | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """As `ops.linear.linear`."""
+    if len(x) == 1 and x.shape[1] <= 32_768:
+        return matvec(x, weight, bias, norm, residual)
+    x = x if norm is None else rms_norm(x, norm)
+    if config := linear_config(x, len(weight), gated=False):
+        return small_linear(x, weight, bias, residual, config)
+    if residual is None:
+        return torch.nn.functional.linear(x, weight, bias)
+    y = residual.addmm_(x, weight.t())
+    return y if bias is None else y.add_(bias)
+
+
+def gated_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, norm: nn.Module | None = None
+) -> Tensor:
+    """As `ops.linear.gated_linear`."""
+    if len(x) == 1 and x.shape[1] <= 32_768:
+        return matvec(x, weight, bias, norm, None, gated=True)
+    x = x if norm is None else rms_norm(x, norm)
+    if config := linear_config(x, len(weight) // 2, gated=True):
+        return small_linear(x, weight, bias, None, config, gated=True)
+    gate_up = torch.nn.functional.linear(x, weight, bias)
+    y, (_, _, options) = x.new_empty(len(x), len(weight) // 2), card(x.device)
+    block = min(1024, triton.next_power_of_2(y.shape[1]))
+    grid = (len(x), triton.cdiv(y.shape[1], block))
+    silu_mul_kernel[grid](gate_up, y, y.shape[1], block, bool(options), **options)
+    return y
+
+
+def matvec(x, weight, bias, norm, residual, gated=False) -> Tensor:
+    """`linear` or `gated_linear` of a single token."""
+    _, _, options = card(x.device)
+    inputs = triton.next_power_of_2(x.shape[1])
+    outputs = 8 if inputs <= 1024 else max(1, min(4, 16_384 // inputs))
+    size = len(weight) // 2 if gated else len(weight)
+    y = x.new_empty(1, size)
+    matvec_kernel[(triton.cdiv(size, outputs),)](
+        x, weight, bias, norm and norm.weight, residual, y, norm.eps if norm else 0.0,
+        size, x.shape[1], norm is not None, gated, bias is not None, residual is not None,
+        outputs, inputs, bool(options), num_warps=4 if inputs <= 1024 else 8, **options,
+    )  # fmt: skip
+    return y
+
+
+def linear_config(x: Tensor, size: int, gated: bool) -> tuple[int, int, int] | None:
+    """Rows, outputs and inputs of a program's tiles, such that one program an SM does it all.
+
+    None where that cannot be: a large product is cuBLAS's.
+    """
+    processors, memory, _ = card(x.device)
+    rows = 16 if len(x) <= 16 else 64
+    for outputs in (16, 32, 64, 128):
+        if triton.cdiv(len(x), rows) * triton.cdiv(size, outputs) <= processors:
+            for inputs in (256, 128, 64):
+                stage = (rows + outputs * (1 + gated)) * inputs * x.itemsize
+                if LINEAR_STAGES * stage <= memory and x.itemsize == 2:
+                    return rows, outputs, inputs
+    return None
+
+
+def prefill_config(device: torch.device, dim: int, itemsize: int) -> tuple[int, int]:
+    """Queries a program, tokens a tile."""
+    _, memory, _ = card(device)
+    queries, tile = 64, 64
+    while (queries + 4 * tile) * dim * itemsize > memory and tile > 16:
+        queries, tile = max(16, queries // 2), tile // 2
+    return queries, tile
+
+
+def small_linear(x, weight, bias, residual, config, gated=False) -> Tensor:
+    """`linear` or `gated_linear` of a few tokens, each program an output tile of its own."""
+    rows, outputs, inputs = config
+    _, _, options = card(x.device)
+    size = len(weight) // 2 if gated else len(weight)
+    y = x.new_empty(len(x), size)
+    lines = triton.next_power_of_2(triton.cdiv(x.shape[1], 64))
+    linear_kernel[(triton.cdiv(len(x), rows), triton.cdiv(size, outputs))](
+        x, weight, bias, residual, y, len(x), size, x.shape[1], gated, bias is not None,
+        residual is not None, rows, outputs, inputs, LINEAR_STAGES, lines, bool(options), **options,
+    )  # fmt: skip
+    return y
+
+
+def rope_store(
+    qkv: Tensor,
+    norms: tuple[nn.Module, nn.Module] | None,
+    rope: Tensor,
+    batch: AttentionMetadata,
+    k_cache: Tensor,
+    v_cache: Tensor,
+) -> Tensor:
+    """As `attention.rope_store`."""
+    _, _, options = card(qkv.device)
+    kv_heads, dim = k_cache.shape[2:]
+    heads, half = qkv.shape[1] // dim - 2 * kv_heads, dim // 2
+    query = qkv.new_empty(len(qkv), heads, dim)
+    q_norm, k_norm = norms or (None, None)
+    rope_store_kernel[(len(qkv),)](
+        qkv, q_norm and q_norm.weight, k_norm and k_norm.weight, rope, batch.positions,
+        batch.slot_mapping, query, k_cache, v_cache, q_norm.eps if norms else 0.0,
+        batch.positions.stride(0), heads, kv_heads, half, norms is not None,
+        triton.next_power_of_2(heads + kv_heads), triton.next_power_of_2(kv_heads),
+        triton.next_power_of_2(half), bool(options), **options,
+    )  # fmt: skip
+    return query
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """The tiles of a step's decode rows, dealt to the programs of the attention kernel."""
+
+    tiles: Tensor  # [max_tiles, 6] int32: row, rows that share it, first token, end, part, is last
+    rows: Tensor  # [num_rows, 2] int32: a row's first part, and how many it has
+    num_tiles: Tensor  # [1] int32
+    partial: Tensor  # [max_parts, heads, head_dim + 2] float32: what a part gave
+    config: "DecodeConfig"
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    tile: int  # tokens
+    stages: int
+    warps: int
+    programs: int  # for each KV head
+
+
+DECODE = {"tile": 64, "stages": 5, "warps": 4, "per_sm": 2}
+SHARE_FROM = 64  # tokens of common prefix
+LINEAR_STAGES = 3
+
+
+def decode_config(device, kv_heads, head_dim, itemsize) -> DecodeConfig:
+    processors, _, _ = card(device)
+    return DecodeConfig(DECODE["tile"], DECODE["stages"], DECODE["warps"], max(1, processors * DECODE["per_sm"] // kv_heads))
+
+
+def plan_decodes(positions: Tensor, block_tables: Tensor, k_cache: Tensor, heads: int) -> DecodeRows:
+    """As `attention.plan_decodes`, and how `attend_decodes` shares out the work."""
+    block_size, kv_heads, dim = k_cache.shape[1:]
+    config = decode_config(positions.device, kv_heads, dim, k_cache.itemsize)
+    num_rows, width = block_tables.shape
+    group = heads // kv_heads
+    sharers = max(16, triton.next_power_of_2(group)) // group
+    groups = triton.cdiv(num_rows, sharers)
+    strides = (positions.stride(0), block_tables.stride(0))
+
+    def ints(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int32, device=positions.device)
+
+    shared = ints(groups)
+    shared_prefix_kernel[(groups,)](
+        block_tables, positions, shared, num_rows, strides[1], strides[0], block_size, sharers,
+        triton.next_power_of_2(sharers), 128, SHARE_FROM, num_warps=1,
+    )  # fmt: skip
+    lens, tiles = ints(num_rows), ints(
+        groups + num_rows * (triton.cdiv(width * block_size, config.tile) + 1), 6
+    )
+    rows, num_tiles = ints(num_rows, 2), ints(1)
+    slots = lens.new_empty(num_rows, dtype=torch.int64)
+    plan_kernel[(num_rows,)](
+        positions, block_tables, shared, slots, lens, tiles, rows, num_tiles, num_rows, *strides,
+        block_size, sharers, config.tile, config.programs,
+        max(16, triton.next_power_of_2(num_rows)), 32, num_warps=1 if num_rows < 64 else 4,
+    )  # fmt: skip
+    max_parts = 4 * num_rows + (sharers + 1) * config.programs
+    partial = torch.empty(max_parts, heads, dim + 2, dtype=torch.float32, device=lens.device)
+    plan = DecodePlan(tiles, rows, num_tiles, partial, config)
+    return DecodeRows(slots, lens, block_tables, plan)
+
+
+def attend_decodes(
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: DecodeRows, scale: float
+) -> Tensor:
+    """As `attention.attend_decodes`; rows are of this file's `plan_decodes`."""
+    _, _, options = card(query.device)
+    block_size, kv_heads, head_dim = k_cache.shape[1:]
+    num_rows, heads = query.shape[:2]
+    group, dim = heads // kv_heads, triton.next_power_of_2(head_dim)
+    plan, out = rows.plan, torch.empty_like(query)
+    config = plan.config
+    decode_attention_kernel[(kv_heads, config.programs)](
+        query, k_cache, v_cache, rows.block_tables, plan.tiles, plan.rows, plan.num_tiles, out,
+        plan.partial, scale * LOG2_E, rows.block_tables.stride(0), kv_heads, group, head_dim,
+        block_size, max(16, triton.next_power_of_2(group)), config.tile, dim, config.stages,
+        bool(options), num_warps=config.warps, **options,
+    )  # fmt: skip
+    merge_parts_kernel[(num_rows, heads)](
+        plan.partial, plan.rows, out, heads, head_dim, dim, 16, bool(options), **options
+    )
+    return out
+
+
+def attend_prompts(
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: PromptRows, scale: float
+) -> Tensor:
+    """As `attention.attend_prompts`."""
+    block_size, kv_heads, head_dim = k_cache.shape[1:]
+    heads, dim, out = query.shape[1], triton.next_power_of_2(head_dim), torch.empty_like(query)
+    queries, tile = prefill_config(query.device, dim, query.itemsize)
+    grid = (triton.cdiv(rows.longest, queries), heads, len(rows.context_lens))
+    prefill_attention_kernel[grid](
+        query, k_cache, v_cache, rows.block_tables, rows.starts, rows.context_lens, out,
+        scale * LOG2_E, rows.block_tables.stride(0), kv_heads, heads // kv_heads, head_dim,
+        block_size, queries, tile, dim, 3,
+    )  # fmt: skip
+    return out
+
+
+def candidates(logits: Tensor, asked: SamplingMetadata, first_id: int) -> tuple[Tensor, Tensor]:
+    """As `sampler.candidates`; here one for each 512 ids."""
+    quads = 128
+    num_rows, num_ids = logits.shape
+    chunks = triton.cdiv(num_ids + 3, 4 * quads)
+    scores = torch.empty(num_rows, chunks, dtype=torch.float32, device=logits.device)
+    ids = torch.empty(num_rows, chunks, dtype=torch.int64, device=logits.device)
+    strides = (asked.temperature.stride(0), asked.seeds.stride(0), asked.positions.stride(0))
+    sample_kernel[(num_rows, chunks)](
+        logits, asked.temperature, asked.seeds, asked.positions, scores, ids, first_id, num_ids,
+        *strides, quads, num_warps=1,
+    )  # fmt: skip
+    return scores, ids
