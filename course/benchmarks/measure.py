@@ -19,7 +19,7 @@ from course.benchmarks.workloads import Workload, make_workload
 MAX_MODEL_LEN = 4096
 ON_GPU = {"max_num_seqs": 512, "max_num_batched_tokens": 16_384}
 SCALE_ON_CPU = 1 / 8
-WARM_UP = 16  # requests, of very different lengths
+WARM_UP = {"cuda": 16, "cpu": 2}  # requests, of very different lengths
 SAMPLING = {"temperature": 0.6, "ignore_eos": True, "detokenize": False}
 
 
@@ -97,8 +97,9 @@ def start_engine(model: str, options: dict[str, Any], start: float) -> tuple[Any
 def warm_up(llm: Any, scale: float) -> None:
     """Prompts and outputs of mixed lengths, twice: what is compiled on first use is compiled."""
     rng, vocab_size = random.Random(1), llm.llm_engine.model_config.vocab_size
+    count = WARM_UP[llm.llm_engine.device.type]
     for _ in range(2):
-        lengths = [max(1, round(scale * rng.randint(1, 1024))) for _ in range(WARM_UP)]
+        lengths = [max(1, round(scale * rng.randint(1, 1024))) for _ in range(count)]
         prompts = [rng.choices(range(vocab_size), k=length) for length in lengths]
         answer(llm, Workload(prompts, [max(2, length // 8) for length in lengths]))
 
