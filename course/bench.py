@@ -1,39 +1,54 @@
-"""Throughput and memory of this engine beside transformers' generate, in one process.
+"""How fast is the engine on this machine, and how near to what the machine can do?
 
-Both answer the same prompts with the same number of tokens each, greedy, past end-of-sequence, in
-the same dtype on the same threads. transformers runs static batches in order of arrival, padded on
-the left; a batch ends with its longest answer. The engine admits and retires requests at any step.
-The two take turns; every round has fresh prompts, so nothing comes from the prefix cache. Prompts
-are random token ids, since only their number matters here. A benchmark, not a test.
+course bench                    the reference workloads W1, W2 and W3 (name some to run only those)
+course bench attention          decode attention alone: its share of the read bandwidth
+course bench transformers       this engine beside transformers' generate, turn by turn
+
+W1 throughput: 256 prompts of 100 to 1,024 tokens, as many tokens out. W2 latency: one prompt of
+128 tokens, 512 out. W3 shared prefix: 256 prompts of 2,048 common tokens and 128 of their own, 64
+out. On a CPU an eighth of all these numbers. Every request's tokens are counted. Without --model, a
+GPU runs a random model of Qwen3-0.6B's shape and a CPU runs what `course run` does; on a GPU each
+workload's first run is a warm-up.
 """
 
 import argparse
 import json
-import random
-import statistics
+import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from course import machine
-from course.models import pick_model
+from course.benchmarks import against_transformers, attention, measure
+from course.benchmarks.workloads import WORKLOADS
 
-PROMPT_TOKENS = (16, 128)
-OUTPUT_TOKENS = (16, 128)
-MAX_MODEL_LEN = PROMPT_TOKENS[1] + OUTPUT_TOKENS[1]
+SUBJECTS = (*WORKLOADS, "attention", "transformers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every subject; `--help` says which belong to which."""
     count = {"type": positive, "metavar": "N"}
-    parser.add_argument("--model", help="folder or Hugging Face id (default: as for `course run`)")
-    parser.add_argument("--requests", default=32, help="prompts to answer (default: 32)", **count)
-    parser.add_argument("--batch", default=8, help="transformers' batch size (default: 8)", **count)
-    parser.add_argument("--max-num-seqs", default=32, help="the engine's (default: 32)", **count)
-    parser.add_argument("--rounds", default=3, help="repetitions (default: 3)", **count)
+    parser.add_argument("subjects", nargs="*", type=subject, help=" ".join(SUBJECTS))
+    parser.add_argument("--model", help="folder or Hugging Face id (default: see above)")
+    parser.add_argument("--dtype", default="auto", help="auto (by the device), float32, ...")
+    parser.add_argument("--runs", default=3, help="of each workload (default: 3)", **count)
     parser.add_argument("--threads", help="torch's CPU threads (default: torch's own)", **count)
-    parser.add_argument("--dtype", default="auto", help="auto (the checkpoint's), float32, ...")
+    parser.add_argument("--max-num-seqs", help="requests running at once", **count)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here as well")
+    workloads = parser.add_argument_group("W1, W2, W3 and attention")
+    workloads.add_argument("--scale", type=fraction, help="of requests and lengths (GPU: 1)")
+    workloads.add_argument("--attention-backend", default="auto", metavar="NAME")
+    workloads.add_argument("--enforce-eager", action="store_true", help="compile, capture nothing")
+    workloads.add_argument(
+        "--engine",
+        action="append",
+        default=[],
+        type=option,
+        metavar="NAME=VALUE",
+        help="any argument of LLM, as vLLM names it: --engine block_size=32",
+    )
+    compared = parser.add_argument_group("transformers")
+    compared.add_argument("--requests", default=32, help="prompts to answer (default: 32)", **count)
+    compared.add_argument("--batch", default=8, help="transformers' batch (default: 8)", **count)
 
 
 def positive(text: str) -> int:
@@ -44,236 +59,65 @@ def positive(text: str) -> int:
     return value
 
 
+def fraction(text: str) -> float:
+    """A number above 0 and at most 1; `1/8` is one."""
+    above, _, below = text.partition("/")
+    value = float(above) / float(below or 1)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
+    return value
+
+
+def subject(text: str) -> str:
+    if text not in SUBJECTS:
+        raise argparse.ArgumentTypeError(f"one of {', '.join(SUBJECTS)}, not {text!r}")
+    return text
+
+
+def option(text: str) -> tuple[str, Any]:
+    """`block_size=32` -> ("block_size", 32); a value that is not JSON is a string."""
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(f"NAME=VALUE is wanted, got {text!r}")
+    try:
+        return name, json.loads(value.lower() if value in ("True", "False") else value)
+    except json.JSONDecodeError:
+        return name, value
+
+
 def main(args: argparse.Namespace) -> int:
+    start = time.perf_counter()  # torch is not imported yet: the start of an engine counts that too
+    subjects = list(dict.fromkeys(args.subjects)) or list(WORKLOADS)
+    others = [name for name in subjects if name not in WORKLOADS]
+    if len(subjects) > 1 and others:
+        raise ValueError(f"{others[0]} runs alone, got {' '.join(subjects)}")
     import torch
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    report = compare(args)
-    print_report(report)
+    if others == ["transformers"]:
+        report = against_transformers.compare(args)
+        against_transformers.print_report(report)
+    elif others == ["attention"]:
+        report = attention.measure(args)
+        attention.print_report(report)
+    else:
+        report = measure.measure(args, subjects, start)
+        measure.print_report(report)
     if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+        record = {"command": command_line(sys.argv[1:]), **report}
+        args.json.write_text(json.dumps(record, indent=2) + "\n")
     return 0
 
 
-# -- the workload ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Request:
-    prompt: list[int]
-    num_output: int
-
-
-def make_workload(num_requests: int, vocab_size: int, seed: int) -> list[Request]:
-    """Random prompts. The lengths are the same for every seed, the token ids are not."""
-    lengths, ids = random.Random(0), random.Random(seed)
-    requests = []
-    for _ in range(num_requests):
-        num_prompt, num_output = lengths.randint(*PROMPT_TOKENS), lengths.randint(*OUTPUT_TOKENS)
-        requests.append(Request(ids.choices(range(vocab_size), k=num_prompt), num_output))
-    return requests
-
-
-def in_batches(requests: list[Request], size: int) -> list[list[Request]]:
-    return [requests[i : i + size] for i in range(0, len(requests), size)]
-
-
-# -- the two sides -----------------------------------------------------------------------------
-
-
-class Side(Protocol):
-    """One of the two that are compared."""
-
-    def run(self, requests: list[Request]) -> None:
-        """Answer all of them."""
-
-    def kv_tokens(self, requests: list[Request]) -> tuple[int, int]:
-        """Tokens for which KV memory was reserved, and tokens it held for somebody, at the most."""
-
-
-class Engine:
-    """This repository's engine."""
-
-    def __init__(self, model: str, args: argparse.Namespace):
-        from nanovllm import LLM
-
-        limits = {"max_model_len": MAX_MODEL_LEN, "max_num_seqs": args.max_num_seqs}
-        self.llm = LLM(model, dtype=args.dtype, **limits)
-        self.dtype = self.llm.llm_engine.core.runner.kv_cache.dtype
-        self.device = self.llm.llm_engine.device.type
-
-    def run(self, requests: list[Request]) -> None:
-        from nanovllm import SamplingParams
-
-        params = [
-            SamplingParams(temperature=0.0, max_tokens=r.num_output, ignore_eos=True)
-            for r in requests
-        ]
-        prompts = [{"prompt_token_ids": r.prompt} for r in requests]
-        outputs = self.llm.generate(prompts, params, use_tqdm=False)
-        check_lengths(requests, [len(output.outputs[0].token_ids) for output in outputs])
-
-    def kv_tokens(self, requests: list[Request]) -> tuple[int, int]:
-        blocks = self.llm.llm_engine.block_manager
-        fewest_free = min(step.num_free_blocks for step in self.llm.llm_engine.trace)
-        used = blocks.num_blocks - fewest_free
-        return blocks.num_blocks * blocks.block_size, used * blocks.block_size
-
-
-class Transformers:
-    """transformers' generate, in static batches padded on the left."""
-
-    def __init__(self, model: str, dtype: Any, device: str, batch_size: int):
-        from transformers import AutoModelForCausalLM
-
-        self.batch_size = batch_size
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device)
-        self.model.generation_config.eos_token_id = None  # never stop early
-
-    def run(self, requests: list[Request]) -> None:
-        for batch in in_batches(requests, self.batch_size):
-            self._run_batch(batch)
-
-    def _run_batch(self, batch: list[Request]) -> None:
-        import torch
-
-        width, longest = max(len(r.prompt) for r in batch), max(r.num_output for r in batch)
-        padding = [width - len(r.prompt) for r in batch]
-        ids = [[0] * pad + r.prompt for pad, r in zip(padding, batch, strict=True)]
-        mask = [[0] * pad + [1] * (width - pad) for pad in padding]
-        device = self.model.device
-        output = self.model.generate(
-            input_ids=torch.tensor(ids, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            max_new_tokens=longest,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        check_lengths([Request([], longest)], [output.shape[1] - width])
-
-    def kv_tokens(self, requests: list[Request]) -> tuple[int, int]:
-        """Counted, not measured: a row is as long as its batch's longest prompt and answer."""
-        return max(map(self._batch_tokens, in_batches(requests, self.batch_size)))
-
-    @staticmethod
-    def _batch_tokens(batch: list[Request]) -> tuple[int, int]:
-        longest = max(len(r.prompt) for r in batch) + max(r.num_output for r in batch) - 1
-        return len(batch) * longest, sum(len(r.prompt) + r.num_output - 1 for r in batch)
-
-
-def check_lengths(requests: list[Request], lengths: list[int]) -> None:
-    wanted = [r.num_output for r in requests]
-    if lengths != wanted:
-        raise RuntimeError(f"answers of {wanted} tokens were wanted, there came {lengths}")
-
-
-# -- comparing ---------------------------------------------------------------------------------
-
-
-def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Load both, warm both up, let them take turns; returns what to print or to keep."""
-    from transformers import AutoConfig
-
-    model = pick_model(args.model)
-    config = AutoConfig.from_pretrained(model)
-    workloads = [make_workload(args.requests, config.vocab_size, r) for r in range(args.rounds + 1)]
-    warm_up, rounds = workloads[0], workloads[1:]
-
-    before = machine.resident_bytes()
-    engine = Engine(model, args)
-    engine.run(warm_up)
-    between = machine.resident_bytes()
-    theirs = Transformers(model, engine.dtype, engine.device, args.batch)
-    theirs.run(warm_up)
-    after = machine.resident_bytes()
-
-    sides: dict[str, Side] = {"engine": engine, "transformers": theirs}
-    seconds = take_turns(sides, rounds)
-    growth = {"engine": between - before, "transformers": after - between}
-    bytes_per_token = kv_bytes_per_token(config, engine.dtype.itemsize)
-    results = {
-        name: summarise(side, warm_up, seconds[name], growth[name], bytes_per_token)
-        for name, side in sides.items()
-    }
-    return {**describe(model, engine, args, warm_up), **results}
-
-
-def take_turns(sides: dict[str, Side], rounds: list[list[Request]]) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for requests in rounds:
-        for name, side in sides.items():
-            start = time.perf_counter()
-            side.run(requests)
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def summarise(
-    side: Side, requests: list[Request], seconds: list[float], growth: int, bytes_per_token: int
-) -> dict[str, Any]:
-    """One side's numbers; tokens a second are wanted output tokens, at the median of the rounds."""
-    reserved, used = side.kv_tokens(requests)
-    return {
-        "seconds": seconds,
-        "tokens_per_second": sum(r.num_output for r in requests) / statistics.median(seconds),
-        "kv_bytes_reserved": reserved * bytes_per_token,
-        "kv_bytes_used": used * bytes_per_token,
-        "resident_growth_bytes": growth,
-    }
-
-
-def describe(
-    model: str, engine: Engine, args: argparse.Namespace, requests: list[Request]
-) -> dict[str, Any]:
-    import torch
-    import transformers
-
-    return {
-        "model": Path(model).name if Path(model).exists() else model,
-        "machine": machine.describe(engine.device),
-        "dtype": str(engine.dtype).removeprefix("torch."),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "requests": args.requests,
-        "prompt_tokens": sum(len(r.prompt) for r in requests),
-        "output_tokens": sum(r.num_output for r in requests),
-        "max_num_seqs": args.max_num_seqs,
-        "batch": args.batch,
-        "peak_resident_bytes": machine.peak_resident_bytes(),
-    }
-
-
-def kv_bytes_per_token(config: Any, itemsize: int) -> int:
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * itemsize
-
-
-def print_report(report: dict[str, Any]) -> None:
-    ours, theirs = report["engine"], report["transformers"]
-    rounds = len(ours["seconds"])
-    print(f"{report['model']}, {report['dtype']}, on {report['machine']}")
-    print(
-        f"{report['requests']} prompts, {report['prompt_tokens']:,} tokens in, "
-        f"{report['output_tokens']:,} out; median of {rounds} rounds (fastest to slowest)"
-    )
-    columns = (f"nanovllm, {report['max_num_seqs']} at once", f"transformers, by {report['batch']}")
-    print_row("", *columns)
-    print_row("output tokens/s", *(f"{r['tokens_per_second']:.1f}" for r in (ours, theirs)))
-    print_row("seconds", *(spread(r["seconds"]) for r in (ours, theirs)))
-    for label, key in (
-        ("KV cache reserved", "kv_bytes_reserved"),
-        ("  of it used, at most", "kv_bytes_used"),
-        ("process grew by", "resident_growth_bytes"),
-    ):
-        print_row(label, *(f"{r[key] / 2**20:,.0f} MiB" for r in (ours, theirs)))
-    ratio = ours["tokens_per_second"] / theirs["tokens_per_second"]
-    print(f"nanovllm gave {ratio:.2f} times as many output tokens a second.")
-
-
-def print_row(label: str, *cells: str) -> None:
-    print(f"  {label:<22}" + "".join(f"{cell:>26}" for cell in cells))
-
-
-def spread(seconds: list[float]) -> str:
-    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
+def command_line(arguments: list[str]) -> str:
+    """The command as a record keeps it: without --json, and of a path only its last part."""
+    kept: list[str] = []
+    previous = ""
+    for argument in arguments:
+        if "--json" not in (argument.partition("=")[0], previous):
+            name, equals, value = argument.rpartition("=")
+            keep = "/" not in value or value.replace("/", "").isdigit()  # 1/8 is no path
+            kept.append(name + equals + (value if keep else Path(value).name))
+        previous = argument
+    return " ".join(["course", *kept])

@@ -1,5 +1,6 @@
 """The machine a number was measured on: what every table and every plot says beside it."""
 
+import importlib.metadata
 import os
 import platform
 import sys
@@ -26,6 +27,17 @@ def describe(device: str | None = None) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
     return f"{processor()}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """What a number may depend on: Python's version and those of the packages that compute."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "triton", "transformers", "flash-attn"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def resident_bytes() -> int:

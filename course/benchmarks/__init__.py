@@ -1,0 +1,1 @@
+"""What `course bench` can measure: reference workloads, attention alone, and a comparison."""

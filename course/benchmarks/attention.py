@@ -1,0 +1,222 @@
+"""Decode attention alone: which part of the read bandwidth does a kernel reach?
+
+One new token a request attends to the keys and values of its whole context, which lie in blocks of
+16 tokens scattered over a cache. What must be read is the context's keys and values, once; that,
+over the time of one call, is the bandwidth reached. Calls go round over several caches, together
+far larger than any processor's cache, so that each finds its keys and values in memory only.
+
+On a GPU the round is captured as a CUDA graph where the function can be, so that the time is the
+device's and not Python's, and each replay is timed by events; the median counts. On a CPU each
+shape has an eighth of its requests and of its tokens, and time is the clock's.
+
+A function to measure has the signature of `Attend`; ATTENDS names those there are.
+"""
+
+import argparse
+import random
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from course import machine
+from course.benchmarks.roofline import cpu_seconds, cuda_seconds, read_bandwidth
+
+BLOCK_SIZE, HEADS, KV_HEADS, HEAD_DIM = 16, 16, 8, 128
+ROUND_BYTES = {"cuda": 2**30, "cpu": 2**27}  # keys and values of all caches together, at least
+REPEATS = {"cuda": 50, "cpu": 3}
+SCALE_ON_CPU = 1 / 8
+
+# attend(query [n, heads, head_dim], k_cache, v_cache [blocks, block_size, kv_heads, head_dim],
+#        block_tables [n, width] int32, context_lens [n] int32, scale) -> [n, heads, head_dim]
+Attend = Callable[[Any, Any, Any, Any, Any, float], Any]
+
+
+def shapes(scale: float = 1.0) -> dict[str, list[int]]:
+    """The context lengths of each measured shape, by name."""
+    rng = random.Random(0)
+    full = {
+        "256 x 900": [900] * 256,
+        "130 ragged, 100 to 1,900": [rng.randint(100, 1900) for _ in range(130)],
+        "16 x 1,500": [1500] * 16,
+        "1 x 640": [640],
+    }
+    return {
+        name: [max(1, round(scale * n)) for n in lens[: max(1, round(scale * len(lens)))]]
+        for name, lens in full.items()
+    }
+
+
+# -- the functions -----------------------------------------------------------------------------
+
+
+def torch_attend(
+    query: Any, k_cache: Any, v_cache: Any, block_tables: Any, context_lens: Any, scale: float
+) -> Any:
+    """The engine's own definition of what is right; it gathers, and is not fast."""
+    from nanovllm.ops.attention import AttentionMetadata, paged_attention
+
+    n = len(query)
+    batch = AttentionMetadata(
+        slot_mapping=None,
+        block_tables=block_tables.long(),
+        context_lens=context_lens.long(),
+        query_starts=list(range(n + 1)),
+        num_decodes=n,
+    )
+    return paged_attention(query, k_cache, v_cache, batch, scale)
+
+
+ATTENDS: dict[str, Attend] = {"torch": torch_attend}
+
+
+def find_attend(name: str) -> Attend:
+    """The function of that name, or for "auto" the last of ATTENDS. ValueError for another."""
+    name = list(ATTENDS)[-1] if name == "auto" else name
+    if name not in ATTENDS:
+        raise ValueError(f"attention alone is measured of {', '.join(ATTENDS)}, not {name!r}")
+    return ATTENDS[name]
+
+
+# -- what they are given -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One call's arguments, on the device."""
+
+    query: Any  # [n, HEADS, HEAD_DIM]
+    k_cache: Any  # [blocks, BLOCK_SIZE, KV_HEADS, HEAD_DIM]
+    v_cache: Any  # as k_cache
+    block_tables: Any  # [n, width] int32; blocks in random order, rows padded with 0
+    context_lens: Any  # [n] int32
+
+    def call(self, attend: Attend) -> Any:
+        tables, lens = self.block_tables, self.context_lens
+        return attend(self.query, self.k_cache, self.v_cache, tables, lens, HEAD_DIM**-0.5)
+
+
+def make_inputs(lens: list[int], device: Any, dtype: Any, seed: int) -> Inputs:
+    """Random queries, keys and values for requests with these context lengths."""
+    import torch
+
+    counts = [-(-length // BLOCK_SIZE) for length in lens]
+    order = list(range(sum(counts)))
+    random.Random(seed).shuffle(order)
+    blocks = iter(order)
+    tables = [[next(blocks) for _ in range(c)] + [0] * (max(counts) - c) for c in counts]
+    shape = (sum(counts), BLOCK_SIZE, KV_HEADS, HEAD_DIM)
+    generator = torch.Generator(device).manual_seed(seed)
+    make = {"device": device, "dtype": dtype, "generator": generator}
+    return Inputs(
+        query=torch.randn(len(lens), HEADS, HEAD_DIM, **make),
+        k_cache=torch.randn(shape, **make),
+        v_cache=torch.randn(shape, **make),
+        block_tables=torch.tensor(tables, dtype=torch.int32, device=device),
+        context_lens=torch.tensor(lens, dtype=torch.int32, device=device),
+    )
+
+
+def kv_bytes(lens: list[int], itemsize: int) -> int:
+    """Bytes of all contexts' keys and values in one layer."""
+    return 2 * sum(lens) * KV_HEADS * HEAD_DIM * itemsize
+
+
+# -- timing ------------------------------------------------------------------------------------
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure every shape; what is printed and recorded."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    usual = torch.bfloat16 if cuda else torch.float32
+    dtype = usual if args.dtype == "auto" else getattr(torch, args.dtype)
+    scale = args.scale or (1.0 if cuda else SCALE_ON_CPU)
+    attend, peak = find_attend(args.attention_backend), read_bandwidth(device)
+    return {
+        "machine": machine.describe(device.type),
+        "versions": machine.versions(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "function": next(name for name, function in ATTENDS.items() if function is attend),
+        "heads": {"query": HEADS, "kv": KV_HEADS, "dim": HEAD_DIM, "block_size": BLOCK_SIZE},
+        "scale": scale,
+        "read_bytes_per_second": peak,
+        "shapes": {
+            name: measure_shape(attend, lens, device, dtype, peak)
+            for name, lens in shapes(scale).items()
+        },
+    }
+
+
+def measure_shape(
+    attend: Attend, lens: list[int], device: Any, dtype: Any, peak: float
+) -> dict[str, Any]:
+    """Time one shape. peak: the device's read bandwidth in bytes a second."""
+    num_bytes = kv_bytes(lens, dtype.itemsize)
+    num_caches = max(2, -(-ROUND_BYTES[device.type] // num_bytes))
+    inputs = [make_inputs(lens, device, dtype, seed) for seed in range(num_caches)]
+    rounds, captured = round_seconds(attend, inputs, device)
+    seconds = [one / num_caches for one in rounds]
+    reached = num_bytes / statistics.median(seconds)
+    return {
+        "requests": len(lens),
+        "context_tokens": sum(lens),
+        "bytes": num_bytes,
+        "caches": num_caches,
+        "graph": captured,
+        "microseconds": 1e6 * statistics.median(seconds),
+        "fastest_microseconds": 1e6 * min(seconds),
+        "slowest_microseconds": 1e6 * max(seconds),
+        "bytes_per_second": reached,
+        "share_of_read_bandwidth": reached / peak,
+    }
+
+
+def round_seconds(attend: Attend, inputs: list[Inputs], device: Any) -> tuple[list[float], bool]:
+    """Seconds of calls over all inputs, several times; and whether a CUDA graph ran them."""
+    import torch
+
+    def one_round() -> None:
+        for item in inputs:
+            item.call(attend)
+
+    with torch.inference_mode():
+        one_round()
+        one_round()
+        if device.type == "cpu":
+            return [cpu_seconds(one_round) for _ in range(REPEATS["cpu"])], False
+        replay, captured = as_graph(one_round)
+        replay()
+        return [cuda_seconds(replay) for _ in range(REPEATS["cuda"])], captured
+
+
+def as_graph(function: Callable[[], None]) -> tuple[Callable[[], None], bool]:
+    """The function as a CUDA graph; itself, and False, if it waits for the device."""
+    import torch
+
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            function()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return function, False
+    return graph.replay, True
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The report as a table, a line a shape."""
+    peak = report["read_bytes_per_second"] / 1e9
+    print(f"decode attention ({report['function']}), {report['dtype']}, on {report['machine']}")
+    if report["scale"] != 1:
+        print(f"reduced: requests and lengths are {report['scale']:g} of the full shapes'")
+    print(f"reads measured here: {peak:,.1f} GB/s")
+    for name, row in report["shapes"].items():
+        print(
+            f"  {name:<26}{row['microseconds']:>12,.1f} us{row['bytes_per_second'] / 1e9:>12,.1f} "
+            f"GB/s{row['share_of_read_bandwidth']:>10.1%} of it"
+            + ("" if row["graph"] or report["machine"].endswith("threads") else "   (no graph)")
+        )
