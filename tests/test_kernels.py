@@ -1,0 +1,194 @@
+"""Each Triton kernel equals its torch twin: on a GPU, or on a CPU in Triton's interpreter.
+
+The interpreter must be asked for before Triton is first imported, so it has a run of its own:
+TRITON_INTERPRET=1 pytest tests/test_kernels.py, as `make test` does.
+"""
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from nanovllm.model.parallel import Ranks
+from nanovllm.model.rope import rope_table
+from nanovllm.ops import attention, sampler
+from nanovllm.ops import linear as products
+from nanovllm.ops.attention import AttentionMetadata, PromptRows
+
+CUDA = torch.cuda.is_available()
+if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs an NVIDIA GPU, or TRITON_INTERPRET=1", allow_module_level=True)
+
+from nanovllm.ops import kernels  # noqa: E402  (not every machine has Triton)
+
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+DTYPES = [torch.float32, torch.bfloat16] if CUDA else [torch.float32]  # see ENVIRONMENT in README
+SHAPES = [  # heads, KV heads, head size, block size
+    (4, 2, 16, 4),
+    (6, 2, 24, 8),  # neither a power of two
+    (14, 2, 16, 1),
+    (2, 2, 32, 16),
+    (36, 2, 16, 3),  # more query heads a KV head than a tile has rows
+]
+LENGTHS = [37, 5, 64, 1, 80, 17, 33]
+
+pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def random(*shape, dtype):
+    return torch.randn(shape, device=DEVICE).to(dtype)
+
+
+def assert_close(found, wanted, dtype):
+    limit = 1e-5 if dtype == torch.float32 else 1e-2
+    assert found.shape == wanted.shape
+    assert not found.isnan().any()
+    error = (found.float() - wanted.float()).norm() / wanted.float().norm().clamp(min=1e-9)
+    assert error < limit, f"relative error {error:.2e}"
+
+
+class Norm(nn.Module):
+    def __init__(self, size, dtype):
+        super().__init__()
+        self.weight, self.eps = random(size, dtype=dtype) + 1, 1e-5
+
+    def forward(self, x):
+        return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def make_cache(lengths, shape, dtype, common=0):
+    """Two caches full of random numbers, and random tables whose first `common` blocks agree."""
+    _, kv_heads, head_dim, block_size = shape
+    width = -(-max(lengths) // block_size)
+    blocks = torch.randperm(len(lengths) * width + 3, device=DEVICE)
+    tables = blocks[: len(lengths) * width].view(len(lengths), width).int()
+    tables[:, :common] = tables[0, :common].clone()
+    caches = random(2, len(blocks), block_size, kv_heads, head_dim, dtype=dtype)
+    return *caches, tables
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_store_kv(shape, dtype):
+    k_cache, v_cache, _ = make_cache([9], shape, dtype)
+    key, value = random(2, 5, *k_cache.shape[2:], dtype=dtype)
+    slots = torch.tensor([3, -1, 0, 7, 5], device=DEVICE)
+    wanted = k_cache.clone(), v_cache.clone()
+    attention.store_kv(key, value, *wanted, slots)
+    kernels.store_kv(key, value, k_cache, v_cache, slots)
+    assert torch.equal(k_cache, wanted[0])
+    assert torch.equal(v_cache, wanted[1])
+
+
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rope_store(shape, normed, dtype):
+    heads, kv_heads, head_dim, _ = shape
+    k_cache, v_cache, tables = make_cache(LENGTHS, shape, dtype)
+    wanted = k_cache.clone(), v_cache.clone()
+    qkv = random(len(LENGTHS), (heads + 2 * kv_heads) * head_dim, dtype=dtype)
+    norms = (Norm(head_dim, dtype), Norm(head_dim, dtype)) if normed else None
+    rope = rope_table(head_dim, {"rope_type": "default", "rope_theta": 1e4}, 128, 128).to(DEVICE)
+    positions = torch.tensor([n - 1 for n in LENGTHS[:-1]] + [-1], dtype=torch.int32, device=DEVICE)
+    batch = AttentionMetadata(
+        positions, attention.plan_decodes(positions, tables, k_cache, heads), None
+    )
+    query = kernels.rope_store(qkv, norms, rope, batch, k_cache, v_cache)
+    assert_close(query, attention.rope_store(qkv, norms, rope, batch, *wanted), dtype)
+    assert_close(k_cache, wanted[0], dtype)
+    assert torch.equal(v_cache, wanted[1])
+
+
+@pytest.mark.parametrize("common", [0, 4])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_decode_attention(shape, common, dtype, monkeypatch):
+    """Ragged rows, some of them empty; some begin with the same blocks, and are read together."""
+    heads, kv_heads, head_dim, block_size = shape
+    monkeypatch.setattr(kernels, "SHARE_FROM", block_size)
+    lengths = [n + common * block_size for n in LENGTHS] + [0, 0]
+    k_cache, v_cache, tables = make_cache(lengths, shape, dtype, common)
+    positions = torch.tensor(lengths, dtype=torch.int32, device=DEVICE) - 1
+    query = random(len(lengths), heads, head_dim, dtype=dtype)
+    plain = attention.plan_decodes(positions, tables, k_cache, heads)
+    rows = kernels.plan_decodes(positions, tables, k_cache, heads)
+    assert rows.slot_mapping.tolist() == plain.slot_mapping.tolist()
+    assert rows.context_lens.tolist() == plain.context_lens.tolist()
+    found = kernels.attend_decodes(query, k_cache, v_cache, rows, head_dim**-0.5)
+    live = plain.context_lens > 0
+    rows = replace(plain, context_lens=plain.context_lens[live], block_tables=tables[live])
+    wanted = attention.attend_decodes(query[live], k_cache, v_cache, rows, head_dim**-0.5)
+    assert_close(found[live], wanted, dtype)
+    assert not found[~live].any(), "a row that is not there gives zeros"
+
+
+def test_a_common_prefix_is_read_once(dtype):
+    shape, lengths = (4, 2, 16, 16), [100, 120, 140]
+    k_cache, _, tables = make_cache(lengths, shape, dtype, common=5)
+    positions = torch.tensor(lengths, dtype=torch.int32, device=DEVICE) - 1
+    plan = kernels.plan_decodes(positions, tables, k_cache, 4).plan
+    tiles = plan.tiles[: int(plan.num_tiles)]
+    read = (tiles[:, 3] - tiles[:, 2]).sum()
+    assert read == sum(lengths) - 2 * 80
+    assert tiles[tiles[:, 1] == 3, 3].max() == 80
+
+
+@pytest.mark.parametrize("num_new", [[7, 40, 1, 70], [80]])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_prefill_attention(shape, num_new, dtype):
+    heads, _, head_dim, _ = shape
+    lengths = [n + before for n, before in zip(num_new, (0, 13, 30, 5), strict=False)]
+    k_cache, v_cache, tables = make_cache(lengths, shape, dtype)
+    starts = torch.tensor([0, *num_new], device=DEVICE).cumsum(0).int()
+    rows = PromptRows(
+        None, torch.tensor(lengths, dtype=torch.int32, device=DEVICE), tables, starts, max(num_new)
+    )
+    query = random(sum(num_new), heads, head_dim, dtype=dtype)
+    found = kernels.attend_prompts(query, k_cache, v_cache, rows, head_dim**-0.5)
+    wanted = attention.attend_prompts(query, k_cache, v_cache, rows, head_dim**-0.5)
+    assert_close(found, wanted, dtype)
+
+
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_linear(num_tokens, biased, normed, dtype):
+    x, weight = random(num_tokens, 72, dtype=dtype), random(40, 72, dtype=dtype)
+    bias, norm = random(40, dtype=dtype) if biased else None, Norm(72, dtype) if normed else None
+    residual = random(num_tokens, 40, dtype=dtype)
+    for kept in (None, residual):
+        wanted = products.linear(x, weight, bias, norm, kept)
+        found = kernels.linear(x, weight, bias, norm, None if kept is None else kept.clone())
+        assert_close(found, wanted, dtype)
+    wanted = products.gated_linear(x, weight, bias, norm)
+    assert_close(kernels.gated_linear(x, weight, bias, norm), wanted, dtype)
+
+
+@pytest.mark.parametrize("num_tokens", [5, 70])
+@pytest.mark.parametrize("biased", [True, False])
+def test_small_linear(biased, num_tokens, dtype):
+    x, weight = random(num_tokens, 72, dtype=dtype), random(40, 72, dtype=dtype)
+    bias, residual = random(40, dtype=dtype) if biased else None, random(num_tokens, 40, dtype=dtype)
+    found = kernels.small_linear(x, weight, bias, residual, (64, 16, 64))
+    assert_close(found, products.linear(x, weight, bias, None, residual), dtype)
+    found = kernels.small_linear(x, weight, bias, None, (16, 16, 64), gated=True)
+    assert_close(found, products.gated_linear(x, weight, bias), dtype)
+
+
+@pytest.mark.parametrize("first_id", [0, 1203])
+def test_sampling(first_id, dtype):
+    """The same winners as in torch; a rank's share may begin anywhere."""
+    logits = random(6, 1501, dtype=dtype) * 3
+    column = torch.arange(6, device=DEVICE)[:, None]
+    temperature = torch.tensor([0, 0.5, 1.0, 2.0, 0, 1.0], device=DEVICE)[:, None]
+    asked = sampler.SamplingMetadata(temperature, column * 12345678901 - 5, column.int() + 3)
+    logits[4] = 1.0  # all equal: the lowest id
+    wanted = sampler.candidates(logits, asked, first_id)[1]
+    found = Ranks().reduce_argmax(*kernels.candidates(logits, asked, first_id))
+    assert found.tolist() == wanted.tolist()
+    assert found[4] == first_id
