@@ -93,8 +93,8 @@ class Run:
 
 
 def engine(path: Path, **options: Any) -> LLM:
-    options = {"max_model_len": 128, "skip_tokenizer_init": True, **options}
-    return LLM(str(path), dtype="float32", use_tqdm_on_load=False, **options)
+    usual = {"max_model_len": 128, "skip_tokenizer_init": True, "dtype": "float32"}
+    return LLM(str(path), use_tqdm_on_load=False, **usual | options)
 
 
 def generate(llm: LLM, max_tokens: int = MAX_TOKENS) -> list[RequestOutput]:
@@ -197,6 +197,19 @@ def test_every_model_with_everything_at_once(tiny_model, name):
     assert result.preempted > 0
     assert result.widest > 1
     check(path, result)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
+def test_bfloat16_strays_no_further_than_transformers_own(tiny_model, family):
+    """How far logits in bfloat16 are from those in float32, on average: ours and theirs."""
+    path, bf16 = tiny_model(family=family), torch.bfloat16
+    ours, theirs = [], []
+    for seq, end, logits in run(path, dtype="bfloat16").logits:
+        exact = reference_logits(path, seq.token_ids)[end - 1]
+        ours.append((logits - exact).abs().mean())
+        theirs.append((reference_logits(path, seq.token_ids, bf16)[end - 1] - exact).abs().mean())
+    assert logits.dtype == bf16
+    assert 0 < sum(ours) < 1.25 * sum(theirs)
 
 
 # -- every switch ----------------------------------------------------------------------------------
