@@ -8,6 +8,8 @@ import pytest
 
 from course import doctor
 from course.cli import main
+from course.run import as_chat, stream_answers
+from nanovllm import LLM, SamplingParams
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -15,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def model(tiny_model, monkeypatch):
     monkeypatch.setenv("MODEL", str(tiny_model()))
+    return str(tiny_model())
 
 
 def test_run_answers_in_order_and_says_what_it_cost(capsys):
@@ -23,6 +26,19 @@ def test_run_answers_in_order_and_says_what_it_cost(capsys):
     assert printed.index("> first") < printed.index("> second") < printed.index("tok/s")
     for row in ("output tokens", "time to first token", "KV cache", "prefix cache"):
         assert re.search(rf"^{row} +\d", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("lengths", [(8, 2, 4), (2, 8, 4), (2, 4, 8)])
+def test_every_answer_is_shown_whole_and_in_order(model, lengths, capsys):
+    prompts = ["a", "b", "c"]
+    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in lengths]
+    with LLM(model, use_tqdm_on_load=False) as llm:
+        talks = [as_chat(llm.get_tokenizer(), prompt) for prompt in prompts]
+        outputs = llm.generate(talks, params, use_tqdm=False)
+        stream_answers(llm, prompts, params)
+    answers = zip(prompts, outputs, strict=True)
+    wanted = "\n\n".join(f"> {prompt}\n{output.outputs[0].text}" for prompt, output in answers)
+    assert capsys.readouterr().out.startswith(f"\n{wanted}\n\nmodel ")
 
 
 def test_run_takes_a_model_without_a_chat_template(tiny_model, tmp_path, capsys):
