@@ -21,28 +21,32 @@ from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
 
 Params = SamplingParams | list[SamplingParams] | None
-Pieces = Generator[tuple[int, str], None, list[RequestOutput]]
 
 
 class TextStream(Iterator[tuple[int, str]]):
-    """What `LLM.stream` returns: yields (prompt's index, new text); then `outputs` is filled.
+    """What `LLM.stream` returns: yields (prompt's index, new text).
 
     Closing it, or dropping the last reference to it, aborts what has not finished.
     """
 
-    def __init__(self, pieces: Pieces):
-        self._pieces = pieces
-        self.outputs: list[RequestOutput] | None = None
+    def __init__(self, llm: "LLM", seqs: list[Sequence]):
+        self._llm, self._seqs = llm, seqs
+        self._pieces = llm._pieces(seqs)
 
     def __next__(self) -> tuple[int, str]:
-        try:
-            return next(self._pieces)
-        except StopIteration as end:
-            self.outputs = self.outputs or end.value
-            raise
+        return next(self._pieces)
+
+    @property
+    def outputs(self) -> list[RequestOutput] | None:
+        """One output a prompt, in order, once all have ended; until then None."""
+        ended = all(seq.is_finished for seq in self._seqs)
+        return [RequestOutput.of(seq) for seq in self._seqs] if ended else None
 
     def close(self) -> None:
         self._pieces.close()
+        self._llm._abort(self._seqs)  # a generator that never began has no `finally` to run
+
+    __del__ = close
 
 
 class LLM:
@@ -66,14 +70,14 @@ class LLM:
         model's own defaults. Everything is checked before anything is queued.
         """
         seqs = self._add(prompts, sampling_params)
+        silent = not use_tqdm or self.llm_engine.ranks.rank > 0
         try:
-            with tqdm(total=len(seqs), desc="Processed prompts", disable=not use_tqdm) as bar:
-                unfinished = len(seqs)
-                while unfinished:
+            with tqdm(total=len(seqs), desc="Processed prompts", disable=silent) as bar:
+                finished = 0
+                while finished < len(seqs):
                     self.llm_engine.advance()
-                    left = sum(not seq.is_finished for seq in seqs)
-                    bar.update(unfinished - left)
-                    unfinished = left
+                    finished = sum(seq.is_finished for seq in seqs)
+                    bar.update(finished - bar.n)
         finally:
             self._abort(seqs)
         return [RequestOutput.of(seq) for seq in seqs]
@@ -98,9 +102,9 @@ class LLM:
     def stream(self, prompts: Any, sampling_params: Params = None) -> TextStream:
         """Text as it comes: an iterator of (prompt's index, new text), whose `outputs` is the
         list of RequestOutputs when it has ended. Other calls may be made between two items."""
-        return TextStream(self._pieces(self._add(prompts, sampling_params)))
+        return TextStream(self, self._add(prompts, sampling_params))
 
-    def _pieces(self, seqs: list[Sequence]) -> Pieces:
+    def _pieces(self, seqs: list[Sequence]) -> Generator[tuple[int, str]]:
         sent = [0] * len(seqs)
         try:
             while True:
@@ -111,7 +115,7 @@ class LLM:
                         yield index, text[sent[index] :]
                         sent[index] = len(text)
                 if finished:
-                    return [RequestOutput.of(seq) for seq in seqs]
+                    return
                 self.llm_engine.advance()
         finally:
             self._abort(seqs)
@@ -142,16 +146,21 @@ class LLM:
         is_one = bool(prompts) and all(isinstance(item, int) for item in prompts)
         return [list(prompts)] if is_one else list(prompts)
 
-    def _template(self, conversation: list, options: dict[str, Any]) -> list[int]:
-        """The conversation's token ids; the template writes the special tokens, and no one else."""
+    def _template(self, conversation: list, options: dict[str, Any]) -> dict[str, Any]:
+        """The conversation as a prompt; the template writes the special tokens, and no one else."""
         tokenizer = self.get_tokenizer()
         if options["chat_template"] is None and not tokenizer.chat_template:
             raise ValueError(
                 f"model {self.llm_engine.args.model!r} has no chat template; pass chat_template="
             )
-        return tokenizer.apply_chat_template(
-            conversation, tokenize=True, return_dict=False, **options
-        )
+        try:
+            text = tokenizer.apply_chat_template(conversation, tokenize=False, **options)
+        except Exception as error:  # a template is a program, and may raise anything
+            raise ValueError(
+                f"messages={conversation!r:.200} do not fit the chat template: {error!r}"
+            ) from error
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        return {"prompt": text, "prompt_token_ids": ids}
 
     def get_tokenizer(self) -> Any:
         return self.llm_engine.get_tokenizer()

@@ -16,11 +16,11 @@ import torch
 from nanovllm.config import EngineArgs
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.engine import EngineCore
-from nanovllm.engine.memory import count_blocks, graph_sizes, make_kv_cache
+from nanovllm.engine.memory import count_blocks, graph_sizes, make_kv_cache, reserved_bytes
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
-from nanovllm.model.loader import choose_dtype, find_model, load_model, load_tokenizer, stop_ids_of
+from nanovllm.model import loader
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.parallel import Ranks, check_divisible
 from nanovllm.ops.attention import rope_store
@@ -51,25 +51,27 @@ class LLMEngine:
         store_kv: Any = None,
     ):
         self.closed = True  # until it stands
-        folder = find_model(args.model, args.revision)
+        folder = loader.find_model(args.model, args.revision)
         config = ModelConfig.from_folder(folder)
         check_divisible(config, args.tensor_parallel_size)
         self.ranks = ranks or Ranks()
         self.args = settled = settle(args, config)
         self.device = torch.device(settled.device)
-        config = replace(config, dtype=choose_dtype(args.dtype, config, self.device))
+        config = replace(config, dtype=loader.choose_dtype(args.dtype, config, self.device))
         self.model_config = config
-        self.tokenizer = None if args.skip_tokenizer_init else load_tokenizer(args, folder)
-        self.eos_ids, self.default_params = stop_ids_of(folder, config, self.tokenizer)
-        backend = choose_backend(args.attention_backend, self.device, config, args.block_size)
+        self.tokenizer = None if args.skip_tokenizer_init else loader.load_tokenizer(args, folder)
+        self.eos_ids, self.default_params = loader.stop_ids_of(folder, config, self.tokenizer)
+        backend = choose_backend(
+            args.attention_backend, self.device, config.head_dim, args.block_size
+        )
         if store_kv is not None:
-            backend = replace(backend, rope_store=partial(rope_store, store=store_kv), capturable=False)
+            store = partial(rope_store, store=store_kv)
+            backend = replace(backend, rope_store=store, capturable=False)
         if ranks is None and args.tensor_parallel_size > 1:
             self.ranks = self._start_ranks(args)
         try:
-            on_gpu = self.device.type == "cuda"
-            reserved = torch.cuda.memory_reserved(self.device) if on_gpu else 0
-            model = load_model(folder, config, backend, self.ranks, settled)
+            reserved = reserved_bytes(self.device)
+            model = loader.load_model(folder, config, backend, self.ranks, settled)
             self.ranks.connect()
             runner = ModelRunner(model, make_kv_cache(config, settled, self.ranks, 1), settled)
             num_blocks = count_blocks(runner, settled, reserved)
@@ -104,7 +106,7 @@ class LLMEngine:
     def make_request(self, request_id: str, prompt: Any, params: SamplingParams | None) -> Request:
         """Check one prompt (text, token ids, or vLLM's dict of either) and its parameters."""
         check_type("request_id", request_id, str)
-        params = SamplingParams(**self.default_params) if params is None else params
+        params = loader.usual_params(self.default_params) if params is None else params
         check_type("sampling_params", params, SamplingParams)
         params = replace(params)  # a checked copy: the caller's object stays the caller's
         if self.tokenizer is None and params.stop:
@@ -207,9 +209,13 @@ class LLMEngine:
                     f"{theirs}: under torchrun every rank must make the same calls"
                 )
             return getattr(self, f"_apply_{command}")(payload)
-        except BaseException:
+        except BaseException as error:
             if self.ranks.size > 1:  # ranks may now differ: this engine cannot go on
-                self._release(kill=True)
+                try:
+                    if isinstance(error, RuntimeError):
+                        self.ranks.check_workers()  # if one has died, say so: that is the cause
+                finally:
+                    self._release(kill=True)
             raise
 
     # -- the end ---------------------------------------------------------------------------------

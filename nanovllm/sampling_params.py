@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from nanovllm.validation import check_fields, check_number, check_type, flag, number, only
+from nanovllm.validation import as_list, check_fields, check_number, check_type, flag, number, only
 
 GREEDY_BELOW = 1e-5  # vLLM's threshold: a smaller temperature means greedy
 LARGEST_FLOAT = 3.0e38  # float32's, about
@@ -51,16 +51,16 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
-        self.stop_token_ids = list(self.stop_token_ids or ())
+        self.stop = as_list("stop", [self.stop] if isinstance(self.stop, str) else self.stop)
+        self.stop_token_ids = as_list("stop_token_ids", self.stop_token_ids)
         for text in self.stop:
-            check_type("every stop string", text, str)
+            check_type("every item of stop", text, str)
         if "" in self.stop:
-            raise ValueError("stop strings must not be empty, got ''")
+            raise ValueError("every item of stop must have text, got ''")
         if self.stop and not self.detokenize:
             raise ValueError(f"stop={self.stop!r} needs detokenize=True")
         for token_id in self.stop_token_ids:
-            check_number("every stop token id", token_id, 0, LARGEST_INT)
+            check_number("every item of stop_token_ids", token_id, 0, LARGEST_INT)
 
     @property
     def is_greedy(self) -> bool:

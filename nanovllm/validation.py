@@ -23,6 +23,13 @@ def check_type(name: str, value: Any, kind: type) -> None:
         raise TypeError(f"{name} must be of type {kind.__name__}, got {value!r}")
 
 
+def as_list(name: str, value: Any) -> list:
+    """A new list of a list's or a tuple's items; None has none. TypeError for anything else."""
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name} must be a list, got {value!r}")
+    return list(value or ())
+
+
 def number(default: float | None, low: float, high: float) -> Any:
     """A field for a number from `low` to `high`; for None as well if its type says so."""
     return _field(default, lambda name, value: check_number(name, value, low, high))

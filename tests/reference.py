@@ -31,18 +31,20 @@ class Greedy:
 
 
 @lru_cache(maxsize=32)
-def reference_model(path: Path) -> PreTrainedModel:
-    """transformers' model in `path`: float32, its plain attention."""
+def reference_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """transformers' model in `path`, with its plain attention."""
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+        path, dtype=dtype, attn_implementation="eager", local_files_only=True
     )
     return model.eval()
 
 
 @torch.no_grad()
-def reference_logits(path: Path, token_ids: Sequence[int]) -> Tensor:
+def reference_logits(
+    path: Path, token_ids: Sequence[int], dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Logits [len(token_ids), vocab_size] after each token of one text."""
-    return reference_model(path)(torch.tensor([[*token_ids]])).logits[0]
+    return reference_model(path, dtype)(torch.tensor([[*token_ids]])).logits[0]
 
 
 def greedy_reference(path: Path, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Greedy]:

@@ -66,6 +66,7 @@ class Run:
     outputs: list[RequestOutput]
     trace: list[StepRecord]
     logits: list[tuple[Any, int, torch.Tensor]] = field(default_factory=list)
+    ranks: int = 1
 
     @property
     def tokens(self) -> list[list[int]]:
@@ -92,8 +93,8 @@ class Run:
 
 
 def engine(path: Path, **options: Any) -> LLM:
-    options = {"max_model_len": 128, "skip_tokenizer_init": True, **options}
-    return LLM(str(path), dtype="float32", use_tqdm_on_load=False, **options)
+    usual = {"max_model_len": 128, "skip_tokenizer_init": True, "dtype": "float32"}
+    return LLM(str(path), use_tqdm_on_load=False, **usual | options)
 
 
 def generate(llm: LLM, max_tokens: int = MAX_TOKENS) -> list[RequestOutput]:
@@ -125,17 +126,22 @@ def run(path: Path, **options: Any) -> Run:
     with engine(path, **options) as llm:
         kept = keep_logits(llm)
         outputs = generate(llm)
-        return Run(outputs, llm.llm_engine.trace, kept)
+        return Run(outputs, llm.llm_engine.trace, kept, llm.llm_engine.ranks.size)
 
 
 def check(path: Path, result: Run) -> None:
-    """Tokens equal transformers', and every row of logits is within 1e-4 of its."""
+    """Tokens equal transformers', and every row of logits is within 1e-4 of its.
+
+    With several ranks, of logits the first rank's share is compared.
+    """
     assert_same_greedy(result.tokens, greedy_reference(path, PROMPTS, MAX_TOKENS))
     texts = {seq: reference_logits(path, seq.token_ids) for seq, _, _ in result.logits}
     assert len(texts) == len(PROMPTS)
     assert len(result.logits) >= MAX_TOKENS * len(PROMPTS)
     for seq, end, logits in result.logits:
-        torch.testing.assert_close(logits, texts[seq][end - 1], atol=1e-4, rtol=0)
+        wanted = texts[seq][end - 1]
+        assert len(logits) == len(wanted) // result.ranks
+        torch.testing.assert_close(logits, wanted[: len(logits)], atol=1e-4, rtol=0)
 
 
 # -- the stand-ins and the comparison itself -------------------------------------------------------
@@ -191,6 +197,19 @@ def test_every_model_with_everything_at_once(tiny_model, name):
     assert result.preempted > 0
     assert result.widest > 1
     check(path, result)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
+def test_bfloat16_strays_no_further_than_transformers_own(tiny_model, family):
+    """How far logits in bfloat16 are from those in float32, on average: ours and theirs."""
+    path, bf16 = tiny_model(family=family), torch.bfloat16
+    ours, theirs = [], []
+    for seq, end, logits in run(path, dtype="bfloat16").logits:
+        exact = reference_logits(path, seq.token_ids)[end - 1]
+        ours.append((logits - exact).abs().mean())
+        theirs.append((reference_logits(path, seq.token_ids, bf16)[end - 1] - exact).abs().mean())
+    assert logits.dtype == bf16
+    assert 0 < sum(ours) < 1.25 * sum(theirs)
 
 
 # -- every switch ----------------------------------------------------------------------------------
@@ -273,7 +292,7 @@ def test_a_second_call_finds_the_first_ones_blocks(tiny_model, overlap):
 )
 def test_two_ranks(tiny_model, name, options):
     path = tiny_model(**MODELS[name])
-    with engine(path, tensor_parallel_size=2, **options) as llm:
-        result = Run(generate(llm), llm.llm_engine.trace)
-    assert_same_greedy(result.tokens, greedy_reference(path, PROMPTS, MAX_TOKENS))
+    result = run(path, tensor_parallel_size=2, **options)
+    check(path, result)
+    assert result.ranks == 2
     assert result.preempted > 0 or "num_gpu_blocks_override" not in options

@@ -242,7 +242,7 @@ def test_attention_alone_runs_on_a_cpu(small_peaks, tmp_path, capsys):
     arguments = ["bench", "attention", "--scale", "1/32", "--json", str(file)]
     assert main(arguments) == 0
     record = json.loads(file.read_text())
-    assert record["function"] == "torch"
+    assert record["backend"] == "torch"
     assert list(record["shapes"]) == list(attention.shapes())
     row = record["shapes"]["256 x 900"]
     assert row["bytes"] == 8 * 28 * 2 * 8 * 128 * 4
@@ -256,7 +256,7 @@ def test_attention_is_given_each_context_once():
     inputs = attention.make_inputs(lens, torch.device("cpu"), torch.float32, seed=0)
     used = [inputs.block_tables[i, : -(-n // 16)].tolist() for i, n in enumerate(lens)]
     assert sorted(block for row in used for block in row) == list(range(5))
-    out = inputs.call(attention.torch_attend)
+    out = inputs.prepare(TORCH)()
     blocks = inputs.block_tables[0, :3].long()
     key, value = (c[blocks].flatten(0, 1)[:33, 0] for c in (inputs.k_cache, inputs.v_cache))
     weights = (inputs.query[0, :2] @ key.T * attention.HEAD_DIM**-0.5).softmax(-1)
@@ -265,7 +265,7 @@ def test_attention_is_given_each_context_once():
 
 def test_attention_of_another_name_is_refused(capsys):
     assert main(["bench", "attention", "--attention-backend", "nonesuch"]) == 2
-    assert "not 'nonesuch'" in capsys.readouterr().err
+    assert "got 'nonesuch'" in capsys.readouterr().err
 
 
 def test_transformers_beside_the_engine(tiny_model, tmp_path, capsys):
@@ -293,7 +293,8 @@ TINY_SHAPE = {
 
 
 def test_the_random_model_is_the_same_each_time_and_runs(tmp_path):
-    from nanovllm import LLM, SamplingParams
+    from nanovllm.ops.backend import TORCH
+from nanovllm import LLM, SamplingParams
 
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:

@@ -12,10 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from counting_model import make_sequence
+from transformers import AutoTokenizer
 
 from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
+from nanovllm.engine.model_runner import ModelRunner
+from nanovllm.engine.scheduler import ScheduledSequence
 from nanovllm.model.decoder import RMSNorm
 from nanovllm.model.model_config import ModelConfig
+from nanovllm.model.parallel import Ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9]]
@@ -113,11 +118,17 @@ def test_more_requests_than_rows(folder, expected):
 # -- ends of sequence ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("in_file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    "in_file", ["config.json", "generation_config.json", "tokenizer_config.json"]
+)
 def test_every_end_of_sequence_id_ends_and_stays_out_of_the_text(copy, expected, in_file):
     stop = expected[0][4]
     first = expected[0].index(stop)
-    change(copy / in_file, eos_token_id=[298, stop])
+    if in_file == "tokenizer_config.json":
+        token = AutoTokenizer.from_pretrained(copy).convert_ids_to_tokens(stop)
+        change(copy / in_file, eos_token=token)
+    else:
+        change(copy / in_file, eos_token_id=[298, stop])
     with make(copy) as llm:
         output = answer(llm, [PROMPTS[0]], greedy(ignore_eos=False))[0].outputs[0]
         assert output.token_ids == expected[0][: first + 1]
@@ -154,6 +165,14 @@ def test_generation_config_gives_the_defaults_when_no_params_are_given(copy):
         assert given["temperature"] == 1.0, "a caller's own are not touched"
 
 
+def test_a_default_of_generation_config_that_is_not_here_is_refused(copy, expected):
+    change(copy / "generation_config.json", repetition_penalty=1.1)
+    with make(copy) as llm:
+        with pytest.raises(ValueError, match=r"generation_config\.json: repetition_penalty=1\.1"):
+            llm.generate(PROMPTS, use_tqdm=False)
+        assert ids(answer(llm)) == expected, "a caller's own params do not ask for it"
+
+
 # -- chat ----------------------------------------------------------------------------------------
 
 TALK = [{"role": "user", "content": "hello"}]
@@ -179,11 +198,20 @@ def test_chat_options_reach_the_template(llm):
 
     def prompt_of(**options):
         output = llm.chat(TALK, greedy(1), use_tqdm=False, chat_template=template, **options)[0]
-        return llm.get_tokenizer().decode(output.prompt_token_ids)
+        assert output.prompt == llm.get_tokenizer().decode(output.prompt_token_ids)
+        return output.prompt
 
     assert prompt_of() == "hello>"
     assert prompt_of(add_generation_prompt=False) == "hello"
     assert prompt_of(chat_template_kwargs={"mood": "!"}) == "hello>!"
+
+
+@pytest.mark.parametrize(
+    "messages", [[], [[]], "hello", ["hello"], [{"content": 1, "role": {}}, 7]]
+)
+def test_chat_names_what_is_no_conversation(llm, messages):
+    with pytest.raises(ValueError, match="messages="):
+        llm.chat(messages, greedy(), use_tqdm=False)
 
 
 def test_chat_without_a_template_names_the_model(copy):
@@ -201,7 +229,8 @@ def test_chat_without_a_template_names_the_model(copy):
 
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("fail_at", [1, 2, 5])
-def test_an_exception_in_the_model_leaves_nothing_behind(folder, expected, overlap, fail_at):
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_in_the_model_leaves_nothing_behind(folder, expected, overlap, fail_at, error):
     with make(folder, async_scheduling=overlap) as llm:
         model = llm.llm_engine.core.runner.model
         calls, forward = [], model.forward
@@ -209,11 +238,11 @@ def test_an_exception_in_the_model_leaves_nothing_behind(folder, expected, overl
         def fail_once(*args):
             calls.append(args)
             if len(calls) == fail_at:
-                raise RuntimeError("planted failure")
+                raise error("planted failure")
             return forward(*args)
 
         model.forward = fail_once
-        with pytest.raises(RuntimeError, match="planted"):
+        with pytest.raises(error, match="planted"):
             answer(llm)
         assert not llm.llm_engine.has_unfinished_requests()
         assert not llm.llm_engine.sequences
@@ -301,6 +330,27 @@ def test_a_norm_leaves_its_input_alone(folder):
     kept = x.clone()
     norm(x)
     assert torch.equal(x, kept)
+
+
+def test_slots_beyond_32_bits_are_not_wrapped():
+    """A block so far back in a large cache that its slots do not fit in 32 bits."""
+    seen = []
+
+    def model(input_ids, positions, kv_cache, metadata):
+        seen.append(metadata)
+        raise InterruptedError
+
+    seq = make_sequence("a", [1, 2, 3], 1)
+    seq.block_table = [2**29]
+    runner = ModelRunner(model, torch.zeros(1, 2, 1, 16, 1, 1), Ranks(), 10)
+    with pytest.raises(InterruptedError):
+        runner.launch([ScheduledSequence(seq, 0, 3, True)])
+    assert seen[0].slot_mapping.tolist() == [2**33, 2**33 + 1, 2**33 + 2]
+
+
+def test_a_progress_bar_shows_the_loading(folder, capfd):
+    with make(folder, use_tqdm_on_load=True):
+        assert "Loading model.safetensors: 100%" in capfd.readouterr().err
 
 
 def test_progress_bars_can_be_had_and_left_out(llm, expected, capfd):

@@ -109,7 +109,7 @@ def test_rope_store(shape, normed, dtype):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_decode_attention(shape, common, dtype, monkeypatch):
     """Ragged rows, some of them empty; some begin with the same blocks, and are read together."""
-    heads, kv_heads, head_dim, block_size = shape
+    heads, _, head_dim, block_size = shape
     monkeypatch.setattr(kernels, "SHARE_FROM", block_size)
     lengths = [n + common * block_size for n in LENGTHS] + [0, 0]
     k_cache, v_cache, tables = make_cache(lengths, shape, dtype, common)
@@ -173,7 +173,10 @@ def test_linear(num_tokens, biased, normed, dtype):
 @pytest.mark.parametrize("biased", [True, False])
 def test_small_linear(biased, num_tokens, dtype):
     x, weight = random(num_tokens, 72, dtype=dtype), random(40, 72, dtype=dtype)
-    bias, residual = random(40, dtype=dtype) if biased else None, random(num_tokens, 40, dtype=dtype)
+    bias, residual = (
+        random(40, dtype=dtype) if biased else None,
+        random(num_tokens, 40, dtype=dtype),
+    )
     found = kernels.small_linear(x, weight, bias, residual, (64, 16, 64))
     assert_close(found, products.linear(x, weight, bias, None, residual), dtype)
     found = kernels.small_linear(x, weight, bias, None, (16, 16, 64), gated=True)

@@ -1,5 +1,7 @@
 """The front door: vLLM's interface, streaming, what is refused, and that nothing stays behind."""
 
+from dataclasses import fields
+
 import pytest
 
 from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
@@ -59,6 +61,33 @@ def test_leaving_a_stream_aborts_its_requests(llm):
         break
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_closing_a_stream_aborts_its_requests(llm, begun):
+    stream = llm.stream(PROMPTS, GREEDY)
+    if begun:
+        next(stream)
+    assert stream.outputs is None
+    stream.close()
+    stream.close()
+    assert list(stream) == []
+    assert [output.outputs[0].finish_reason for output in stream.outputs] == ["abort"] * 3
+    assert not llm.llm_engine.sequences
+
+
+def test_a_stream_that_nobody_reads_leaves_nothing(llm):
+    llm.stream(PROMPTS, GREEDY)
+    assert not llm.llm_engine.sequences
+
+
+def test_closing_the_engine_ends_its_streams(folder):
+    with LLM(folder, max_model_len=128, use_tqdm_on_load=False) as llm:
+        stream = llm.stream(PROMPTS, GREEDY)
+        next(stream)
+    with pytest.raises(RuntimeError, match="closed"):
+        list(stream)
+    assert [output.outputs[0].finish_reason for output in stream.outputs] == ["abort"] * 3
+
+
 def test_generate_while_a_stream_is_open(llm):
     expected = ids(llm.generate(PROMPTS, GREEDY, use_tqdm=False))
     stream = llm.stream(PROMPTS, GREEDY)
@@ -76,6 +105,25 @@ def test_a_stop_string_ends_and_cuts_the_text(llm):
     assert output.finish_reason == "stop"
     assert output.text == text[: text.index(stop)]
     assert "".join(t for _, t in llm.stream(PROMPTS[1], params)) == output.text
+
+
+def test_steps_and_requests_are_recorded(folder):
+    with LLM(folder, max_model_len=128, block_size=4, use_tqdm_on_load=False) as llm:
+        outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+        trace, blocks = llm.llm_engine.trace, llm.llm_engine.block_manager.num_blocks
+    assert trace[0].rows == (("0", 0, 3), ("1", 0, 25), ("2", 0, 1))
+    assert trace[0].num_tokens == 29
+    assert (trace[0].num_running, trace[0].num_waiting) == (3, 0)
+    assert trace[0].num_free_blocks == blocks - (1 + 7 + 1)
+    assert [step.rows for step in trace[1:3]] == [
+        (("0", 3, 1), ("1", 25, 1), ("2", 1, 1)),
+        (("0", 4, 1), ("1", 26, 1), ("2", 2, 1)),
+    ]
+    assert len(trace) == 12
+    assert all(step.start_time < step.end_time for step in trace)
+    for metrics in (output.metrics for output in outputs):
+        assert metrics.arrival_time < metrics.first_scheduled_time < metrics.first_token_time
+        assert metrics.first_token_time < metrics.finished_time
 
 
 def test_seeds(llm):
@@ -136,6 +184,10 @@ def test_bad_prompts(llm, prompt, message):
         ("n", 2),
         ("logprobs", 1),
         ("stop", ""),
+        ("stop", 5),
+        ("stop", [5]),
+        ("stop_token_ids", 5),
+        ("stop_token_ids", [-1]),
         ("temperature", "hot"),
         ("seed", 1.5),
     ],
@@ -146,9 +198,24 @@ def test_bad_sampling_params_are_named(name, value):
 
 
 @pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, f.name) for kind in (SamplingParams, EngineArgs) for f in fields(kind) if f.metadata],
+)
+def test_every_checked_field_refuses_what_it_cannot_be(kind, name):
+    """Numbers and flags want another type; vLLM's parameters that are not here, their default."""
+    model = {"model": "m"} if kind is EngineArgs else {}
+    with pytest.raises((ValueError, TypeError), match=f"^{name}[ =]"):
+        kind(**model, **{name: object()})
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("max_num_seqs", 0),
+        ("max_num_batched_tokens", 0),
+        ("num_gpu_blocks_override", 0),
+        ("gpu_memory_utilization", 1.5),
+        ("tokenizer", "/no/such/folder"),
         ("max_model_len", 10**9),
         ("dtype", "int8"),
         ("quantization", "awq"),

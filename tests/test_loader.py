@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanovllm.config import EngineArgs
 from nanovllm.model.decoder import Decoder
-from nanovllm.model.loader import find_model, load_model
+from nanovllm.model.loader import find_model, load_model, load_tokenizer
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.parallel import ColumnLinear, Ranks
 from nanovllm.ops.attention import BACKENDS
@@ -302,6 +302,12 @@ def test_a_file_cut_short(copy, keep):
 
 def test_a_local_folder_is_taken_as_it_is(tmp_path):
     assert find_model(str(tmp_path), None) == tmp_path
+
+
+def test_a_folder_of_the_tokenizer_that_is_not_there(tiny_model):
+    args = EngineArgs(str(tiny_model()), tokenizer="/no/such/folder")
+    with pytest.raises(ValueError, match=r"^tokenizer='/no/such/folder' is not a local folder"):
+        load_tokenizer(args, tiny_model())
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "a b", "./nowhere/at/all"])

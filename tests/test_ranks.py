@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from nanovllm import LLM, SamplingParams
+from nanovllm import LLM, EngineArgs, SamplingParams
+from nanovllm.engine.model_runner import allocate_kv_cache
+from nanovllm.model import parallel
+from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.parallel import Ranks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,6 +156,62 @@ def test_after_a_failed_step_ranks_are_closed_and_say_so(folder):
     with pytest.raises(RuntimeError, match="closed"):
         answer(llm)
     llm.close()
+
+
+def test_a_rank_that_dies_within_a_step_is_named(folder):
+    llm = make(folder, 2)
+    worker = llm.llm_engine.ranks.workers[0]
+    model = llm.llm_engine.core.runner.model
+    forward = model.forward
+
+    def forward_alone(*args):
+        worker.kill()
+        worker.wait()
+        return forward(*args)
+
+    model.forward = forward_alone
+    stream = llm.stream(PROMPTS, GREEDY)
+    with pytest.raises(RuntimeError, match="rank 1 has ended with exit code -9"):
+        next(stream)
+    assert [o.outputs[0].finish_reason for o in stream.outputs] == ["abort"] * 3
+    llm.close()
+
+
+def test_a_rank_that_hangs_within_a_step_ends_in_an_error(folder, monkeypatch):
+    assert parallel.STEP_TIMEOUT.total_seconds() < 30
+    monkeypatch.setattr(parallel, "STEP_TIMEOUT", timedelta(seconds=2))
+    llm = make(folder, 2)
+    worker = llm.llm_engine.ranks.workers[0]
+    worker.send_signal(signal.SIGSTOP)
+    with pytest.raises(RuntimeError, match="Timed out"):
+        answer(llm)
+    assert worker.poll() is not None
+    llm.close()
+
+
+def test_workers_end_when_rank_0_is_killed(folder):
+    code = f"""
+from nanovllm import LLM
+llm = LLM({folder!r}, tensor_parallel_size=2, max_model_len=128, use_tqdm_on_load=False)
+print("ready", flush=True)
+llm.llm_engine.ranks.workers[0].wait()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    rank0 = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
+    assert rank0.stdout.readline() == b"ready\n"
+    rank0.kill()
+    rank0.communicate(timeout=60)  # the worker holds the pipe too: this waits for its end
+
+
+def test_all_ranks_take_the_smallest_number_of_blocks(folder):
+    config = ModelConfig.from_folder(Path(folder))
+
+    def run(ranks):
+        fits = 7 if ranks.rank else 5  # as if the ranks had room for different numbers
+        args = EngineArgs(folder, device="cpu", max_model_len=16, max_num_seqs=fits)
+        return allocate_kv_cache(config, args, ranks).shape[2]
+
+    assert on_ranks(2, run) == [5, 5]
 
 
 SCRIPT = """

@@ -9,7 +9,7 @@ On a GPU the round is captured as a CUDA graph where the function can be, so tha
 device's and not Python's, and each replay is timed by events; the median counts. On a CPU each
 shape has an eighth of its requests and of its tokens, and time is the clock's.
 
-A function to measure has the signature of `Attend`; ATTENDS names those there are.
+What is measured is a backend's `attend_decodes`; its plan, made once a step for all layers, is not.
 """
 
 import argparse
@@ -27,10 +27,6 @@ ROUND_BYTES = {"cuda": 2**30, "cpu": 2**27}  # keys and values of all caches tog
 REPEATS = {"cuda": 50, "cpu": 3}
 SCALE_ON_CPU = 1 / 8
 
-# attend(query [n, heads, head_dim], k_cache, v_cache [blocks, block_size, kv_heads, head_dim],
-#        block_tables [n, width] int32, context_lens [n] int32, scale) -> [n, heads, head_dim]
-Attend = Callable[[Any, Any, Any, Any, Any, float], Any]
-
 
 def shapes(scale: float = 1.0) -> dict[str, list[int]]:
     """The context lengths of each measured shape, by name."""
@@ -47,37 +43,6 @@ def shapes(scale: float = 1.0) -> dict[str, list[int]]:
     }
 
 
-# -- the functions -----------------------------------------------------------------------------
-
-
-def torch_attend(
-    query: Any, k_cache: Any, v_cache: Any, block_tables: Any, context_lens: Any, scale: float
-) -> Any:
-    """The engine's own definition of what is right; it gathers, and is not fast."""
-    from nanovllm.ops.attention import AttentionMetadata, paged_attention
-
-    n = len(query)
-    batch = AttentionMetadata(
-        slot_mapping=None,
-        block_tables=block_tables.long(),
-        context_lens=context_lens.long(),
-        query_starts=list(range(n + 1)),
-        num_decodes=n,
-    )
-    return paged_attention(query, k_cache, v_cache, batch, scale)
-
-
-ATTENDS: dict[str, Attend] = {"torch": torch_attend}
-
-
-def find_attend(name: str) -> Attend:
-    """The function of that name, or for "auto" the last of ATTENDS. ValueError for another."""
-    name = list(ATTENDS)[-1] if name == "auto" else name
-    if name not in ATTENDS:
-        raise ValueError(f"attention alone is measured of {', '.join(ATTENDS)}, not {name!r}")
-    return ATTENDS[name]
-
-
 # -- what they are given -----------------------------------------------------------------------
 
 
@@ -91,9 +56,12 @@ class Inputs:
     block_tables: Any  # [n, width] int32; blocks in random order, rows padded with 0
     context_lens: Any  # [n] int32
 
-    def call(self, attend: Attend) -> Any:
-        tables, lens = self.block_tables, self.context_lens
-        return attend(self.query, self.k_cache, self.v_cache, tables, lens, HEAD_DIM**-0.5)
+    def prepare(self, backend: Any) -> Callable[[], Any]:
+        """A call of the backend's attention, for which all has been planned."""
+        positions, tables = self.context_lens - 1, self.block_tables
+        rows = backend.plan_decodes(positions, tables, self.k_cache, HEADS)
+        scale = HEAD_DIM**-0.5
+        return lambda: backend.attend_decodes(self.query, self.k_cache, self.v_cache, rows, scale)
 
 
 def make_inputs(lens: list[int], device: Any, dtype: Any, seed: int) -> Inputs:
@@ -129,35 +97,39 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure every shape; what is printed and recorded."""
     import torch
 
+    from nanovllm.ops.backend import choose_backend
+
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     usual = torch.bfloat16 if cuda else torch.float32
     dtype = usual if args.dtype == "auto" else getattr(torch, args.dtype)
     scale = args.scale or (1.0 if cuda else SCALE_ON_CPU)
-    attend, peak = find_attend(args.attention_backend), read_bandwidth(device)
+    backend = choose_backend(args.attention_backend, device, HEAD_DIM, BLOCK_SIZE)
+    peak = read_bandwidth(device)
     return {
         "machine": machine.describe(device.type),
         "versions": machine.versions(),
         "dtype": str(dtype).removeprefix("torch."),
-        "function": next(name for name, function in ATTENDS.items() if function is attend),
+        "backend": backend.name,
         "heads": {"query": HEADS, "kv": KV_HEADS, "dim": HEAD_DIM, "block_size": BLOCK_SIZE},
         "scale": scale,
         "read_bytes_per_second": peak,
         "shapes": {
-            name: measure_shape(attend, lens, device, dtype, peak)
+            name: measure_shape(backend, lens, device, dtype, peak)
             for name, lens in shapes(scale).items()
         },
     }
 
 
 def measure_shape(
-    attend: Attend, lens: list[int], device: Any, dtype: Any, peak: float
+    backend: Any, lens: list[int], device: Any, dtype: Any, peak: float
 ) -> dict[str, Any]:
     """Time one shape. peak: the device's read bandwidth in bytes a second."""
     num_bytes = kv_bytes(lens, dtype.itemsize)
     num_caches = max(2, -(-ROUND_BYTES[device.type] // num_bytes))
     inputs = [make_inputs(lens, device, dtype, seed) for seed in range(num_caches)]
-    rounds, captured = round_seconds(attend, inputs, device)
+    calls = [item.prepare(backend) for item in inputs]
+    rounds, captured = round_seconds(calls, device)
     seconds = [one / num_caches for one in rounds]
     reached = num_bytes / statistics.median(seconds)
     return {
@@ -174,13 +146,13 @@ def measure_shape(
     }
 
 
-def round_seconds(attend: Attend, inputs: list[Inputs], device: Any) -> tuple[list[float], bool]:
-    """Seconds of calls over all inputs, several times; and whether a CUDA graph ran them."""
+def round_seconds(calls: list[Callable], device: Any) -> tuple[list[float], bool]:
+    """Seconds of all the calls, several times; and whether a CUDA graph ran them."""
     import torch
 
     def one_round() -> None:
-        for item in inputs:
-            item.call(attend)
+        for call in calls:
+            call()
 
     with torch.inference_mode():
         one_round()
@@ -210,7 +182,7 @@ def as_graph(function: Callable[[], None]) -> tuple[Callable[[], None], bool]:
 def print_report(report: dict[str, Any]) -> None:
     """The report as a table, a line a shape."""
     peak = report["read_bytes_per_second"] / 1e9
-    print(f"decode attention ({report['function']}), {report['dtype']}, on {report['machine']}")
+    print(f"decode attention ({report['backend']}), {report['dtype']}, on {report['machine']}")
     if report["scale"] != 1:
         print(f"reduced: requests and lengths are {report['scale']:g} of the full shapes'")
     print(f"reads measured here: {peak:,.1f} GB/s")

@@ -27,6 +27,11 @@ def make_kv_cache(config: ModelConfig, args: EngineArgs, ranks: Ranks, num_block
     return torch.zeros(shape, dtype=config.dtype, device=args.device)
 
 
+def reserved_bytes(device: torch.device) -> int:
+    """GPU memory that torch holds in this process, for whichever engine."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+
+
 def count_blocks(runner: ModelRunner, args: EngineArgs, reserved_before: int) -> int:
     """Blocks that the cache may have, the same on all ranks; `runner` has a cache of one block.
 

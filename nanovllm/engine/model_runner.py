@@ -173,7 +173,10 @@ class ModelRunner:
         rows = upload([sampling[i] for i in filtered], self.device)
         params = [batch[sampling[i]].seq.params for i in filtered]
         top_k = np.array([p.top_k if p.top_k > 0 else LARGEST_INT for p in params])
-        limits = (top_k, *(np.array(x, np.float32) for x in zip(*((p.top_p, p.min_p) for p in params))))
+        limits = (
+            top_k,
+            *(np.array(x, np.float32) for x in zip(*((p.top_p, p.min_p) for p in params))),
+        )
         filters = Filters(*(upload(limit, self.device)[:, None] for limit in limits))
         chosen = upload(filtered, self.device)
         asked = self._asked(rows)

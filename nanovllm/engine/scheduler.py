@@ -137,9 +137,7 @@ class Scheduler:
         seq.status = Status.RUNNING
         self.running.append(seq)
 
-    def _plan(
-        self, seq: Sequence, num_tokens: int, admitted: bool = False
-    ) -> ScheduledSequence:
+    def _plan(self, seq: Sequence, num_tokens: int, admitted: bool = False) -> ScheduledSequence:
         start = seq.num_scheduled
         seq.num_scheduled += num_tokens
         self.block_manager.register(seq)

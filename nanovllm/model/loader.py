@@ -21,15 +21,16 @@ from nanovllm.model.decoder import Decoder
 from nanovllm.model.model_config import ModelConfig, as_tuple
 from nanovllm.model.parallel import Ranks, Shard
 from nanovllm.ops.backend import Backend
+from nanovllm.sampling_params import SamplingParams
 
 INDEX = "model.safetensors.index.json"
 WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
-SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p")  # of generation_config.json
+SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 NOT_WEIGHTS = ("rotary_emb.inv_freq",)  # a buffer that old Llama checkpoints carry
 FUSED = ("qkv_proj.", "gate_up_proj.")  # products of several layers, which checkpoints keep apart
 
 
-def find_model(model: str, revision: str | None) -> Path:
+def find_model(model: str, revision: str | None, role: str = "model") -> Path:
     """The folder of a model: a local one, or a Hugging Face id's in the hub's cache.
 
     Raises ValueError with what can be done about it if it is neither here nor to be had.
@@ -40,7 +41,7 @@ def find_model(model: str, revision: str | None) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=WANTED_FILES))
     except (OSError, ValueError) as error:  # offline, unknown, forbidden, or not an id at all
         raise ValueError(
-            f"model={model!r} is not a local folder, and the Hugging Face hub did not give it "
+            f"{role}={model!r} is not a local folder, and the Hugging Face hub did not give it "
             f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the name, or download "
             f"it while online; HF_HUB_OFFLINE=1 uses the local cache alone."
         ) from error
@@ -50,7 +51,7 @@ def load_tokenizer(args: EngineArgs, folder: Path) -> Any:
     """The model's tokenizer, or the one the arguments name; code in its folder is never run."""
     from transformers import AutoTokenizer  # takes a second to import; not every use needs it
 
-    where = folder if args.tokenizer is None else find_model(args.tokenizer, None)
+    where = folder if args.tokenizer is None else find_model(args.tokenizer, None, "tokenizer")
     try:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds
@@ -70,6 +71,14 @@ def stop_ids_of(folder: Path, config: ModelConfig, tokenizer: Any) -> tuple[froz
     if generation.get("max_new_tokens") is not None:
         defaults["max_tokens"] = generation["max_new_tokens"]
     return frozenset(eos), defaults
+
+
+def usual_params(defaults: dict[str, Any]) -> SamplingParams:
+    """The model's own sampling parameters. ValueError for one that this engine does not have."""
+    try:
+        return SamplingParams(**defaults)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"generation_config.json: {error}; pass sampling_params") from error
 
 
 def choose_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -154,10 +163,11 @@ def whole_shape(parameter: Tensor, shard: Shard) -> list[int]:
 
 
 def _tensors(files: list[Path], use_tqdm: bool) -> Iterator[tuple]:
-    for file in tqdm(files, desc="Loading weights", disable=not use_tqdm):
+    for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
-                for name in sorted(opened.keys()):
+                names = sorted(opened.keys())
+                for name in tqdm(names, f"Loading {file.name}", disable=not use_tqdm):
                     yield file, name, opened.get_slice(name)
         except SafetensorError as error:
             raise ValueError(f"{file.name} is not a readable safetensors file: {error}") from error

@@ -89,7 +89,9 @@ def rope_store(
     return apply_rope(query, cos_sin)
 
 
-def plan_decodes(positions: Tensor, block_tables: Tensor, k_cache: Tensor, heads: int) -> DecodeRows:
+def plan_decodes(
+    positions: Tensor, block_tables: Tensor, k_cache: Tensor, heads: int
+) -> DecodeRows:
     """Rows whose newest token stands at `positions` [num_rows]; -1: no such row."""
     block_size = k_cache.shape[1]
     at = positions.clamp(min=0).long()

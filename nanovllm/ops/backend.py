@@ -5,14 +5,13 @@ is `triton` with FlashAttention's attention. "auto" takes what was measured to b
 """
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from nanovllm.model.model_config import ModelConfig
 from nanovllm.ops import attention, sampler
 from nanovllm.ops import linear as products
 from nanovllm.ops.attention import AttentionMetadata, DecodeRows, PromptRows
@@ -33,7 +32,12 @@ class Backend:
     capturable: bool = False  # a decode step can be recorded in a CUDA graph
 
     def attend(
-        self, query: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionMetadata, scale: float
+        self,
+        query: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        batch: AttentionMetadata,
+        scale: float,
     ) -> Tensor:
         """Attention of query [num_tokens, heads, head_dim]: decode rows first, then prompts."""
         if batch.prompts is None:
@@ -48,27 +52,48 @@ class Backend:
 
 TORCH = Backend("torch")
 NAMES = ("torch", "triton", "flash")
+LARGEST_HEAD = 256
+# What "auto" takes for decode rows and for prompts, by the GPU's capability; as measured by
+# `course bench attention` and `course bench W3` (figures/data/NOTES.md).
+AUTO = {(9, 0): ("triton", "triton")}
+AUTO_ELSEWHERE = ("triton", "triton")
 
 
-def choose_backend(name: str, device: torch.device, config: ModelConfig, block_size: int) -> Backend:
-    """The backend asked for, or for "auto" the best that is here. ValueError if there is none."""
+def choose_backend(name: str, device: torch.device, head_dim: int, block_size: int) -> Backend:
+    """The backend asked for, or for "auto" the best that is here.
+
+    Raises ValueError for one that is not known, not installed, or cannot do what is asked.
+    """
     if name != "auto" and name not in NAMES:
         raise ValueError(f"attention_backend must be 'auto' or one of {list(NAMES)}, got {name!r}")
-    cuda = device.type == "cuda"
-    if name == "torch" or (name == "auto" and not (cuda and has_triton(device))):
+    problem = why_not_triton(device, head_dim)
+    if name == "torch" or (name == "auto" and problem):
+        if name == "auto" and device.type == "cuda":
+            warnings.warn(f"attention is done in plain torch: {problem}", stacklevel=2)
         return TORCH
-    if not cuda:
-        raise ValueError(f"attention_backend={name!r} needs an NVIDIA GPU, not device={device}")
-    if name == "flash":
-        return flash(triton_backend(), block_size)
-    return triton_backend()
+    if problem:
+        raise ValueError(f"attention_backend={name!r} cannot be used: {problem}")
+    if name != "auto":
+        return flash_backend(block_size) if name == "flash" else triton_backend()
+    found = [triton_backend(), *([flash_backend(block_size)] if has_flash(block_size) else [])]
+    by_name = {backend.name: backend for backend in found}
+    capability = torch.cuda.get_device_capability(device)
+    decodes, prompts = (by_name.get(n, found[0]) for n in AUTO.get(capability, AUTO_ELSEWHERE))
+    return replace(decodes, attend_prompts=prompts.attend_prompts)
 
 
-def has_triton(device: torch.device) -> bool:
-    """Whether our kernels run here: Triton is installed, and the GPU is of sm_80 or later."""
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return False
-    return importlib.util.find_spec("triton") is not None
+def why_not_triton(device: torch.device, head_dim: int) -> str | None:
+    """What keeps our kernels from running on this device, if anything does."""
+    if device.type != "cuda":
+        return f"device={str(device)!r} is not an NVIDIA GPU"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return f"the GPU has compute capability {capability}, the kernels need (8, 0)"
+    if head_dim > LARGEST_HEAD:
+        return f"head_dim={head_dim} is over the kernels' limit of {LARGEST_HEAD}"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    return None
 
 
 def triton_backend() -> Backend:
@@ -87,6 +112,85 @@ def triton_backend() -> Backend:
     )
 
 
-def flash(base: Backend, block_size: int) -> Backend:
-    """`base` with FlashAttention's attention: version 3 if it is installed, else version 2."""
-    raise NotImplementedError
+# -- FlashAttention ------------------------------------------------------------------------------
+
+
+def has_flash(block_size: int) -> bool:
+    """Whether a version of FlashAttention is installed that takes blocks of this size."""
+    if importlib.util.find_spec("flash_attn_interface"):
+        return True
+    return block_size % 256 == 0 and importlib.util.find_spec("flash_attn") is not None
+
+
+def flash_backend(block_size: int) -> Backend:
+    """`triton` with the attention of FlashAttention-3 if it is installed, else of version 2."""
+    decodes, prompts = flash3_decodes, flash3_prompts
+    if importlib.util.find_spec("flash_attn_interface") is None:
+        decodes, prompts = flash2_decodes, flash2_prompts
+        if importlib.util.find_spec("flash_attn") is None:
+            raise ValueError(
+                "attention_backend='flash' needs FlashAttention: install version 3 (package "
+                "flash_attn_interface, for Hopper GPUs) or 2 (pip install flash-attn)"
+            )
+        if block_size % 256:
+            raise ValueError(
+                f"attention_backend='flash' with flash-attn 2 needs a block_size that is a multiple "
+                f"of 256, got block_size={block_size}"
+            )
+    return replace(triton_backend(), name="flash", attend_decodes=decodes, attend_prompts=prompts)
+
+
+def flash3_decodes(
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: DecodeRows, scale: float
+) -> Tensor:
+    from flash_attn_interface import flash_attn_with_kvcache
+
+    paged = {"page_table": rows.block_tables, "cache_seqlens": rows.context_lens}
+    out = flash_attn_with_kvcache(
+        query[:, None], k_cache, v_cache, softmax_scale=scale, causal=True, **paged
+    )
+    return out.squeeze(1)
+
+
+def flash3_prompts(
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: PromptRows, scale: float
+) -> Tensor:
+    from flash_attn_interface import flash_attn_with_kvcache
+
+    paged = {"page_table": rows.block_tables, "cache_seqlens": rows.context_lens}
+    ragged = {"cu_seqlens_q": rows.starts, "max_seqlen_q": rows.longest}
+    return flash_attn_with_kvcache(
+        query, k_cache, v_cache, softmax_scale=scale, causal=True, **paged, **ragged
+    )
+
+
+def flash2_decodes(
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: DecodeRows, scale: float
+) -> Tensor:
+    from flash_attn import flash_attn_with_kvcache
+
+    paged = {"block_table": rows.block_tables, "cache_seqlens": rows.context_lens}
+    out = flash_attn_with_kvcache(
+        query[:, None], k_cache, v_cache, softmax_scale=scale, causal=True, **paged
+    )
+    return out.squeeze(1)
+
+
+def flash2_prompts(
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: PromptRows, scale: float
+) -> Tensor:
+    from flash_attn import flash_attn_varlen_func
+
+    ends = rows.context_lens.cumsum(0, dtype=torch.int32)
+    return flash_attn_varlen_func(
+        query,
+        k_cache,
+        v_cache,
+        cu_seqlens_q=rows.starts,
+        cu_seqlens_k=torch.cat((ends.new_zeros(1), ends)),
+        max_seqlen_q=rows.longest,
+        max_seqlen_k=rows.block_tables.shape[1] * k_cache.shape[1],
+        softmax_scale=scale,
+        causal=True,
+        block_table=rows.block_tables,
+    )

@@ -78,8 +78,14 @@ def rope_store_kernel(
     b = tl.load(row + head * 2 * HALF + HALF + pair[None, :], mask, 0.0).to(tl.float32)
     if NORM:
         scale = tl.rsqrt(tl.sum(a * a + b * b, axis=1) / (2 * HALF) + eps)[:, None]
-        qa, qb = tl.load(q_weight + pair, in_half, 0.0), tl.load(q_weight + HALF + pair, in_half, 0.0)
-        ka, kb = tl.load(k_weight + pair, in_half, 0.0), tl.load(k_weight + HALF + pair, in_half, 0.0)
+        qa, qb = (
+            tl.load(q_weight + pair, in_half, 0.0),
+            tl.load(q_weight + HALF + pair, in_half, 0.0),
+        )
+        ka, kb = (
+            tl.load(k_weight + pair, in_half, 0.0),
+            tl.load(k_weight + HALF + pair, in_half, 0.0),
+        )
         a *= scale * tl.where(head < HEADS, qa[None, :], ka[None, :]).to(tl.float32)
         b *= scale * tl.where(head < HEADS, qb[None, :], kb[None, :]).to(tl.float32)
     turned_a = a * cos[None, :] - b * sin[None, :]
@@ -691,10 +697,17 @@ LINEAR_STAGES = 3
 
 def decode_config(device, kv_heads, head_dim, itemsize) -> DecodeConfig:
     processors, _, _ = card(device)
-    return DecodeConfig(DECODE["tile"], DECODE["stages"], DECODE["warps"], max(1, processors * DECODE["per_sm"] // kv_heads))
+    return DecodeConfig(
+        DECODE["tile"],
+        DECODE["stages"],
+        DECODE["warps"],
+        max(1, processors * DECODE["per_sm"] // kv_heads),
+    )
 
 
-def plan_decodes(positions: Tensor, block_tables: Tensor, k_cache: Tensor, heads: int) -> DecodeRows:
+def plan_decodes(
+    positions: Tensor, block_tables: Tensor, k_cache: Tensor, heads: int
+) -> DecodeRows:
     """As `attention.plan_decodes`, and how `attend_decodes` shares out the work."""
     block_size, kv_heads, dim = k_cache.shape[1:]
     config = decode_config(positions.device, kv_heads, dim, k_cache.itemsize)
@@ -712,8 +725,9 @@ def plan_decodes(positions: Tensor, block_tables: Tensor, k_cache: Tensor, heads
         block_tables, positions, shared, num_rows, strides[1], strides[0], block_size, sharers,
         triton.next_power_of_2(sharers), 128, SHARE_FROM, num_warps=1,
     )  # fmt: skip
-    lens, tiles = ints(num_rows), ints(
-        groups + num_rows * (triton.cdiv(width * block_size, config.tile) + 1), 6
+    lens, tiles = (
+        ints(num_rows),
+        ints(groups + num_rows * (triton.cdiv(width * block_size, config.tile) + 1), 6),
     )
     rows, num_tiles = ints(num_rows, 2), ints(1)
     slots = lens.new_empty(num_rows, dtype=torch.int64)
