@@ -16,6 +16,7 @@ from course import bench, random_model
 from course.benchmarks import attention, measure, roofline
 from course.benchmarks.workloads import WORKLOADS, make_workload
 from course.cli import main
+from nanovllm.ops.backend import TORCH
 
 VOCAB = 151_936
 
@@ -293,8 +294,7 @@ TINY_SHAPE = {
 
 
 def test_the_random_model_is_the_same_each_time_and_runs(tmp_path):
-    from nanovllm.ops.backend import TORCH
-from nanovllm import LLM, SamplingParams
+    from nanovllm import LLM, SamplingParams
 
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
