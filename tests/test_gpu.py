@@ -32,8 +32,20 @@ def answer(llm, params=GREEDY):
         {},
         {"async_scheduling": False},
         {"max_num_batched_tokens": 13, "num_gpu_blocks_override": 12},
+        {"enforce_eager": True},
+        {"attention_backend": "torch"},
+        {"max_num_seqs": 3},
+        {"block_size": 1},
     ],
-    ids=["overlap", "plain", "chunks and preemption"],
+    ids=[
+        "overlap",
+        "plain",
+        "chunks and preemption",
+        "eager",
+        "torch",
+        "three rows",
+        "blocks of 1",
+    ],
 )
 def test_greedy_tokens_are_transformers(tiny_model, family, options):
     folder = tiny_model(family=family)
@@ -73,3 +85,83 @@ def test_memory_stays_within_its_share(tiny_model):
         answer(llm)
         free, total = torch.cuda.mem_get_info()
         assert total - free <= 0.5 * total
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 9, 13])
+def test_every_batch_size_has_a_graph(tiny_model, num_rows):
+    """Captured sizes are 1, 2, 4, 8 and 13: the rows beyond the batch change nothing."""
+    folder, prompts = tiny_model(), [[7, i, 2] for i in range(num_rows)]
+    params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+    with make(folder, max_num_seqs=13) as llm:
+        assert sorted(llm.llm_engine.core.runner.graphs) == [1, 2, 4, 8, 13]
+        found = [o.outputs[0].token_ids for o in llm.generate(prompts, params, use_tqdm=False)]
+    assert_same_greedy(found, greedy_reference(folder, prompts, 24))
+
+
+def test_nothing_is_captured_when_eager(tiny_model):
+    with make(tiny_model(), enforce_eager=True) as llm:
+        assert not llm.llm_engine.core.runner.graphs
+
+
+def test_rows_that_come_and_go_keep_their_own_tokens(tiny_model):
+    """Requests of many lengths, filters among them, each as it is when alone."""
+    folder = tiny_model()
+    prompts = [[i % 50, 3, i % 7, *range(i % 30)] for i in range(40)]
+    params = [
+        SamplingParams(
+            temperature=(i % 3) * 0.5,
+            top_k=20 if i % 4 == 0 else 0,
+            seed=i,
+            max_tokens=1 + i % 37,
+            ignore_eos=True,
+        )
+        for i in range(40)
+    ]
+    with make(folder, max_num_seqs=12, num_gpu_blocks_override=40) as llm:
+        together = llm.generate(prompts, params, use_tqdm=False)
+        alone = [
+            llm.generate(p, q, use_tqdm=False)[0] for p, q in zip(prompts, params, strict=True)
+        ]
+    same = [a.outputs[0].token_ids == b.outputs[0].token_ids for a, b in zip(together, alone)]
+    assert sum(same) >= 38, "rounding may part two of them, where scores are close"
+
+
+def test_a_shared_prefix_changes_nothing(tiny_model):
+    """Rows that begin alike are read together, from the cache's blocks."""
+    folder, common = tiny_model(), [*range(50), *range(30)]
+    prompts = [[*common, i, *range(i)] for i in range(11)]
+    with make(folder) as llm:
+        llm.generate([common], GREEDY, use_tqdm=False)
+        found = [o.outputs[0].token_ids for o in llm.generate(prompts, GREEDY, use_tqdm=False)]
+    assert_same_greedy(found, greedy_reference(folder, prompts, 32))
+
+
+def test_bfloat16_strays_no_further_than_torch(tiny_model):
+    """Logits of the fast path and of plain torch, both in bfloat16, beside float32's."""
+    folder, logits = tiny_model(), {}
+    for name, options in {
+        "exact": {"attention_backend": "torch"},
+        "torch": {"attention_backend": "torch", "dtype": "bfloat16"},
+        "triton": {"attention_backend": "triton", "dtype": "bfloat16"},
+    }.items():
+        with make(folder, enforce_eager=True, **options) as llm:
+            model, rows = llm.llm_engine.core.runner.model, []
+            plain = model.logits
+            model.logits = lambda hidden, plain=plain, rows=rows: (
+                rows.append(plain(hidden)) or rows[-1]
+            )
+            llm.generate(PROMPTS, SamplingParams(temperature=0.0, max_tokens=1), use_tqdm=False)
+            logits[name] = rows[0].float()
+    torch_error, our_error = ((logits[n] - logits["exact"]).norm() for n in ("torch", "triton"))
+    assert our_error <= 1.25 * torch_error
+
+
+def test_a_failed_step_is_survived(tiny_model):
+    folder = tiny_model()
+    with make(folder) as llm:
+        runner = llm.llm_engine.core.runner
+        plain, runner._replay = runner._replay, lambda size: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            answer(llm)
+        runner._replay = plain
+        assert_same_greedy(answer(llm), greedy_reference(folder, PROMPTS, 32))

@@ -15,7 +15,7 @@ from nanovllm.model.parallel import Ranks
 from nanovllm.model.rope import rope_table
 from nanovllm.ops import attention, sampler
 from nanovllm.ops import linear as products
-from nanovllm.ops.attention import AttentionMetadata, PromptRows
+from nanovllm.ops.attention import AttentionMetadata, Rows
 
 CUDA = torch.cuda.is_available()
 if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
@@ -145,7 +145,7 @@ def test_prefill_attention(shape, num_new, dtype):
     lengths = [n + before for n, before in zip(num_new, (0, 13, 30, 5), strict=False)]
     k_cache, v_cache, tables = make_cache(lengths, shape, dtype)
     starts = torch.tensor([0, *num_new], device=DEVICE).cumsum(0).int()
-    rows = PromptRows(
+    rows = Rows(
         None, torch.tensor(lengths, dtype=torch.int32, device=DEVICE), tables, starts, max(num_new)
     )
     query = random(sum(num_new), heads, head_dim, dtype=dtype)
@@ -167,20 +167,6 @@ def test_linear(num_tokens, biased, normed, dtype):
         assert_close(found, wanted, dtype)
     wanted = products.gated_linear(x, weight, bias, norm)
     assert_close(kernels.gated_linear(x, weight, bias, norm), wanted, dtype)
-
-
-@pytest.mark.parametrize("num_tokens", [5, 70])
-@pytest.mark.parametrize("biased", [True, False])
-def test_small_linear(biased, num_tokens, dtype):
-    x, weight = random(num_tokens, 72, dtype=dtype), random(40, 72, dtype=dtype)
-    bias, residual = (
-        random(40, dtype=dtype) if biased else None,
-        random(num_tokens, 40, dtype=dtype),
-    )
-    found = kernels.small_linear(x, weight, bias, residual, (64, 16, 64))
-    assert_close(found, products.linear(x, weight, bias, None, residual), dtype)
-    found = kernels.small_linear(x, weight, bias, None, (16, 16, 64), gated=True)
-    assert_close(found, products.gated_linear(x, weight, bias), dtype)
 
 
 @pytest.mark.parametrize("first_id", [0, 1203])

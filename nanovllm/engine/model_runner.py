@@ -16,7 +16,7 @@ from nanovllm.config import EngineArgs
 from nanovllm.engine.persistent_batch import PersistentBatch, upload
 from nanovllm.engine.scheduler import Batch
 from nanovllm.model.decoder import Decoder
-from nanovllm.ops.attention import AttentionMetadata, DecodeRows, PromptRows
+from nanovllm.ops.attention import AttentionMetadata, Rows
 from nanovllm.ops.sampler import Filters, SamplingMetadata, sample, sample_filtered
 from nanovllm.sampling_params import LARGEST_INT
 
@@ -123,12 +123,12 @@ class ModelRunner:
         logits = self.model.logits(hidden[upload(last, self.device)])
         return logits, self._sample(logits, upload(sampling, self.device))
 
-    def _plan_decodes(self, size: int) -> DecodeRows:
+    def _plan_decodes(self, size: int) -> Rows:
         tables, positions = self.rows.block_tables[:size], self.rows.positions[:size]
         k_cache = self.kv_cache[0, 0]
         return self.backend.plan_decodes(positions, tables, k_cache, self.model.local_heads)
 
-    def _prompts(self, rows: Batch, num_before: int) -> tuple[Tensor, Tensor, PromptRows]:
+    def _prompts(self, rows: Batch, num_before: int) -> tuple[Tensor, Tensor, Rows]:
         """The rows' ids and positions, both [num_tokens] int32, and where they are stored.
 
         What a shared block holds is not stored again: such a block is never written.
@@ -142,7 +142,7 @@ class ModelRunner:
             positions.append(at)
             ids += row.seq.token_ids[row.start : row.end]
         counts = [row.num_tokens for row in rows]
-        prompts = PromptRows(
+        prompts = Rows(
             slot_mapping=upload(np.concatenate(slots), self.device),
             context_lens=upload(np.array([row.end for row in rows], np.int32), self.device),
             block_tables=self.rows.block_tables[num_before : num_before + len(rows)],
@@ -173,11 +173,9 @@ class ModelRunner:
         rows = upload([sampling[i] for i in filtered], self.device)
         params = [batch[sampling[i]].seq.params for i in filtered]
         top_k = np.array([p.top_k if p.top_k > 0 else LARGEST_INT for p in params])
-        limits = (
-            top_k,
-            *(np.array(x, np.float32) for x in zip(*((p.top_p, p.min_p) for p in params))),
-        )
-        filters = Filters(*(upload(limit, self.device)[:, None] for limit in limits))
+        top_p, min_p = np.array([(p.top_p, p.min_p) for p in params], np.float32).T
+        limits = (upload(x.copy(), self.device)[:, None] for x in (top_k, top_p, min_p))
+        filters = Filters(*limits)
         chosen = upload(filtered, self.device)
         asked = self._asked(rows)
         sampled = sample_filtered(logits[chosen], asked, filters, self.ranks, self.model.vocab_size)
@@ -193,7 +191,7 @@ class ModelRunner:
         tokens = min(max_num_batched_tokens, num_rows * longest)
         starts = [*range(0, tokens, longest), tokens]
         lengths = [end - start for start, end in pairwise(starts)]
-        prompts = PromptRows(
+        prompts = Rows(
             slot_mapping=torch.full((tokens,), -1, device=self.device),
             context_lens=torch.tensor(lengths, dtype=torch.int32, device=self.device),
             block_tables=self.rows.block_tables[: len(lengths)],

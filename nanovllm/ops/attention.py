@@ -1,4 +1,4 @@
-"""Paged attention: a KV cache that is cut into blocks, and what a step does with it, in plain torch.
+"""Paged attention in plain torch: a KV cache cut into blocks, and what a step does with it.
 
 Each layer first stores the new keys and values of *all* rows in the cache, then attends by reading
 the cache alone. So a row may read what another row of the same batch has just written, and fresh
@@ -18,33 +18,24 @@ from nanovllm.model.rope import apply_rope
 
 
 @dataclass(frozen=True)
-class DecodeRows:
-    """The rows of a batch that have a single new token, their newest."""
+class Rows:
+    """Rows of a batch; each has new tokens, and a context that ends with them."""
 
-    slot_mapping: Tensor  # [num_rows] int64: block_id * block_size + offset; -1: do not store
-    context_lens: Tensor  # [num_rows] int32: tokens to read, the new one included; 0: no such row
+    slot_mapping: Tensor  # [num_tokens] int64: block_id * block_size + offset; -1: do not store
+    context_lens: Tensor  # [num_rows] int32: tokens to read, the new ones included; 0: no such row
     block_tables: Tensor  # [num_rows, max_blocks] int32; what stands behind a table is not read
+    starts: Tensor  # [num_rows + 1] int32: row i's new tokens are [starts[i], starts[i + 1])
+    longest: int = 1  # new tokens of the longest row
     plan: Any = None  # how a kernel shares out the work
 
 
 @dataclass(frozen=True)
-class PromptRows:
-    """The rows of a batch with any number of new tokens; row i's are [starts[i], starts[i + 1])."""
-
-    slot_mapping: Tensor  # [num_tokens] int64
-    context_lens: Tensor  # [num_rows] int32
-    block_tables: Tensor  # [num_rows, max_blocks] int32
-    starts: Tensor  # [num_rows + 1] int32
-    longest: int  # new tokens of the longest row
-
-
-@dataclass(frozen=True)
 class AttentionMetadata:
-    """Whose the tokens of a flat batch are: first the decode rows', then the prompt rows'."""
+    """Whose the tokens of a flat batch are: first rows with one new token each, then prompts."""
 
     positions: Tensor  # [num_tokens]
-    decodes: DecodeRows | None
-    prompts: PromptRows | None
+    decodes: Rows | None
+    prompts: Rows | None
 
     @property
     def slot_mapping(self) -> Tensor:
@@ -89,19 +80,18 @@ def rope_store(
     return apply_rope(query, cos_sin)
 
 
-def plan_decodes(
-    positions: Tensor, block_tables: Tensor, k_cache: Tensor, heads: int
-) -> DecodeRows:
+def plan_decodes(positions: Tensor, block_tables: Tensor, k_cache: Tensor, heads: int) -> Rows:
     """Rows whose newest token stands at `positions` [num_rows]; -1: no such row."""
     block_size = k_cache.shape[1]
     at = positions.clamp(min=0).long()
     blocks = block_tables.gather(1, at[:, None] // block_size).squeeze(1).long()
     slots = (blocks * block_size + at % block_size).masked_fill(positions < 0, -1)
-    return DecodeRows(slots, positions + 1, block_tables)
+    starts = torch.arange(len(slots) + 1, dtype=torch.int32, device=slots.device)
+    return Rows(slots, positions + 1, block_tables, starts)
 
 
 def attend_decodes(
-    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: DecodeRows, scale: float
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float
 ) -> Tensor:
     """One query token a row [num_rows, heads, head_dim]; the rows' contexts are padded alike.
 
@@ -120,9 +110,9 @@ def attend_decodes(
 
 
 def attend_prompts(
-    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: PromptRows, scale: float
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float
 ) -> Tensor:
-    """Causal attention of query [num_tokens, heads, head_dim], each token over its row's context."""
+    """Causal attention of query [num_tokens, heads, head_dim] over each row's own context."""
     output = torch.empty_like(query)
     starts, lengths = rows.starts.tolist(), rows.context_lens.tolist()
     for i, (table, length) in enumerate(zip(rows.block_tables, lengths, strict=True)):

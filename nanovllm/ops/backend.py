@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nanovllm.ops import attention, sampler
 from nanovllm.ops import linear as products
-from nanovllm.ops.attention import AttentionMetadata, DecodeRows, PromptRows
+from nanovllm.ops.attention import AttentionMetadata, Rows
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Backend:
     linear: Callable[..., Tensor] = products.linear
     gated_linear: Callable[..., Tensor] = products.gated_linear
     rope_store: Callable[..., Tensor] = attention.rope_store
-    plan_decodes: Callable[..., DecodeRows] = attention.plan_decodes
+    plan_decodes: Callable[..., Rows] = attention.plan_decodes
     attend_decodes: Callable[..., Tensor] = attention.attend_decodes
     attend_prompts: Callable[..., Tensor] = attention.attend_prompts
     candidates: Callable[..., tuple[Tensor, Tensor]] = sampler.candidates
@@ -40,14 +41,13 @@ class Backend:
         scale: float,
     ) -> Tensor:
         """Attention of query [num_tokens, heads, head_dim]: decode rows first, then prompts."""
-        if batch.prompts is None:
-            return self.attend_decodes(query, k_cache, v_cache, batch.decodes, scale)
-        if batch.decodes is None:
-            return self.attend_prompts(query, k_cache, v_cache, batch.prompts, scale)
-        n = len(batch.decodes.context_lens)
-        decoded = self.attend_decodes(query[:n], k_cache, v_cache, batch.decodes, scale)
-        rest = self.attend_prompts(query[n:], k_cache, v_cache, batch.prompts, scale)
-        return torch.cat((decoded, rest))
+        n = 0 if batch.decodes is None else len(batch.decodes.context_lens)
+        parts = []
+        if batch.decodes is not None:
+            parts += [self.attend_decodes(query[:n], k_cache, v_cache, batch.decodes, scale)]
+        if batch.prompts is not None:
+            parts += [self.attend_prompts(query[n:], k_cache, v_cache, batch.prompts, scale)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 TORCH = Backend("torch")
@@ -124,9 +124,9 @@ def has_flash(block_size: int) -> bool:
 
 def flash_backend(block_size: int) -> Backend:
     """`triton` with the attention of FlashAttention-3 if it is installed, else of version 2."""
-    decodes, prompts = flash3_decodes, flash3_prompts
+    attend = flash3
     if importlib.util.find_spec("flash_attn_interface") is None:
-        decodes, prompts = flash2_decodes, flash2_prompts
+        attend = flash2
         if importlib.util.find_spec("flash_attn") is None:
             raise ValueError(
                 "attention_backend='flash' needs FlashAttention: install version 3 (package "
@@ -134,63 +134,30 @@ def flash_backend(block_size: int) -> Backend:
             )
         if block_size % 256:
             raise ValueError(
-                f"attention_backend='flash' with flash-attn 2 needs a block_size that is a multiple "
-                f"of 256, got block_size={block_size}"
+                f"attention_backend='flash' with flash-attn 2 needs a block_size that is a "
+                f"multiple of 256, got block_size={block_size}"
             )
-    return replace(triton_backend(), name="flash", attend_decodes=decodes, attend_prompts=prompts)
+    return replace(triton_backend(), name="flash", attend_decodes=attend, attend_prompts=attend)
 
 
-def flash3_decodes(
-    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: DecodeRows, scale: float
-) -> Tensor:
+def flash3(query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float) -> Tensor:
+    """Attention by FlashAttention-3 (Shah et al., arXiv:2407.08608), of any rows."""
     from flash_attn_interface import flash_attn_with_kvcache
 
-    paged = {"page_table": rows.block_tables, "cache_seqlens": rows.context_lens}
-    out = flash_attn_with_kvcache(
-        query[:, None], k_cache, v_cache, softmax_scale=scale, causal=True, **paged
-    )
-    return out.squeeze(1)
-
-
-def flash3_prompts(
-    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: PromptRows, scale: float
-) -> Tensor:
-    from flash_attn_interface import flash_attn_with_kvcache
-
-    paged = {"page_table": rows.block_tables, "cache_seqlens": rows.context_lens}
-    ragged = {"cu_seqlens_q": rows.starts, "max_seqlen_q": rows.longest}
     return flash_attn_with_kvcache(
-        query, k_cache, v_cache, softmax_scale=scale, causal=True, **paged, **ragged
-    )
+        query, k_cache, v_cache, page_table=rows.block_tables, cache_seqlens=rows.context_lens,
+        cu_seqlens_q=rows.starts, max_seqlen_q=rows.longest, softmax_scale=scale, causal=True,
+    )  # fmt: skip
 
 
-def flash2_decodes(
-    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: DecodeRows, scale: float
-) -> Tensor:
-    from flash_attn import flash_attn_with_kvcache
-
-    paged = {"block_table": rows.block_tables, "cache_seqlens": rows.context_lens}
-    out = flash_attn_with_kvcache(
-        query[:, None], k_cache, v_cache, softmax_scale=scale, causal=True, **paged
-    )
-    return out.squeeze(1)
-
-
-def flash2_prompts(
-    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: PromptRows, scale: float
-) -> Tensor:
+def flash2(query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float) -> Tensor:
+    """Attention by FlashAttention-2 (Dao, arXiv:2307.08691), of any rows."""
     from flash_attn import flash_attn_varlen_func
 
-    ends = rows.context_lens.cumsum(0, dtype=torch.int32)
+    ends = F.pad(rows.context_lens.cumsum(0, dtype=torch.int32), (1, 0))
+    most = rows.block_tables.shape[1] * k_cache.shape[1]
     return flash_attn_varlen_func(
-        query,
-        k_cache,
-        v_cache,
-        cu_seqlens_q=rows.starts,
-        cu_seqlens_k=torch.cat((ends.new_zeros(1), ends)),
-        max_seqlen_q=rows.longest,
-        max_seqlen_k=rows.block_tables.shape[1] * k_cache.shape[1],
-        softmax_scale=scale,
-        causal=True,
-        block_table=rows.block_tables,
-    )
+        query, k_cache, v_cache, cu_seqlens_q=rows.starts, max_seqlen_q=rows.longest,
+        cu_seqlens_k=ends, max_seqlen_k=most, block_table=rows.block_tables,
+        softmax_scale=scale, causal=True,
+    )  # fmt: skip

@@ -5,19 +5,21 @@ what follows is bound by memory: a kernel is good if it reads every byte once, w
 flight. So neighbours are fused where the second would read what the first has just written.
 
 Offsets into the cache are 64-bit: a large cache has more than 2^31 elements. Arithmetic is float32,
-whatever is loaded. Under TRITON_INTERPRET=1 all of this runs on a CPU, slowly, for tests and lessons.
+whatever is loaded. Under TRITON_INTERPRET=1 it all runs on a CPU, slowly, for tests and lessons.
 """
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor, nn
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from nanovllm.ops.attention import AttentionMetadata, DecodeRows, PromptRows
+from nanovllm.ops.attention import AttentionMetadata, Rows
 from nanovllm.ops.sampler import SamplingMetadata
 
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E), and exp2 is what the hardware has
@@ -38,16 +40,6 @@ def store_kv_kernel(
         inside = at < SIZE
         tl.store(k_cache + slot * SIZE + at, tl.load(key + token * SIZE + at, inside), inside)
         tl.store(v_cache + slot * SIZE + at, tl.load(value + token * SIZE + at, inside), inside)
-
-
-def store_kv(
-    key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
-) -> None:
-    """As `attention.store_kv`."""
-    size = key[0].numel()
-    grid, block = (len(key),), triton.next_power_of_2(size)
-    key, value = key.contiguous(), value.contiguous()
-    store_kv_kernel[grid](key, value, k_cache, v_cache, slot_mapping, size, block)
 
 
 @triton.jit
@@ -120,9 +112,9 @@ def rope_store_kernel(
 # that their common prefix is read once for all of them.
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def shared_prefix_kernel(
-    tables, positions, shared, num_rows, table_stride, position_stride,
+    tables, positions, shared, num_rows, position_stride, table_stride,
     BLOCK_SIZE: tl.constexpr, SHARERS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     MIN_TOKENS: tl.constexpr,
 ):  # fmt: skip
@@ -148,10 +140,10 @@ def shared_prefix_kernel(
     tl.store(shared + tl.program_id(0), tl.where(tokens >= MIN_TOKENS, tokens, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def plan_kernel(
-    positions, tables, shared, slots, context_lens, tiles, rows, num_tiles,
-    num_rows, position_stride, table_stride,
+    positions, tables, shared, slots, context_lens, starts, tiles, rows, num_tiles, num_rows,
+    position_stride, table_stride,
     BLOCK_SIZE: tl.constexpr, SHARERS: tl.constexpr, TILE: tl.constexpr, PROGRAMS: tl.constexpr,
     ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -166,6 +158,7 @@ def plan_kernel(
     slot = block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE
     tl.store(slots + mine, tl.where(position < 0, -1, slot))
     tl.store(context_lens + mine, position + 1)
+    tl.store(starts + mine + 1, mine + 1)
 
     row = tl.arange(0, ROWS)
     valid = row < num_rows
@@ -183,6 +176,7 @@ def plan_kernel(
     lead_tile = tl.sum(tl.where(row < lead, row_tiles, 0), axis=0)
     if mine == 0:
         tl.store(num_tiles, every)
+        tl.store(starts, 0)
 
     start = tl.where(position >= 0, tl.load(shared + mine // SHARERS), 0)
     count = tl.cdiv(start, TILE)
@@ -410,62 +404,6 @@ def matvec_kernel(
 
 
 @triton.jit
-def prefetch(pointers):
-    """Ask for the lines at these addresses to be brought into the L2 cache."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)],
-        dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
-def linear_kernel(
-    x, weight, bias, residual, y, num_rows, num_outputs, num_inputs,
-    GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ROWS: tl.constexpr,
-    OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, STAGES: tl.constexpr, LINES: tl.constexpr,
-    PDL: tl.constexpr,
-):  # fmt: skip
-    """One program: ROWS of x times OUTPUTS rows of the weight, and what stands beside."""
-    m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    n = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
-    is_row, is_output = m < num_rows, n < num_outputs
-    up = weight + num_outputs.to(tl.int64) * num_inputs
-    if PDL:
-        line = tl.minimum(tl.arange(0, LINES) * 64, num_inputs - 1)
-        ahead = tl.minimum(n, num_outputs - 1).to(tl.int64)[:, None] * num_inputs + line[None, :]
-        prefetch(weight + ahead)
-        if GATED:
-            prefetch(up + ahead)
-        gdc_launch_dependents()
-        gdc_wait()
-    acc = tl.zeros([ROWS, OUTPUTS], tl.float32)
-    other = tl.zeros([ROWS, OUTPUTS], tl.float32)
-    for first in tl.range(0, num_inputs, INPUTS, num_stages=STAGES):
-        k = first + tl.arange(0, INPUTS)
-        is_input = k < num_inputs
-        at = m.to(tl.int64)[:, None] * num_inputs + k[None, :]
-        tile = tl.load(x + at, is_row[:, None] & is_input[None, :], 0.0)
-        at = n.to(tl.int64)[:, None] * num_inputs + k[None, :]
-        mask = is_output[:, None] & is_input[None, :]
-        rows = tl.load(weight + at, mask, 0.0)
-        acc = tl.dot(tile, tl.trans(rows), acc, input_precision="ieee")
-        if GATED:
-            rows = tl.load(up + at, mask, 0.0)
-            other = tl.dot(tile, tl.trans(rows), other, input_precision="ieee")
-    if BIAS:
-        acc += tl.load(bias + n, is_output, 0.0).to(tl.float32)[None, :]
-        if GATED:
-            other += tl.load(bias + num_outputs + n, is_output, 0.0).to(tl.float32)[None, :]
-    if GATED:
-        acc = acc * tl.sigmoid(acc) * other
-    at = m.to(tl.int64)[:, None] * num_outputs + n[None, :]
-    mask = is_row[:, None] & is_output[None, :]
-    if RESIDUAL:
-        acc += tl.load(residual + at, mask, 0.0).to(tl.float32)
-    tl.store(y + at, acc, mask)
-
-
-@triton.jit
 def rms_norm_kernel(x, weight, y, eps, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """One program: one token."""
     at = tl.arange(0, BLOCK)
@@ -530,30 +468,70 @@ def sample_kernel(
 
 # -- launching -----------------------------------------------------------------------------------
 
+DECODE_TILE, DECODE_WARPS, DECODE_STAGES = 64, 2, 3
+DECODE_PROGRAMS = 4  # for each multiprocessor
+SHARE_FROM = 64  # tokens of common prefix
+PREFILL_QUERIES, PREFILL_TILE, PREFILL_STAGES = 64, 64, 3
+LONGEST_VECTOR = 32_768  # of a product with a single token
 
-@cache
-def card(device: torch.device) -> tuple[int, int, dict]:
-    """A GPU's multiprocessors, the shared memory a program may take, and options for launching.
 
-    From sm_90 on, kernels are launched before the one before has ended ("programmatic dependent
-    launch"): until `gdc_wait` they may read only what that one does not write.
+class Card:
+    """What launching needs to know of a GPU.
+
+    From sm_90 on, a kernel may be launched before the one before it has ended ("programmatic
+    dependent launch"): until `gdc_wait` it may read only what that one does not write.
     """
-    if device.type == "cpu":  # Triton's interpreter
-        return 4, 99 * 1024, {}
-    found = torch.cuda.get_device_properties(device)
-    options = {"launch_pdl": True} if found.major >= 9 else {}
-    return found.multi_processor_count, found.shared_memory_per_block_optin, options
+
+    def __init__(self, processors: int, memory: int, capability: int):
+        self.processors = processors
+        self.memory = memory  # shared memory that a program may take, bytes
+        self.early = capability >= 9
+        self.options = {"launch_pdl": True} if self.early else {}
+
+    @staticmethod
+    @cache
+    def of(device: torch.device) -> "Card":
+        if device.type == "cpu":  # Triton's interpreter
+            return Card(4, 99 * 1024, 0)
+        found: Any = torch.cuda.get_device_properties(device)
+        memory = found.shared_memory_per_block_optin
+        return Card(found.multi_processor_count, memory, found.major)
+
+    def decode_tile(self, dim: int, itemsize: int) -> int:
+        """Tokens a tile: two tiles of keys and of values must fit twice."""
+        return fitting(DECODE_TILE, 8 * dim * itemsize, self.memory)
+
+    def prefill_tile(self, dim: int, itemsize: int) -> int:
+        """Tokens a tile, and queries as well: they fit with PREFILL_STAGES of keys and values."""
+        row = (2 * PREFILL_STAGES + 1) * dim * itemsize
+        return fitting(PREFILL_TILE, row, self.memory)
+
+
+def fitting(tile: int, row_bytes: int, memory: int) -> int:
+    """`tile`, halved until that many rows fit in memory; at least the 16 a matrix unit needs."""
+    while tile > 16 and tile * row_bytes > memory:
+        tile //= 2
+    return tile
+
+
+power_of_2 = triton.next_power_of_2
+
+
+def store_kv(
+    key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+) -> None:
+    """As `attention.store_kv`."""
+    size = key[0].numel()
+    key, value = key.contiguous(), value.contiguous()
+    args = (key, value, k_cache, v_cache, slot_mapping, size, power_of_2(size))
+    store_kv_kernel[(len(key),)](*args)
 
 
 def rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
     """norm(x) for an RMSNorm and x [num_tokens, size]."""
-    _, _, options = card(x.device)
-    y, block = torch.empty_like(x), triton.next_power_of_2(x.shape[1])
-    warps = min(8, max(1, block // 512))
-    grid = (len(x),)
-    rms_norm_kernel[grid](
-        x, norm.weight, y, norm.eps, x.shape[1], block, bool(options), num_warps=warps, **options
-    )
+    card, size, y = Card.of(x.device), x.shape[1], torch.empty_like(x)
+    args = (x, norm.weight, y, norm.eps, size, power_of_2(size), card.early)
+    rms_norm_kernel[(len(x),)](*args, **card.options)
     return y
 
 
@@ -564,14 +542,12 @@ def linear(
     norm: nn.Module | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """As `ops.linear.linear`."""
-    if len(x) == 1 and x.shape[1] <= 32_768:
+    """As `ops.linear.linear`. Only a product with a single token is worth a kernel of our own."""
+    if len(x) == 1 and x.shape[1] <= LONGEST_VECTOR:
         return matvec(x, weight, bias, norm, residual)
     x = x if norm is None else rms_norm(x, norm)
-    if config := linear_config(x, len(weight), gated=False):
-        return small_linear(x, weight, bias, residual, config)
     if residual is None:
-        return torch.nn.functional.linear(x, weight, bias)
+        return F.linear(x, weight, bias)
     y = residual.addmm_(x, weight.t())
     return y if bias is None else y.add_(bias)
 
@@ -580,69 +556,34 @@ def gated_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, norm: nn.Module | None = None
 ) -> Tensor:
     """As `ops.linear.gated_linear`."""
-    if len(x) == 1 and x.shape[1] <= 32_768:
-        return matvec(x, weight, bias, norm, None, gated=True)
-    x = x if norm is None else rms_norm(x, norm)
-    if config := linear_config(x, len(weight) // 2, gated=True):
-        return small_linear(x, weight, bias, None, config, gated=True)
-    gate_up = torch.nn.functional.linear(x, weight, bias)
-    y, (_, _, options) = x.new_empty(len(x), len(weight) // 2), card(x.device)
-    block = min(1024, triton.next_power_of_2(y.shape[1]))
+    if len(x) == 1 and x.shape[1] <= LONGEST_VECTOR:
+        return matvec(x, weight, bias, norm, gated=True)
+    gate_up, card = linear(x, weight, bias, norm), Card.of(x.device)
+    y = x.new_empty(len(x), len(weight) // 2)
+    block = min(1024, power_of_2(y.shape[1]))
     grid = (len(x), triton.cdiv(y.shape[1], block))
-    silu_mul_kernel[grid](gate_up, y, y.shape[1], block, bool(options), **options)
+    silu_mul_kernel[grid](gate_up, y, y.shape[1], block, card.early, **card.options)
     return y
 
 
-def matvec(x, weight, bias, norm, residual, gated=False) -> Tensor:
-    """`linear` or `gated_linear` of a single token."""
-    _, _, options = card(x.device)
-    inputs = triton.next_power_of_2(x.shape[1])
-    outputs = 8 if inputs <= 1024 else max(1, min(4, 16_384 // inputs))
+def matvec(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: nn.Module | None,
+    residual: Tensor | None = None,
+    gated: bool = False,
+) -> Tensor:
+    """`linear` or `gated_linear` of x [1, inputs]."""
+    card, inputs = Card.of(x.device), power_of_2(x.shape[1])
+    outputs, warps = (8, 4) if inputs <= 1024 else (max(1, min(4, 16_384 // inputs)), 8)
     size = len(weight) // 2 if gated else len(weight)
     y = x.new_empty(1, size)
+    norm_weight, eps = (norm.weight, norm.eps) if norm else (None, 0.0)
+    flags = (norm is not None, gated, bias is not None, residual is not None)
     matvec_kernel[(triton.cdiv(size, outputs),)](
-        x, weight, bias, norm and norm.weight, residual, y, norm.eps if norm else 0.0,
-        size, x.shape[1], norm is not None, gated, bias is not None, residual is not None,
-        outputs, inputs, bool(options), num_warps=4 if inputs <= 1024 else 8, **options,
-    )  # fmt: skip
-    return y
-
-
-def linear_config(x: Tensor, size: int, gated: bool) -> tuple[int, int, int] | None:
-    """Rows, outputs and inputs of a program's tiles, such that one program an SM does it all.
-
-    None where that cannot be: a large product is cuBLAS's.
-    """
-    processors, memory, _ = card(x.device)
-    rows = 16 if len(x) <= 16 else 64
-    for outputs in (16, 32, 64, 128):
-        if triton.cdiv(len(x), rows) * triton.cdiv(size, outputs) <= processors:
-            for inputs in (256, 128, 64):
-                stage = (rows + outputs * (1 + gated)) * inputs * x.itemsize
-                if LINEAR_STAGES * stage <= memory and x.itemsize == 2:
-                    return rows, outputs, inputs
-    return None
-
-
-def prefill_config(device: torch.device, dim: int, itemsize: int) -> tuple[int, int]:
-    """Queries a program, tokens a tile."""
-    _, memory, _ = card(device)
-    queries, tile = 64, 64
-    while (queries + 4 * tile) * dim * itemsize > memory and tile > 16:
-        queries, tile = max(16, queries // 2), tile // 2
-    return queries, tile
-
-
-def small_linear(x, weight, bias, residual, config, gated=False) -> Tensor:
-    """`linear` or `gated_linear` of a few tokens, each program an output tile of its own."""
-    rows, outputs, inputs = config
-    _, _, options = card(x.device)
-    size = len(weight) // 2 if gated else len(weight)
-    y = x.new_empty(len(x), size)
-    lines = triton.next_power_of_2(triton.cdiv(x.shape[1], 64))
-    linear_kernel[(triton.cdiv(len(x), rows), triton.cdiv(size, outputs))](
-        x, weight, bias, residual, y, len(x), size, x.shape[1], gated, bias is not None,
-        residual is not None, rows, outputs, inputs, LINEAR_STAGES, lines, bool(options), **options,
+        x, weight, bias, norm_weight, residual, y, eps, size, x.shape[1], *flags,
+        outputs, inputs, card.early, num_warps=warps, **card.options,
     )  # fmt: skip
     return y
 
@@ -656,140 +597,101 @@ def rope_store(
     v_cache: Tensor,
 ) -> Tensor:
     """As `attention.rope_store`."""
-    _, _, options = card(qkv.device)
-    kv_heads, dim = k_cache.shape[2:]
+    card, (kv_heads, dim) = Card.of(qkv.device), k_cache.shape[2:]
     heads, half = qkv.shape[1] // dim - 2 * kv_heads, dim // 2
     query = qkv.new_empty(len(qkv), heads, dim)
-    q_norm, k_norm = norms or (None, None)
+    q_weight, k_weight = (norm.weight for norm in norms) if norms else (None, None)
+    eps = norms[0].eps if norms else 0.0
     rope_store_kernel[(len(qkv),)](
-        qkv, q_norm and q_norm.weight, k_norm and k_norm.weight, rope, batch.positions,
-        batch.slot_mapping, query, k_cache, v_cache, q_norm.eps if norms else 0.0,
-        batch.positions.stride(0), heads, kv_heads, half, norms is not None,
-        triton.next_power_of_2(heads + kv_heads), triton.next_power_of_2(kv_heads),
-        triton.next_power_of_2(half), bool(options), **options,
+        qkv, q_weight, k_weight, rope, batch.positions, batch.slot_mapping, query, k_cache, v_cache,
+        eps, batch.positions.stride(0), heads, kv_heads, half, norms is not None,
+        power_of_2(heads + kv_heads), power_of_2(kv_heads), power_of_2(half), card.early,
+        **card.options,
     )  # fmt: skip
     return query
 
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """The tiles of a step's decode rows, dealt to the programs of the attention kernel."""
+    """The tiles of a step's decode rows, which the attention kernel's programs share evenly."""
 
     tiles: Tensor  # [max_tiles, 6] int32: row, rows that share it, first token, end, part, is last
     rows: Tensor  # [num_rows, 2] int32: a row's first part, and how many it has
     num_tiles: Tensor  # [1] int32
     partial: Tensor  # [max_parts, heads, head_dim + 2] float32: what a part gave
-    config: "DecodeConfig"
-
-
-@dataclass(frozen=True)
-class DecodeConfig:
     tile: int  # tokens
-    stages: int
-    warps: int
     programs: int  # for each KV head
 
 
-DECODE = {"tile": 64, "stages": 5, "warps": 4, "per_sm": 2}
-SHARE_FROM = 64  # tokens of common prefix
-LINEAR_STAGES = 3
-
-
-def decode_config(device, kv_heads, head_dim, itemsize) -> DecodeConfig:
-    processors, _, _ = card(device)
-    return DecodeConfig(
-        DECODE["tile"],
-        DECODE["stages"],
-        DECODE["warps"],
-        max(1, processors * DECODE["per_sm"] // kv_heads),
-    )
-
-
-def plan_decodes(
-    positions: Tensor, block_tables: Tensor, k_cache: Tensor, heads: int
-) -> DecodeRows:
+def plan_decodes(positions: Tensor, block_tables: Tensor, k_cache: Tensor, heads: int) -> Rows:
     """As `attention.plan_decodes`, and how `attend_decodes` shares out the work."""
-    block_size, kv_heads, dim = k_cache.shape[1:]
-    config = decode_config(positions.device, kv_heads, dim, k_cache.itemsize)
-    num_rows, width = block_tables.shape
-    group = heads // kv_heads
-    sharers = max(16, triton.next_power_of_2(group)) // group
+    (block_size, kv_heads, dim), device = k_cache.shape[1:], positions.device
+    card, group, num_rows = Card.of(device), heads // kv_heads, len(positions)
+    tile = card.decode_tile(power_of_2(dim), k_cache.itemsize)
+    programs = max(1, card.processors * DECODE_PROGRAMS // kv_heads)
+    sharers = max(16, power_of_2(group)) // group
     groups = triton.cdiv(num_rows, sharers)
+    most = groups + num_rows * (triton.cdiv(block_tables.shape[1] * block_size, tile) + 1)
+    shapes = (groups,), (num_rows,), (most, 6), (num_rows, 2), (1,), (num_rows + 1,)
+    ints = (torch.empty(shape, dtype=torch.int32, device=device) for shape in shapes)
+    shared, lens, tiles, rows, num_tiles, starts = ints
+    slots = torch.empty(num_rows, dtype=torch.int64, device=device)
     strides = (positions.stride(0), block_tables.stride(0))
-
-    def ints(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.int32, device=positions.device)
-
-    shared = ints(groups)
     shared_prefix_kernel[(groups,)](
-        block_tables, positions, shared, num_rows, strides[1], strides[0], block_size, sharers,
-        triton.next_power_of_2(sharers), 128, SHARE_FROM, num_warps=1,
+        block_tables, positions, shared, num_rows, *strides, block_size, sharers,
+        power_of_2(sharers), 128, SHARE_FROM,
     )  # fmt: skip
-    lens, tiles = (
-        ints(num_rows),
-        ints(groups + num_rows * (triton.cdiv(width * block_size, config.tile) + 1), 6),
-    )
-    rows, num_tiles = ints(num_rows, 2), ints(1)
-    slots = lens.new_empty(num_rows, dtype=torch.int64)
     plan_kernel[(num_rows,)](
-        positions, block_tables, shared, slots, lens, tiles, rows, num_tiles, num_rows, *strides,
-        block_size, sharers, config.tile, config.programs,
-        max(16, triton.next_power_of_2(num_rows)), 32, num_warps=1 if num_rows < 64 else 4,
+        positions, block_tables, shared, slots, lens, starts, tiles, rows, num_tiles, num_rows,
+        *strides, block_size, sharers, tile, programs, max(256, power_of_2(num_rows)), 32,
     )  # fmt: skip
-    max_parts = 4 * num_rows + (sharers + 1) * config.programs
-    partial = torch.empty(max_parts, heads, dim + 2, dtype=torch.float32, device=lens.device)
-    plan = DecodePlan(tiles, rows, num_tiles, partial, config)
-    return DecodeRows(slots, lens, block_tables, plan)
+    most_parts = 4 * num_rows + (sharers + 1) * programs
+    partial = torch.empty(most_parts, heads, dim + 2, dtype=torch.float32, device=device)
+    plan = DecodePlan(tiles, rows, num_tiles, partial, tile, programs)
+    return Rows(slots, lens, block_tables, starts, plan=plan)
 
 
 def attend_decodes(
-    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: DecodeRows, scale: float
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float
 ) -> Tensor:
     """As `attention.attend_decodes`; rows are of this file's `plan_decodes`."""
-    _, _, options = card(query.device)
-    block_size, kv_heads, head_dim = k_cache.shape[1:]
-    num_rows, heads = query.shape[:2]
-    group, dim = heads // kv_heads, triton.next_power_of_2(head_dim)
-    plan, out = rows.plan, torch.empty_like(query)
-    config = plan.config
-    decode_attention_kernel[(kv_heads, config.programs)](
+    card, plan, out = Card.of(query.device), rows.plan, torch.empty_like(query)
+    (block_size, kv_heads, head_dim), heads = k_cache.shape[1:], query.shape[1]
+    group, dim = heads // kv_heads, power_of_2(head_dim)
+    decode_attention_kernel[(kv_heads, plan.programs)](
         query, k_cache, v_cache, rows.block_tables, plan.tiles, plan.rows, plan.num_tiles, out,
         plan.partial, scale * LOG2_E, rows.block_tables.stride(0), kv_heads, group, head_dim,
-        block_size, max(16, triton.next_power_of_2(group)), config.tile, dim, config.stages,
-        bool(options), num_warps=config.warps, **options,
+        block_size, max(16, power_of_2(group)), plan.tile, dim, DECODE_STAGES, card.early,
+        num_warps=DECODE_WARPS, **card.options,
     )  # fmt: skip
-    merge_parts_kernel[(num_rows, heads)](
-        plan.partial, plan.rows, out, heads, head_dim, dim, 16, bool(options), **options
-    )
+    args = (plan.partial, plan.rows, out, heads, head_dim, dim, 16, card.early)
+    merge_parts_kernel[(len(query), heads)](*args, **card.options)
     return out
 
 
 def attend_prompts(
-    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: PromptRows, scale: float
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float
 ) -> Tensor:
     """As `attention.attend_prompts`."""
-    block_size, kv_heads, head_dim = k_cache.shape[1:]
-    heads, dim, out = query.shape[1], triton.next_power_of_2(head_dim), torch.empty_like(query)
-    queries, tile = prefill_config(query.device, dim, query.itemsize)
-    grid = (triton.cdiv(rows.longest, queries), heads, len(rows.context_lens))
+    (block_size, kv_heads, head_dim), heads = k_cache.shape[1:], query.shape[1]
+    dim, out = power_of_2(head_dim), torch.empty_like(query)
+    tile = Card.of(query.device).prefill_tile(dim, query.itemsize)
+    grid = (triton.cdiv(rows.longest, tile), heads, len(rows.context_lens))
     prefill_attention_kernel[grid](
         query, k_cache, v_cache, rows.block_tables, rows.starts, rows.context_lens, out,
         scale * LOG2_E, rows.block_tables.stride(0), kv_heads, heads // kv_heads, head_dim,
-        block_size, queries, tile, dim, 3,
+        block_size, tile, tile, dim, PREFILL_STAGES,
     )  # fmt: skip
     return out
 
 
 def candidates(logits: Tensor, asked: SamplingMetadata, first_id: int) -> tuple[Tensor, Tensor]:
     """As `sampler.candidates`; here one for each 512 ids."""
-    quads = 128
-    num_rows, num_ids = logits.shape
+    (num_rows, num_ids), quads = logits.shape, 128
     chunks = triton.cdiv(num_ids + 3, 4 * quads)
     scores = torch.empty(num_rows, chunks, dtype=torch.float32, device=logits.device)
     ids = torch.empty(num_rows, chunks, dtype=torch.int64, device=logits.device)
-    strides = (asked.temperature.stride(0), asked.seeds.stride(0), asked.positions.stride(0))
-    sample_kernel[(num_rows, chunks)](
-        logits, asked.temperature, asked.seeds, asked.positions, scores, ids, first_id, num_ids,
-        *strides, quads, num_warps=1,
-    )  # fmt: skip
+    what = (asked.temperature, asked.seeds, asked.positions)
+    args = (logits, *what, scores, ids, first_id, num_ids, *(x.stride(0) for x in what), quads)
+    sample_kernel[(num_rows, chunks)](*args, num_warps=1)
     return scores, ids

@@ -1,0 +1,124 @@
+"""Every kernel compiles for every kind of GPU, without one, and fits its shared memory.
+
+The launching functions are called on a CPU, for a card that is not there; what they would launch is
+recorded, with all its arguments, and compiled ahead of time for that card.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+triton = pytest.importorskip("triton", reason="Triton has no build for this system")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+from nanovllm.ops import kernels  # noqa: E402
+from nanovllm.ops.attention import AttentionMetadata, Rows  # noqa: E402
+from nanovllm.ops.sampler import SamplingMetadata  # noqa: E402
+
+# Shared memory that one block may take, by compute capability ("Technical Specifications per Compute
+# Capability" in NVIDIA's CUDA C++ Programming Guide).
+MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
+
+
+class Recorder:
+    """Stands for a kernel; notes what it is launched with."""
+
+    def __init__(self, kernel: JITFunction, launches: list):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.launches.append((self.kernel, args, options))
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    found: list = []
+    for name, kernel in vars(kernels).copy().items():
+        if isinstance(kernel, JITFunction) and name.endswith("_kernel"):
+            monkeypatch.setattr(kernels, name, Recorder(kernel, found))
+    if not hasattr(kernels.matvec_kernel, "launches"):
+        pytest.skip("Triton's interpreter is on: nothing is compiled")
+    return found
+
+
+class Norm(nn.Module):
+    def __init__(self, size, dtype):
+        super().__init__()
+        self.weight, self.eps = torch.ones(size, dtype=dtype), 1e-6
+
+
+def launch_everything(heads, kv_heads, head_dim, block_size, dtype):
+    """One decode step's kernels and one prefill step's, of a small model with these heads."""
+    hidden, rows = 1024, 3
+    k_cache = torch.zeros(4, block_size, kv_heads, head_dim, dtype=dtype)
+    tables = torch.zeros(rows, 64, dtype=torch.int32)
+    positions = torch.zeros(rows, dtype=torch.int32)
+    decodes = kernels.plan_decodes(positions, tables, k_cache, heads)
+    batch = AttentionMetadata(positions, decodes, None)
+    qkv = torch.zeros(rows, (heads + 2 * kv_heads) * head_dim, dtype=dtype)
+    rope = torch.zeros(64, 2, head_dim // 2)
+    for norms in ((Norm(head_dim, dtype), Norm(head_dim, dtype)), None):
+        query = kernels.rope_store(qkv, norms, rope, batch, k_cache, k_cache)
+    kernels.store_kv(k_cache[0, :3], k_cache[0, :3], k_cache, k_cache, decodes.slot_mapping)
+    kernels.attend_decodes(query, k_cache, k_cache, decodes, 1.0)
+    prompts = Rows(None, positions, tables, torch.zeros(4, dtype=torch.int32), longest=9)
+    kernels.attend_prompts(query, k_cache, k_cache, prompts, 1.0)
+    for tokens in (1, 2):
+        for inputs in (hidden, 4 * hidden):
+            x, residual = (
+                torch.zeros(tokens, inputs, dtype=dtype),
+                torch.zeros(tokens, 8, dtype=dtype),
+            )
+            weight, bias = torch.zeros(8, inputs, dtype=dtype), torch.zeros(8, dtype=dtype)
+            kernels.linear(x, weight, bias, Norm(inputs, dtype))
+            kernels.linear(x, weight, None, None, residual)
+            kernels.gated_linear(x, weight, bias, Norm(inputs, dtype))
+    one = torch.zeros(rows, 1)
+    asked = SamplingMetadata(one, one.long(), one.int())
+    kernels.candidates(torch.zeros(rows, 999, dtype=dtype), asked, 0)
+
+
+def compile_for(kernel, args, options, capability):
+    """The kernel for that launch, compiled as it would be on such a card."""
+    signature, constants, attributes = {}, {}, {}
+    for i, (parameter, value) in enumerate(zip(kernel.params, args, strict=True)):
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = "*" + TYPES[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+@pytest.mark.parametrize("capability", MEMORY)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((16, 8, 128, 16), torch.bfloat16),  # Qwen3-0.6B
+        ((9, 3, 64, 16), torch.bfloat16),  # SmolLM2-135M
+        ((14, 2, 80, 32), torch.bfloat16),
+        ((8, 1, 256, 256), torch.bfloat16),
+        ((4, 2, 128, 16), torch.float32),
+        ((4, 2, 256, 16), torch.float32),
+    ],
+    ids=str,
+)
+def test_kernels_compile_and_fit(shape, dtype, capability, launches, monkeypatch):
+    card = kernels.Card(8, MEMORY[capability], capability // 10)
+    monkeypatch.setattr(kernels.Card, "of", staticmethod(lambda device: card))
+    launch_everything(*shape, dtype)
+    assert {kernel.fn.__name__ for kernel, _, _ in launches} == {
+        name for name in vars(kernels) if name.endswith("_kernel")
+    }
+    for kernel, args, options in launches:
+        compiled = compile_for(kernel, args, options, capability)
+        name = kernel.fn.__name__
+        assert compiled.metadata.shared <= card.memory, f"{name} takes {compiled.metadata.shared}"
