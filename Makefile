@@ -33,9 +33,10 @@ run: $(STAMP)
 test: lint
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -n 2 --dist loadscope
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_kernels.py
 
 test-gpu: $(STAMP)
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest tests/test_gpu.py tests/test_kernels.py
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

@@ -12,6 +12,7 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
         "model/decoder.py",
         "model/rope.py",
         "model/loader.py",
+        "ops/linear.py",
         "ops/sampler.py",
         "engine/detokenizer.py",
     ),
@@ -19,8 +20,13 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
     "03_paged_blocks": ("ops/attention.py",),
     "04_prefix_hashing": ("engine/block_manager.py",),
     "05_scheduler": ("engine/sequence.py", "engine/scheduler.py"),
-    "06_triton_kernels": ("ops/kernels.py",),
-    "07_cuda_graphs": ("engine/model_runner.py", "engine/engine.py"),
+    "06_triton_kernels": ("ops/kernels.py", "ops/backend.py"),
+    "07_cuda_graphs": (
+        "engine/persistent_batch.py",
+        "engine/model_runner.py",
+        "engine/memory.py",
+        "engine/engine.py",
+    ),
     "08_tensor_parallelism": ("model/parallel.py", "llm_engine.py"),
     "09_the_ladder": (),  # measures all of them together
 }

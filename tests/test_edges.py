@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from counting_model import make_sequence
+from counting_model import CountingModel, make_sequence
 from transformers import AutoTokenizer
 
 from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
@@ -20,7 +20,6 @@ from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import ScheduledSequence
 from nanovllm.model.decoder import RMSNorm
 from nanovllm.model.model_config import ModelConfig
-from nanovllm.model.parallel import Ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9]]
@@ -336,16 +335,21 @@ def test_slots_beyond_32_bits_are_not_wrapped():
     """A block so far back in a large cache that its slots do not fit in 32 bits."""
     seen = []
 
-    def model(input_ids, positions, kv_cache, metadata):
-        seen.append(metadata)
-        raise InterruptedError
+    class Model(CountingModel):
+        def __call__(self, input_ids, kv_cache, batch):
+            seen.append(batch)
+            raise InterruptedError
 
     seq = make_sequence("a", [1, 2, 3], 1)
     seq.block_table = [2**29]
-    runner = ModelRunner(model, torch.zeros(1, 2, 1, 16, 1, 1), Ranks(), 10)
+    args = EngineArgs("counting", max_num_seqs=1, max_model_len=16)
+    runner = ModelRunner(Model(), torch.zeros(1, 2, 1, 16, 1, 1), args)
     with pytest.raises(InterruptedError):
-        runner.launch([ScheduledSequence(seq, 0, 3, True)])
+        runner.launch([ScheduledSequence(seq, 0, 3, True, admitted=True)])
+    with pytest.raises(InterruptedError):
+        runner.launch([ScheduledSequence(seq, 2, 1, True)])
     assert seen[0].slot_mapping.tolist() == [2**33, 2**33 + 1, 2**33 + 2]
+    assert seen[1].slot_mapping.tolist() == [2**33 + 2]
 
 
 def test_a_progress_bar_shows_the_loading(folder, capfd):

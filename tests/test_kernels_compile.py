@@ -18,8 +18,8 @@ from nanovllm.ops import kernels  # noqa: E402
 from nanovllm.ops.attention import AttentionMetadata, Rows  # noqa: E402
 from nanovllm.ops.sampler import SamplingMetadata  # noqa: E402
 
-# Shared memory that one block may take, by compute capability ("Technical Specifications per Compute
-# Capability" in NVIDIA's CUDA C++ Programming Guide).
+# Shared memory that one block may take, by compute capability (NVIDIA's CUDA C++ Programming Guide,
+# "Technical Specifications per Compute Capability").
 MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
 

@@ -18,7 +18,7 @@ from nanovllm.model.decoder import Decoder
 from nanovllm.model.loader import find_model, load_model, load_tokenizer
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.parallel import ColumnLinear, Ranks
-from nanovllm.ops.attention import BACKENDS
+from nanovllm.ops.backend import TORCH
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 DOWN_PROJ = "model.layers.1.mlp.down_proj.weight"
@@ -28,7 +28,7 @@ INDEX = "model.safetensors.index.json"
 def load(folder: Path, rank: int = 0, size: int = 1, dtype: torch.dtype = torch.float32) -> Decoder:
     config = replace(ModelConfig.from_folder(folder), dtype=dtype)
     args = EngineArgs(str(folder), device="cpu", max_model_len=64, use_tqdm_on_load=False)
-    return load_model(folder, config, BACKENDS["torch"], Ranks(rank, size), args)
+    return load_model(folder, config, TORCH, Ranks(rank, size), args)
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:

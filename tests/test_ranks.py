@@ -8,6 +8,7 @@ import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from nanovllm import LLM, EngineArgs, SamplingParams
-from nanovllm.engine.model_runner import allocate_kv_cache
+from nanovllm.engine.memory import count_blocks, make_kv_cache
 from nanovllm.model import parallel
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.parallel import Ranks
@@ -209,7 +210,9 @@ def test_all_ranks_take_the_smallest_number_of_blocks(folder):
     def run(ranks):
         fits = 7 if ranks.rank else 5  # as if the ranks had room for different numbers
         args = EngineArgs(folder, device="cpu", max_model_len=16, max_num_seqs=fits)
-        return allocate_kv_cache(config, args, ranks).shape[2]
+        block = make_kv_cache(config, args, ranks, 1)
+        runner = SimpleNamespace(kv_cache=block, ranks=ranks, device=block.device)
+        return count_blocks(runner, args, 0)
 
     assert on_ranks(2, run) == [5, 5]
 

@@ -12,7 +12,7 @@ from course.lessons import FILES_OF_LESSON
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "nanovllm"
-LIMITS = {"core": 1350, "front door": 550, "kernels": 450}
+LIMITS = {"core": 1600, "front door": 560, "kernels": 550}
 NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -80,8 +80,7 @@ def test_every_file_of_the_engine_has_exactly_one_lesson():
     files = {str(path.relative_to(ENGINE)) for path in ENGINE.rglob("*.py")}
     files = {name for name in files if not name.endswith("__init__.py")}
     assert not files - set(in_lessons), f"no lesson ends in: {sorted(files - set(in_lessons))}"
-    to_come = {"ops/kernels.py"}  # the GPU's
-    missing = set(in_lessons) - files - to_come
+    missing = set(in_lessons) - files
     assert not missing, f"lessons name files that are not there: {sorted(missing)}"
 
 
