@@ -5,7 +5,6 @@ persistent batch; a step of them alone touches device memory only, so on a GPU i
 for each batch size as a CUDA graph, and replayed. Prompts come from the host, and run eagerly.
 """
 
-from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -58,7 +57,7 @@ class ModelRunner:
         self.device = kv_cache.device
         self.max_blocks = -(-args.max_model_len // self.block_size)
         self.rows = PersistentBatch(args.max_num_seqs, self.max_blocks, self.device)
-        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}  # by batch size
 
     # -- a step ----------------------------------------------------------------------------------
 
@@ -77,36 +76,35 @@ class ModelRunner:
         if num_decodes == len(batch):
             size = self._graph_size(num_decodes)
             self.rows.place(batch, size)
-            logits, ids = self._replay(size) if size in self.graphs else self._decode(size)
+            hidden, ids = self._replay(size) if size in self.graphs else self._decode(size)
             sampling = list(range(num_decodes))
         else:
             self.rows.place(batch, len(batch))
             sampling = [i for i, row in enumerate(batch) if row.samples]
-            logits, ids = self._mixed(batch, num_decodes, sampling)
+            hidden, ids = self._mixed(batch, num_decodes, sampling)
         if not sampling:
             return None
         filtered = [i for i, row in enumerate(sampling) if batch[row].seq.params.filters]
         for at in range(0, len(filtered), FILTERED_AT_ONCE):
-            self._filter(batch, sampling, filtered[at : at + FILTERED_AT_ONCE], logits, ids)
+            self._filter(batch, sampling, filtered[at : at + FILTERED_AT_ONCE], hidden, ids)
         return ids[: len(sampling)]
 
     def _decode(self, size: int) -> tuple[Tensor, Tensor]:
         """A step of the first `size` rows, from their ids to their next ids, on the device alone.
 
-        Returns logits [size, vocab_local] and ids [size].
+        Returns hidden states [size, hidden_size] and ids [size].
         """
         positions = self.rows.positions[:size]
         decodes = self._plan_decodes(size)
         batch = AttentionMetadata(positions, decodes, None)
         hidden = self.model(self.rows.ids[:size], self.kv_cache, batch)
-        logits = self.model.logits(hidden)
         positions += positions >= 0
-        return logits, self._sample(logits, slice(size))
+        return hidden, self._sample(hidden, slice(size))
 
     def _mixed(
         self, batch: Batch, num_decodes: int, sampling: list[int]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """A step in which prompts are computed; logits and ids of the `sampling` rows."""
+        """A step in which prompts are computed; hidden states and ids of the `sampling` rows."""
         counts = [row.num_tokens for row in batch]
         input_ids, positions, prompts = self._prompts(batch[num_decodes:], num_decodes)
         decodes = None
@@ -119,9 +117,8 @@ class ModelRunner:
         self.rows.positions[:num_decodes] += 1
         if not sampling:
             return None, None
-        last = np.cumsum(counts)[sampling] - 1
-        logits = self.model.logits(hidden[upload(last, self.device)])
-        return logits, self._sample(logits, upload(sampling, self.device))
+        hidden = hidden[upload(np.cumsum(counts)[sampling] - 1, self.device)]
+        return hidden, self._sample(hidden, upload(sampling, self.device))
 
     def _plan_decodes(self, size: int) -> Rows:
         tables, positions = self.rows.block_tables[:size], self.rows.positions[:size]
@@ -160,16 +157,19 @@ class ModelRunner:
         positions = held.positions[rows][:, None]
         return SamplingMetadata(held.temperatures[rows], held.seeds[rows], positions)
 
-    def _sample(self, logits: Tensor, rows: slice | Tensor) -> Tensor:
-        vocab_size = self.model.vocab_size
+    def _sample(self, hidden: Tensor, rows: slice | Tensor) -> Tensor:
+        logits, vocab_size = self.model.logits(hidden), self.model.vocab_size
         ids = sample(logits, self._asked(rows), self.ranks, vocab_size, self.backend.candidates)
         self.rows.ids[rows] = ids.int()
         return ids
 
     def _filter(
-        self, batch: Batch, sampling: list[int], filtered: list[int], logits: Tensor, ids: Tensor
+        self, batch: Batch, sampling: list[int], filtered: list[int], hidden: Tensor, ids: Tensor
     ) -> None:
-        """Sample again for those of the `sampling` rows whose requests have filters."""
+        """Sample again for those of the `sampling` rows whose requests have filters.
+
+        Their logits are computed again: to keep those of every graph would take gigabytes.
+        """
         rows = upload([sampling[i] for i in filtered], self.device)
         params = [batch[sampling[i]].seq.params for i in filtered]
         top_k = np.array([p.top_k if p.top_k > 0 else LARGEST_INT for p in params])
@@ -177,8 +177,8 @@ class ModelRunner:
         limits = (upload(x.copy(), self.device)[:, None] for x in (top_k, top_p, min_p))
         filters = Filters(*limits)
         chosen = upload(filtered, self.device)
-        asked = self._asked(rows)
-        sampled = sample_filtered(logits[chosen], asked, filters, self.ranks, self.model.vocab_size)
+        logits, vocab_size = self.model.logits(hidden[chosen]), self.model.vocab_size
+        sampled = sample_filtered(logits, self._asked(rows), filters, self.ranks, vocab_size)
         ids[chosen] = sampled
         self.rows.ids[rows] = sampled.int()
 
@@ -200,14 +200,12 @@ class ModelRunner:
         )
         zeros = torch.zeros(tokens, dtype=torch.int32, device=self.device)
         hidden = self.model(zeros, self.kv_cache, AttentionMetadata(zeros, None, prompts))
-        logits = self.model.logits(hidden[zeros[:num_rows]])
-        self._sample(logits, slice(len(logits)))
-        chunk = slice(min(len(logits), FILTERED_AT_ONCE))
-        asked = self._asked(chunk)
-        one = torch.ones_like(asked.temperature)
-        asked = replace(asked, temperature=one)
-        filters = Filters(one.long(), one, one)
-        sample_filtered(logits[chunk], asked, filters, self.ranks, self.model.vocab_size)
+        hidden = hidden[zeros[: min(tokens, num_rows)]]
+        self._sample(hidden, slice(len(hidden)))
+        chunk = slice(min(len(hidden), FILTERED_AT_ONCE))
+        logits, asked = self.model.logits(hidden[chunk]), self._asked(chunk)
+        filters = Filters(asked.seeds, asked.temperature, asked.temperature)
+        sample_filtered(logits, asked, filters, self.ranks, self.model.vocab_size)
 
     @torch.inference_mode()
     def capture(self, sizes: list[int]) -> None:
@@ -224,13 +222,13 @@ class ModelRunner:
             torch.cuda.synchronize(self.device)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                logits, ids = self._decode(size)
-            self.graphs[size] = (graph, logits, ids)
+                hidden, ids = self._decode(size)
+            self.graphs[size] = (graph, hidden, ids)
 
     def _replay(self, size: int) -> tuple[Tensor, Tensor]:
-        graph, logits, ids = self.graphs[size]
+        graph, hidden, ids = self.graphs[size]
         graph.replay()
-        return logits, ids
+        return hidden, ids
 
     def _graph_size(self, num_rows: int) -> int:
         """The smallest captured size that holds `num_rows`; without graphs, `num_rows` itself."""
