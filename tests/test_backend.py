@@ -81,7 +81,9 @@ def installed(monkeypatch):
             vars(module).update(modules[name])
             monkeypatch.setitem(sys.modules, name, module if name in names else None)
         known = {name: name in names or None for name in modules}
-        monkeypatch.setattr(importlib.util, "find_spec", lambda n: known.get(n, find_spec(n)))
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda n: known[n] if n in known else find_spec(n)
+        )
 
     return install
 
@@ -116,7 +118,7 @@ def choose(name="auto", device=GPU, head_dim=128, block_size=16):
 def test_a_cpu_has_plain_torch():
     assert choose(device=CPU).name == "torch"
     for name in ("triton", "flash"):
-        with pytest.raises(ValueError, match="cpu.*is not an NVIDIA GPU"):
+        with pytest.raises(ValueError, match=r"cpu.*is not an NVIDIA GPU"):
             choose(name, CPU)
     with pytest.raises(ValueError, match="'nonesuch'"):
         choose("nonesuch")
