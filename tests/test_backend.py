@@ -129,8 +129,9 @@ def test_flash_is_had_only_where_it_is_installed(installed, a_gpu):
     with pytest.raises(ValueError, match="pip install flash-attn"):
         choose("flash")
     installed("flash_attn")
-    with pytest.raises(ValueError, match=r"multiple of 256, got block_size=16"):
-        choose("flash")
+    for block_size in (16, 128, 384):
+        with pytest.raises(ValueError, match=f"multiple of 256, got block_size={block_size}"):
+            choose("flash", block_size=block_size)
     assert choose("flash", block_size=512).attend_prompts is backend.flash2
     installed("flash_attn", "flash_attn_interface")
     assert choose("flash").attend_decodes is backend.flash3
