@@ -77,7 +77,7 @@ def has_stranger(completion: str, name: str) -> bool:
 
 def repetition_problem(words: list[str], before: list[str]) -> str | None:
     """Whether a sentence's end repeats itself, or what was said before."""
-    content = [word for word in words if word not in LITTLE_WORDS]
+    content = [word for word in before[-2:] + words if word not in LITTLE_WORDS]
     if any(content.count(word) > 1 for word in content):
         return "repeats a word"
     if len(words) >= 3 and any(a == b for a, b in pairwise(words)):

@@ -31,6 +31,8 @@ HABITS = (
     "{He} wanted to ...",
     "{He} lived with ...",
     "{He} was always ...",
+    "In the evening, {he} often ...",
+    "{He} was good at ...",
     "",
     "",
 )
@@ -42,6 +44,9 @@ FINDINGS = (
     "One afternoon, {name} saw something {spot}. It was {a_look_thing}!",
     "One day, {name} looked down and found {a_thing} {spot}.",
     "One evening, on the way home, {name} found {a_look_thing} {spot}.",
+    "One day, when the sun was high, {name} found {a_thing} {spot}.",
+    "Then, one day, {he} found {a_look_thing} {spot}.",
+    "One day, after a storm, {name} found {a_thing} {spot}.",
 )
 
 REACTIONS = {
@@ -133,6 +138,12 @@ ENDINGS = {
         "{name} and the {friend} played with the {thing} every day after that.",
         '"This is the best day ever!" said {name}, and everyone cheered.',
         "{name} was glad, because a friend is better than any {thing}.",
+        "{name} laughed all the way home.",
+        "What a good day it had been!",
+        "{name} put the {thing} by the window, where the sun made it shine.",
+        "And whenever {name} saw {a_thing}, {he} thought of that day and smiled.",
+        '"Thank you," said the {friend}, and gave {name} a big hug.',
+        "Everybody was happy, and {name} was the happiest of all.",
     ),
     "sad": (
         "{name} never saw the {thing} again.",
@@ -143,6 +154,12 @@ ENDINGS = {
         '"Goodbye," said {name} in a small, sad voice.',
         "{name} put the {thing} away and did not smile for many days.",
         "And {he} missed {his} old friend very much.",
+        "{name} went to bed without a word.",
+        "It was a long, cold night, and nobody came to say good night.",
+        "{name} sat under a tree and watched the rain fall.",
+        "After that, {name} did not play {place} any more.",
+        '"I wish you were here," said {name}, but nobody could hear {him}.',
+        "{He} looked back once, and then {he} walked away with {his} head down.",
     ),
     "funny": (
         "Everyone laughed, and {name} laughed the loudest.",
@@ -153,6 +170,12 @@ ENDINGS = {
         "{name} looked very silly, but {he} did not mind at all.",
         "{name} bowed, and fell right over again.",
         '"I meant to do that," said {name}.',
+        "The {friend} is still laughing about it today.",
+        "And {name} never took off the {thing} again, not even in the bath.",
+        '"Well," said {name}, "at least nobody saw me." But everybody had.',
+        "{name} turned as red as a tomato and hid behind a tree.",
+        "The next day, everyone wanted {a_thing} just like it.",
+        '"Who put this {thing} here?" asked {name}, and sat down in the mud.',
     ),
 }
 
