@@ -244,10 +244,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shard", type=positive, help="stories drawn for one file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", help="the writer (default: SmolLM2-135M-Instruct)")
-    parser.add_argument(
-        "--engine", action="append", default=[], type=option, metavar="NAME=VALUE",
-        help="any argument of LLM",
-    )  # fmt: skip
+    named = {"action": "append", "default": [], "type": option, "metavar": "NAME=VALUE"}
+    parser.add_argument("--engine", help="any argument of LLM", **named)
     return parser.parse_args(arguments)
 
 
