@@ -102,11 +102,12 @@ def rope_store_kernel(
 
 # -- decode attention ----------------------------------------------------------------------------
 #
-# A step's decode rows differ in length, and the whole GPU should be busy to the end. So all contexts
-# are cut into tiles of a few tokens, listed row after row, and the list is dealt out evenly: each
-# program takes as many tiles in a row as any other, for one KV head. Where a row falls to several
-# programs, each leaves a partial result, and a second kernel puts them together (Flash-Decoding, Dao
-# et al. 2023; merged as in online softmax, Milakov and Gimelshein, arXiv:1805.02867).
+# A step's decode rows differ in length, and the whole GPU should be busy to the end. So all
+# contexts are cut into tiles of a few tokens, listed row after row, and the list is dealt out
+# evenly: each program takes as many tiles in a row as any other, for one KV head. Where a row falls
+# to several programs, each leaves a partial result, and a second kernel puts them together
+# (Flash-Decoding, Dao et al. 2023; merged as in online softmax, Milakov and Gimelshein,
+# arXiv:1805.02867).
 #
 # A tile of a matrix unit has at least 16 rows, and one sequence has only a few query heads a KV
 # head. Sequences that stand beside each other and begin with the same blocks share the tile, so
