@@ -1,6 +1,7 @@
 """EngineArgs: what an engine may be told, under vLLM's names, and the checks it must pass."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nanovllm.validation import check_fields, check_type, flag, number, only
@@ -50,7 +51,11 @@ class EngineArgs:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        self.model = str(self.model)  # a Path, and a torch.dtype, are welcome
+        for name in ("model", "tokenizer", "revision"):  # a Path is welcome
+            value = getattr(self, name)
+            if value is not None or name == "model":
+                check_type(name, str(value) if isinstance(value, Path) else value, str)
+        self.model = str(self.model)
         self.tokenizer = self.tokenizer and str(self.tokenizer)
         self.dtype = str(self.dtype).removeprefix("torch.")
         check_type("device", self.device, str)

@@ -164,6 +164,20 @@ def test_generation_config_gives_the_defaults_when_no_params_are_given(copy):
         assert given["temperature"] == 1.0, "a caller's own are not touched"
 
 
+@pytest.mark.parametrize("text", ["{", "[1, 2]", "7", ""])
+def test_a_generation_config_that_is_no_object_is_named(copy, text):
+    (copy / "generation_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"generation_config\.json is not a JSON object"):
+        make(copy)
+
+
+@pytest.mark.parametrize("name", ["model", "tokenizer", "revision"])
+def test_names_of_another_type_are_refused(name):
+    with pytest.raises(TypeError, match=f"{name} must be of type str, got 5"):
+        EngineArgs(**{"model": "m", name: 5})
+    assert EngineArgs(Path("m"), tokenizer=Path("t")).tokenizer == "t"
+
+
 def test_a_default_of_generation_config_that_is_not_here_is_refused(copy, expected):
     change(copy / "generation_config.json", repetition_penalty=1.1)
     with make(copy) as llm:

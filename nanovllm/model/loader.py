@@ -64,7 +64,10 @@ def load_tokenizer(args: EngineArgs, folder: Path) -> Any:
 def stop_ids_of(folder: Path, config: ModelConfig, tokenizer: Any) -> tuple[frozenset, dict]:
     """Every end-of-sequence id the model's files name, and the sampling defaults they give."""
     file = folder / "generation_config.json"
-    generation = json.loads(file.read_text()) if file.exists() else {}
+    try:
+        generation = dict(json.loads(file.read_text()) if file.exists() else {})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file.name} is not a JSON object: {error}") from error
     eos = {*config.eos_token_ids, *as_tuple(generation.get("eos_token_id"))}
     eos |= {*as_tuple(getattr(tokenizer, "eos_token_id", None))}
     defaults = {k: generation[k] for k in SAMPLING_DEFAULTS if generation.get(k) is not None}
