@@ -100,6 +100,23 @@ def rope_store_kernel(
     tl.store(out + HALF + at, tl.load(value + HALF + at, mask), mask)
 
 
+# -- attention: online softmax -------------------------------------------------------------------
+
+
+@triton.jit
+def absorb(best, total, acc, scores, value):
+    """One more tile of online softmax: scores [queries, tokens], base 2, and value [tokens, dim].
+
+    acc [queries, dim] / total [queries] is the attention so far; `best` is the highest score seen.
+    """
+    higher = tl.maximum(best, tl.max(scores, axis=1))
+    weights = tl.exp2(scores - higher[:, None])
+    shrink = tl.exp2(best - higher)
+    total = total * shrink + tl.sum(weights, axis=1)
+    acc = tl.dot(weights.to(value.dtype), value, acc * shrink[:, None], input_precision="ieee")
+    return higher, total, acc
+
+
 # -- decode attention ----------------------------------------------------------------------------
 #
 # A step's decode rows differ in length, and the whole GPU should be busy to the end. So all
@@ -260,13 +277,7 @@ def decode_attention_kernel(
             value = tl.load(v_cache + at, in_dim[None, :], 0.0)
         scores = tl.dot(q, tl.trans(key), input_precision="ieee") * scale
         scores = tl.where((token < stop)[None, :], scores, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - higher[:, None])
-        shrink = tl.exp2(best - higher)
-        total = total * shrink + tl.sum(weights, axis=1)
-        acc = acc * shrink[:, None]
-        acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
-        best = higher
+        best, total, acc = absorb(best, total, acc, scores, value)
         if (tl.load(tiles + i * 6 + 5) == 1) | (i + 1 == end):  # the last of this row's, here
             count = tl.load(rows + row * 2 + 1, held, 0)
             if tl.max(count, axis=0) == 1:
@@ -354,13 +365,7 @@ def prefill_attention_kernel(
         scores = tl.dot(q, tl.trans(key), input_precision="ieee") * scale
         causal = token[None, :] <= num_before + m[:, None]
         scores = tl.where(causal, scores, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - higher[:, None])
-        shrink = tl.exp2(best - higher)
-        total = total * shrink + tl.sum(weights, axis=1)
-        acc = acc * shrink[:, None]
-        acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
-        best = higher
+        best, total, acc = absorb(best, total, acc, scores, value)
     tl.store(out + at_query, acc / total[:, None], mask)
 
 
