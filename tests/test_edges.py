@@ -336,6 +336,19 @@ def test_enforce_eager_is_accepted(folder, expected):
         assert ids(answer(llm)) == expected
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_torch_compile_changes_no_tokens(folder, expected):
+    with make(folder, enable_torch_compile=True) as llm:
+        assert ids(answer(llm)) == expected
+        compiled = llm.llm_engine.core.runner.backend.linear
+        assert hasattr(compiled, "_torchdynamo_orig_callable")
+
+
+def test_torch_compile_needs_what_eager_forbids(folder):
+    with pytest.raises(ValueError, match="enable_torch_compile=True does"):
+        make(folder, enable_torch_compile=True, enforce_eager=True)
+
+
 def test_a_norm_leaves_its_input_alone(folder):
     norm = RMSNorm(8, ModelConfig.from_folder(folder))
     norm.weight.fill_(2.0)

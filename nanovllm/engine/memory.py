@@ -72,7 +72,7 @@ def gpu_budget(runner: ModelRunner, args: EngineArgs, reserved_before: int) -> i
     free, total = torch.cuda.mem_get_info(device)
     context = total - free - torch.cuda.memory_reserved(device)
     ours = after - reserved_before + min(context, MOST_CONTEXT_BYTES) + OTHER_GRAPHS_BYTES
-    share = int(args.gpu_memory_utilization * total) - ours
+    share = int(args.gpu_memory_utilization * total / runner.ranks.per_gpu()) - ours
     return min(share, free - (after - before) - OTHER_GRAPHS_BYTES)
 
 

@@ -82,6 +82,12 @@ def choose_backend(name: str, device: torch.device, head_dim: int, block_size: i
     return replace(decodes, attend_prompts=prompts.attend_prompts)
 
 
+def compiled(backend: Backend) -> Backend:
+    """`backend`, with what stands beside a product (norm, sum, gate) fused by torch.compile."""
+    linear, gated_linear = map(torch.compile, (products.linear, products.gated_linear))
+    return replace(backend, linear=linear, gated_linear=gated_linear)
+
+
 def why_not_triton(device: torch.device, head_dim: int) -> str | None:
     """What keeps our kernels from running on this device, if anything does."""
     if device.type != "cuda":
