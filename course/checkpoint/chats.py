@@ -164,7 +164,7 @@ def as_document(messages: list[tuple[str, str]]) -> Document:
     return Document(tuple(parts))
 
 
-def documents(stories: list[Story], copies: int, seed: int) -> Iterator[Document]:
+def documents(stories: list[Story], copies: int, seed: int | str) -> Iterator[Document]:
     """Documents that together use every story `copies` times, in an order drawn from `seed`."""
     rng = random.Random(seed)
     for _ in range(copies):
