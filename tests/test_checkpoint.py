@@ -208,7 +208,9 @@ def test_a_speech_is_closed():
 
 def test_shards_are_written_once_and_added_up(tmp_path, monkeypatch):
     stub = Writer(" went away.", " thought of rain.", " sat down there.", " looked up.")
-    args = SimpleNamespace(folder=tmp_path, stories=4, minutes=1.0, seed=0, shard=8, workers=1, worker=None)
+    args = SimpleNamespace(
+        folder=tmp_path, stories=4, minutes=1.0, seed=0, shard=8, workers=1, worker=None
+    )
     generate.run_shards(stub, args, start=generate.time.perf_counter())
     before = shards.add_up(tmp_path)
     assert before["kept"] >= 4
@@ -222,8 +224,24 @@ def test_shards_are_written_once_and_added_up(tmp_path, monkeypatch):
     assert len(set(numbers)) == len(numbers) == shards.add_up(tmp_path)["kept"]
 
 
+def test_time_in_which_two_wrote_counts_once():
+    assert shards.covered([(0, 10), (5, 10), (20, 1), (6, 2)]) == 16
+
+
+def test_workers_share_the_shards(tmp_path):
+    for worker in (0, 1):
+        stub = Writer(" went away.", " thought of rain.", " sat down there.", " looked up.")
+        options = {"shard": 8, "workers": 2, "worker": worker, "seed": 0, "minutes": 1.0}
+        args = SimpleNamespace(folder=tmp_path, stories=1 + 8 * worker, **options)
+        generate.run_shards(stub, args, start=generate.time.perf_counter())
+    names = sorted(file.name for file in (tmp_path / "stories").glob("*.jsonl"))
+    assert names[:2] == ["00000.jsonl", "00001.jsonl"]
+
+
 def test_no_shard_is_begun_when_the_time_is_up(tmp_path):
-    args = SimpleNamespace(folder=tmp_path, stories=None, minutes=0.0, seed=0, shard=8, workers=1, worker=None)
+    args = SimpleNamespace(
+        folder=tmp_path, stories=None, minutes=0.0, seed=0, shard=8, workers=1, worker=None
+    )
     generate.run_shards(Writer(), args, start=generate.time.perf_counter() - 1)
     assert shards.add_up(tmp_path)["shards"] == 0
 
@@ -262,8 +280,8 @@ def test_a_system_prompt_that_names_a_tone_binds_every_story_of_the_chat():
         tones = {t for t in grid.TONES if re.search(rf"\b{t}\b", system)}
         if "<|im_start|>system" in system and tones:
             told = {STORIES[int(n)]["tone"] for n in re.findall(r"#(\d+)\.", text)}
-            assert told == tones
-            bound += 1
+            assert told <= tones  # none, where the chat is a question that cannot be answered
+            bound += len(told)
     assert bound > 100
 
 
@@ -329,6 +347,31 @@ def test_no_document_is_cut_and_every_row_begins_with_one():
     assert (tokens > 0).mean() > 0.85
 
 
+def test_rows_are_the_same_however_many_processes_make_them(tmp_path, monkeypatch, tokenizer):
+    file = tmp_path / "tokenizer.json"
+    tokenizer.save(str(file))
+    monkeypatch.setattr(prepare, "TASK", 150)
+    monkeypatch.setattr(prepare.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    rows, story_tokens = prepare.make_rows(STORIES, 2, 0, file)  # four tasks: a pool
+    alone = [
+        prepare.make_part(STORIES[at : at + 150], f"0/{copy}/{at}", str(file), copy == 0)
+        for copy in range(2)
+        for at in (0, 150)
+    ]
+    assert (rows.tokens == np.concatenate([part[0] for part in alone])).all()
+    assert story_tokens == sum(len(tokenizer.encode(story["text"]).ids) for story in STORIES)
+
+
+def test_what_is_held_out_is_a_pair_that_is_not_trained_on():
+    held_out, training = prepare.split(STORIES)
+    pairs = [{(s["character"], s["thing"]) for s in part} for part in (held_out, training)]
+    assert pairs[0]
+    assert not pairs[0] & pairs[1]
+    assert len(held_out) + len(training) == len(STORIES)
+    every = [grid.is_held_out(c, t) for c in grid.CHARACTERS for t in grid.THINGS]
+    assert 0.01 < sum(every) / len(every) < 0.03
+
+
 # -- training ------------------------------------------------------------------------------------
 
 
@@ -370,6 +413,70 @@ def test_the_loss_counts_what_is_learned_at_its_position():
     found = train.loss_by_position(Uniform(), rows, "cpu", batch=2)
     assert set(found) == {"all", "0-127", "128-255"}
     assert found["all"] == pytest.approx(np.log(train.VOCAB_SIZE))
+
+
+@pytest.fixture
+def trainer(tmp_path, monkeypatch):
+    """A trainer of a stand-in with one weight per id, which trains in no time."""
+
+    class Bigram(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.zeros(8, train.VOCAB_SIZE))
+
+        def forward(self, input_ids, use_cache):
+            return SimpleNamespace(logits=self.table[input_ids])
+
+    monkeypatch.setattr(train, "new_model", lambda device, seed: Bigram().to(device))
+    tokens = np.tile(np.array([3, 4], np.uint16), (6, train.LENGTH // 2))
+    rows = prepare.Rows(tokens, np.ones(tokens.shape, bool))
+    recipe = train.Recipe(batch=2, learning_rate=0.1)
+
+    return lambda **changes: train.Trainer(
+        tmp_path, replace(recipe, **changes), {"train": rows, "held_out": rows}
+    )
+
+
+def test_the_time_left_settles_how_much_is_trained(trainer):
+    long, short = trainer(), trainer()
+    long.settle_tokens(train.time.perf_counter() + 1e6)
+    assert long.recipe.steps == train.EPOCHS * 6 // 4 // 2  # as many tellings as are useful
+    assert not long.optimizer.state  # the timed steps are forgotten
+    assert not long.model.table.any()
+    short.settle_tokens(train.time.perf_counter())
+    assert short.recipe.steps == 1
+
+
+def test_a_training_that_was_cut_goes_on_with_what_was_settled(trainer):
+    first = trainer(tokens=5 * 2 * train.LENGTH)
+    assert not first.train(train.time.perf_counter() - 1)
+    again = trainer()
+    assert again.recipe == first.recipe
+    assert again.train(train.time.perf_counter() + 60)
+    assert again.best is not None
+    with pytest.raises(SystemExit, match="another recipe"):
+        trainer(batch=3)
+
+
+def test_the_best_weights_are_taken(trainer):
+    run = trainer(tokens=3 * 2 * train.LENGTH)
+    run.train(train.time.perf_counter() + 60)
+    best = run.held_out_loss()["all"]
+    with torch.no_grad():
+        run.model.table.zero_()
+    run.take_best()
+    assert run.held_out_loss()["all"] == pytest.approx(best)
+
+
+def test_training_goes_on_where_compiling_fails(trainer, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function: fail)
+    run = trainer(tokens=3 * 2 * train.LENGTH)
+    run.try_compile()
+    assert "no compiler" in capsys.readouterr().out
+    assert run.train(train.time.perf_counter() + 60)
 
 
 def test_the_shape_fits_the_promise():

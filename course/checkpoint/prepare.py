@@ -1,6 +1,6 @@
 """Stories in, rows of tokens out: drop what is there twice or is rare, then chats, tokenizer, rows.
 
-A story in a hundred is held out, by its number: nothing of it is trained on.
+One in fifty pairs of character and thing is held out: no story with that pair is trained on.
 """
 
 import json
@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from course.checkpoint.chats import ASKS, BEYOND, LONG_SYSTEM, QUESTIONS, Story, documents
+from course.checkpoint.chats import ASKS, BEYOND, CANNOT, LONG_SYSTEM, QUESTIONS, Story, documents
 from course.checkpoint.filters import words_of
+from course.checkpoint.grid import is_held_out
 from course.checkpoint.pack import encode, pack
 from course.checkpoint.tokenizer import save_tokenizer, train_tokenizer
 
 LENGTH = 1024  # tokens a row, and the model's context
-HELD_OUT_EVERY = 100
 RARE = (4, 20_000)  # a rare word is in fewer than 4 stories, or in fewer than one of 20,000
 TOKENIZER_STORIES = 50_000  # to learn the vocabulary from
 TASK = 10_000  # stories packed at once
@@ -54,9 +54,8 @@ def _make(folder: Path, data: Path, copies: int, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
     written = read_stories(folder)
     stories = without_rare_words(without_copies(written))
-    held_out = [s for s in stories if s["number"] % HELD_OUT_EVERY == 0] or stories[:1]
-    train = [s for s in stories if s["number"] % HELD_OUT_EVERY]
-    extra = [*ASKS, *BEYOND, *LONG_SYSTEM, *(text for pair in QUESTIONS for text in pair)]
+    held_out, train = split(stories)
+    extra = [*ASKS, *CANNOT, *BEYOND, *LONG_SYSTEM, *(text for pair in QUESTIONS for text in pair)]
     sample = random.Random(seed).sample(train, min(len(train), TOKENIZER_STORIES))
     tokenizer = train_tokenizer([story["text"] for story in sample] + extra * 20)
     save_tokenizer(tokenizer, data / "tokenizer", LENGTH)
@@ -109,6 +108,13 @@ def make_part(
     tokens, learn = pack(encode(documents(stories, 1, seed), tokenizer), LENGTH)
     texts = [story["text"] for story in stories] if count else []
     return tokens, learn, sum(len(e.ids) for e in tokenizer.encode_batch_fast(texts))
+
+
+def split(stories: list[Story]) -> tuple[list[Story], list[Story]]:
+    """Stories held out, and stories to train on; of a handful, the first is held out."""
+    held_out = [s for s in stories if is_held_out(s["character"], s["thing"])]
+    train = [s for s in stories if not is_held_out(s["character"], s["thing"])]
+    return (held_out, train) if held_out and train else (stories[:1], stories[1:] or stories)
 
 
 def read_stories(folder: Path) -> list[Story]:

@@ -372,6 +372,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def finish(trainer: Trainer, args: argparse.Namespace) -> None:
     """Write the model; then judge it, describe it, and gather what is worth keeping."""
+    import torch
+
     from course.checkpoint.card import judge, write_card
     from course.checkpoint.ship import ship
 
@@ -382,6 +384,8 @@ def finish(trainer: Trainer, args: argparse.Namespace) -> None:
     file = args.folder / "training.json"
     file.write_text(json.dumps(record, indent=2) + "\n")
     ship(args.folder)  # before judging, and again after it: whatever happens, the model is there
+    if trainer.device.type == "cuda":
+        torch.cuda.empty_cache()  # the engine sizes its cache by what is free
     record["judged"] = judge(args.folder / "model", args.judged)
     file.write_text(json.dumps(record, indent=2) + "\n")
     write_card(args.folder, record)
