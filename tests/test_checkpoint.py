@@ -60,7 +60,9 @@ BEFORE = "Finn was a fox. One day, Finn found a key in the grass. He picked up t
     [
         (" went home.", None),
         (' said, "I do not know what it is."', None),
-        (" thought of Finn.", None),
+        (" thought of Finn.", "name again"),
+        (' said, "I am Finn."', None),
+        (" thought of the world.", "words"),
         (" ran and sang and hid.", None),
         (".", "length"),
         (

@@ -12,6 +12,7 @@ took.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -62,7 +63,8 @@ def run_engine(args: argparse.Namespace, options: dict[str, Any], start: float) 
 def run_shards(llm: Any, args: argparse.Namespace, start: float) -> None:
     """Write this worker's shards until there are enough stories, or no time for another one."""
     index, longest, told = args.worker or 0, 0.0, start
-    while True:
+    parent = os.getppid()
+    while os.getppid() == parent:  # a worker whose parent was killed has nobody to work for
         done = add_up(args.folder)
         enough = args.stories and done["kept"] >= args.stories
         used = time.perf_counter() - start

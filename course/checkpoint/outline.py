@@ -147,7 +147,7 @@ MEETINGS = {
         '"That is my {thing}!" cried {a_friend}. "I use it to ...',
         '{A_friend} looked at {name} and asked, "Is that {a_thing}, or ...',
         "{A_friend} thought that {name} was a monster and ...",
-        '"I want that {thing}!" said {a_friend}. "I will give you ten potatoes." {name} ...',
+        '"I want that {thing}!" said {a_friend}. "I will give you ten potatoes." So {name} ...',
     ),
 }
 

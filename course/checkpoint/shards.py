@@ -5,6 +5,7 @@ made from its number alone, so it does not matter which process writes it, or wh
 """
 
 import json
+import os
 import time
 from collections import Counter
 from dataclasses import asdict
@@ -43,7 +44,7 @@ def write_shard(llm: Any, folder: Path, index: int, size: int, seed: int) -> dic
 
 def write_whole(file: Path, text: str) -> None:
     """Write beside the file, then rename: a cut never leaves half of one."""
-    scratch = file.with_name(file.name + ".part")
+    scratch = file.with_name(f"{file.name}.{os.getpid()}.part")
     scratch.write_text(text, encoding="utf-8")
     scratch.rename(file)
 
