@@ -234,10 +234,10 @@ def test_workers_share_the_shards(tmp_path):
     for worker in (0, 1):
         stub = Writer(" went away.", " thought of rain.", " sat down there.", " looked up.")
         options = {"shard": 8, "workers": 2, "worker": worker, "seed": 0, "minutes": 1.0}
-        args = SimpleNamespace(folder=tmp_path, stories=1 + 8 * worker, **options)
+        args = SimpleNamespace(folder=tmp_path, stories=1 + 20 * worker, **options)
         generate.run_shards(stub, args, start=generate.time.perf_counter())
     names = sorted(file.name for file in (tmp_path / "stories").glob("*.jsonl"))
-    assert names[:2] == ["00000.jsonl", "00001.jsonl"]
+    assert names[:3] == ["00000.jsonl", "00001.jsonl", "00003.jsonl"]
 
 
 def test_no_shard_is_begun_when_the_time_is_up(tmp_path):

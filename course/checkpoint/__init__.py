@@ -5,5 +5,6 @@
 
 Both stop when their time is up and go on where they stopped when they are called again. In reading
 order: grid and outline (what a story is about), writer, shards and generate (SmolLM2 writes it),
-filters (which are kept), chats (how they are asked for), tokenizer, pack, prepare, train, card, ship.
+filters (which are kept), chats (how they are asked for), tokenizer, pack, prepare, train, card,
+ship.
 """
