@@ -51,7 +51,7 @@ lab: $(STAMP)
 	$(BIN)/python -m jupyterlab --notebook-dir .
 
 screens: $(STAMP)
-	$(PIP) install --quiet -c constraints.txt -e '.[screens]'
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[screens]'
 	$(BIN)/python -m course.notebooks.screens
 
 clean:
