@@ -48,11 +48,15 @@ class Lesson:
         self.page.wait_for_timeout(500)  # formulas are set after the text around them
 
     def run_all(self) -> None:
-        self.page.locator(".jp-Notebook").click(position={"x": 5, "y": 5})
-        self.page.get_by_role("menuitem", name="Run", exact=True).click()
-        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        """Run it top to bottom; its outputs are trusted from then on."""
+        self.menu("Edit", "Clear Outputs of All Cells")  # so that a number means a run of now
+        self.menu("Run", "Run All Cells")
         self.page.wait_for_function(RAN, timeout=RUN_SECONDS * 1000)
         self.wait_until_drawn()
+
+    def menu(self, name: str, item: str) -> None:
+        self.page.get_by_role("menuitem", name=name, exact=True).click()
+        self.page.get_by_role("menuitem", name=item, exact=True).click()
 
     def problems(self) -> list[str]:
         """What is wrong on the page, from its DOM; every fold is opened by a click first."""
@@ -113,7 +117,7 @@ PROBLEMS = """() => {
     }
     if (all('.jp-RenderedText[data-mime-type$=error], [data-mime-type$=stderr]').length)
       say('an error is shown');
-    if (all('mjx-merror, .MathJax_Error').length) say('a formula is not TeX');
+    if (all('mjx-merror, mjx-container [style*="color: red"]').length) say('a formula is not TeX');
     const pages = '.jp-OutputArea-output, .jp-MarkdownOutput';
     for (const box of all(pages)) {
       const out = box.scrollWidth - box.clientWidth;
