@@ -30,7 +30,6 @@ def run_notebook(notebook: Any, path: Path) -> Any:
         client.execute()
     except (CellExecutionError, CellTimeoutError) as error:
         raise ValueError(f"{failed_cell(notebook, path)}\n{error}") from error
-    notebook.metadata.clear()
     notebook.metadata.update(metadata)
     notebook.metadata["course"]["run_of"] = code_digest(notebook)
     for cell in notebook.cells:
