@@ -1,6 +1,7 @@
 # make run    answer a few prompts        make lab    open the lessons in JupyterLab
 # make test   every check                 make lint   the quick checks alone
 # make clean  remove what was made here       make test-gpu  the tests that need an NVIDIA GPU
+# make screens  pictures of every page of the lessons, as Chromium shows them, in .course/screens
 #
 # The first call makes .venv and installs into it, under the pins of constraints.txt; later calls
 # find it done. Variables, all optional:
@@ -17,9 +18,10 @@ PYTHON ?=
 MODEL ?=
 ARGS ?=
 TORCH_INDEX ?=
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=180
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: help install run test test-gpu lint lab clean
+.PHONY: help install run test test-gpu lint lab screens clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,8 +34,10 @@ run: $(STAMP)
 
 test: lint
 	$(BIN)/python -m mypy
+	$(BIN)/python -m course build --check
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_kernels.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadscope notebooks
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest tests/test_gpu.py tests/test_kernels.py
@@ -45,6 +49,10 @@ lint: $(STAMP)
 lab: $(STAMP)
 	@echo "Opening JupyterLab; stop it with Ctrl-C."
 	$(BIN)/python -m jupyterlab --notebook-dir .
+
+screens: $(STAMP)
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[screens]'
+	$(BIN)/python -m course.notebooks.screens
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info build

@@ -11,8 +11,14 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from course import bench, doctor, run
+from course.notebooks import build
 
-COMMANDS: dict[str, ModuleType] = {"run": run, "bench": bench, "doctor": doctor}
+COMMANDS: dict[str, ModuleType] = {
+    "run": run,
+    "bench": bench,
+    "doctor": doctor,
+    "build": build,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
