@@ -28,8 +28,12 @@ def make_kv_cache(config: ModelConfig, args: EngineArgs, ranks: Ranks, num_block
 
 
 def reserved_bytes(device: torch.device) -> int:
-    """GPU memory that torch holds in this process, for whichever engine."""
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+    """GPU memory that torch holds in this process, for whichever engine is alive."""
+    if device.type == "cpu":
+        return 0
+    gc.collect()
+    torch.cuda.empty_cache()  # what a closed engine has left is no one's
+    return torch.cuda.memory_reserved(device)
 
 
 def count_blocks(runner: ModelRunner, args: EngineArgs, reserved_before: int) -> int:
