@@ -82,11 +82,10 @@ def peak_memory_bytes(device: str) -> int:
 
         return torch.cuda.max_memory_allocated()
     try:
-        found = re.search(
-            r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE
-        )
+        status = Path("/proc/self/status").read_text()
     except OSError:
-        found = None
+        return peak_resident_bytes()
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
     return int(found[1]) * 1024 if found else peak_resident_bytes()
 
 

@@ -16,8 +16,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from course.random_model import FOLDER as RANDOM
 from course.random_model import random_model_dir
-from course.smollm2 import smollm2_dir
+from course.smollm2 import FOLDER as SMOLLM2
+from course.smollm2 import cache_dir, smollm2_dir
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 VARIABLE = "COURSE_MODEL"
@@ -40,30 +42,34 @@ def pick_model(named: str | None = None) -> str:
     return named or os.environ.get(VARIABLE) or str(own_model())
 
 
-def own_model() -> Path:
-    """The folder of the course's own model."""
+def own_model(make: bool = True) -> Path:
+    """The folder of the course's own model. make: convert SmolLM2 if it comes to that."""
     for config in sorted(CHECKPOINTS.glob("*/config.json")):
         return config.parent
-    return smollm2_dir()
+    return smollm2_dir() if make else cache_dir() / SMOLLM2
 
 
-def text_model() -> ModelChoice:
-    """For cells whose text is read. Nothing is downloaded unless COURSE_MODEL asks for it."""
+def text_model(make: bool = True) -> ModelChoice:
+    """For cells whose text is read. Nothing is downloaded unless COURSE_MODEL asks for it.
+
+    make: the model is there when this returns; else it is only named.
+    """
     if chosen := os.environ.get(VARIABLE):
         return ModelChoice(chosen, f"Text: {Path(chosen).name}, named by {VARIABLE}.")
     if has_gpu() and is_downloaded(GPU_MODEL):
         return ModelChoice(GPU_MODEL, f"Text: {GPU_MODEL}.")
-    folder = own_model()
+    folder = own_model(make)
     return ModelChoice(str(folder), f"Text: {folder.name}, the course's own model.")
 
 
-def measured_model() -> ModelChoice:
-    """For cells that measure: a model as large as the device deserves, the same for everybody."""
+def measured_model(make: bool = True) -> ModelChoice:
+    """For cells that measure: on a GPU the model that is the same for everybody. make: as above."""
     if not has_gpu() or os.environ.get(VARIABLE):
-        choice = text_model()
+        choice = text_model(make)
         return ModelChoice(choice.path, choice.says.replace("Text:", "Measured:"))
     says = "Measured: a random model of Qwen3-0.6B's shape. It is as fast; its text means nothing."
-    return ModelChoice(str(random_model_dir()), says)
+    folder = random_model_dir() if make else cache_dir() / RANDOM
+    return ModelChoice(str(folder), says)
 
 
 def has_gpu() -> bool:

@@ -117,6 +117,11 @@ class Stage:
         self.config = replace(config, dtype=choose_dtype(dtype, config, self.device))
         self.folder = folder
 
+    @classmethod
+    def fits(cls, cuda: bool, gpus: int) -> bool:
+        """Whether a machine can run it: one with that many GPUs, or none."""
+        return cuda or cls.needs is None
+
     @property
     def vocab_size(self) -> int:
         return self.config.vocab_size

@@ -59,16 +59,16 @@ class ContiguousCache(DecoderStage):
         cache = self.new_cache(len(prompts), workload.max_len)
         logits = self.prefill(prompts, cache)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        for step in range(max(wanted)):
-            if step > 0:
-                logits = self.decode(next_ids, lengths, cache)
-                lengths += 1
+        steps = max(wanted)
+        for step in range(steps):
             next_ids, gaps = greedy(logits)
             for row, request in enumerate(requests):
                 if step < wanted[row]:  # the others run on for nothing
                     recorder.token(request, next_ids[row], gaps[row])
             unfinished = (len(p) for p, n in zip(prompts, wanted, strict=True) if step < n)
             recorder.cache(reserved, sum(length + step for length in unfinished))
+            if step + 1 < steps:  # the last token is never computed
+                logits = self.decode(next_ids, lengths + step, cache)
 
     def prefill(self, prompts: list[list[int]], cache: Tensor) -> Tensor:
         """Compute all prompts, padded to the longest; logits [rows, vocab_size] after each.

@@ -173,3 +173,7 @@ class TwoRanks(ContinuousBatching):
         "async_scheduling": True,
         "tensor_parallel_size": 2,
     }
+
+    @classmethod
+    def fits(cls, cuda: bool, gpus: int) -> bool:
+        return not cuda or gpus >= 2
