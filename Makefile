@@ -6,7 +6,7 @@
 # The first call makes .venv and installs into it, under the pins of constraints.txt; later calls
 # find it done. Variables, all optional:
 #   PYTHON=python3.12   the Python to make .venv with (3.11 to 3.13)
-#   MODEL=...           for run: a model's folder or Hugging Face id
+#   MODEL=...           for run and lab: a model's folder or Hugging Face id; it sets COURSE_MODEL
 #   ARGS=...            for run: more arguments of `course run`
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu    take torch's CPU build from there
 
@@ -30,7 +30,7 @@ help:
 install: $(STAMP)
 
 run: $(STAMP)
-	@MODEL='$(MODEL)' $(BIN)/python -m course run $(ARGS)
+	@COURSE_MODEL='$(or $(MODEL),$(COURSE_MODEL))' $(BIN)/python -m course run $(ARGS)
 
 test: lint
 	$(BIN)/python -m mypy
@@ -48,7 +48,7 @@ lint: $(STAMP)
 
 lab: $(STAMP)
 	@echo "Opening JupyterLab; stop it with Ctrl-C."
-	$(BIN)/python -m jupyterlab --notebook-dir .
+	COURSE_MODEL='$(or $(MODEL),$(COURSE_MODEL))' $(BIN)/python -m jupyterlab --notebook-dir .
 
 screens: $(STAMP)
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[screens]'

@@ -1,4 +1,4 @@
-"""The course's command line: `course run`, `course bench`, `course doctor`; --help shows the rest.
+"""The course's command line: `course run`, `course bench` and others; --help shows them all.
 
 Each command is a module with a line of help (the first of its docstring), `add_arguments(parser)`
 and `main(args) -> int`. To add one, write the module and name it in COMMANDS. Modules are imported
@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from course import bench, doctor, run
+from course import bench, doctor, ladder, run
 from course.notebooks import build
 
 COMMANDS: dict[str, ModuleType] = {
     "run": run,
     "bench": bench,
     "doctor": doctor,
+    "ladder": ladder,
     "build": build,
 }
 

@@ -11,6 +11,7 @@ import shutil
 import sys
 
 from course import machine
+from course.lessons import FILES_OF_LESSON
 from course.models import CHECKPOINTS
 from course.smollm2 import FOLDER, PACKAGE, cache_dir, is_complete
 
@@ -21,6 +22,20 @@ HELPFUL = {
     "matplotlib": "the lessons draw with it",
     "gguf": "converting SmolLM2 needs it",
     PACKAGE: "SmolLM2's weights are in it",
+}
+
+PLAIN = ("the GPU", "the CPU, in plain torch")
+LESSONS = {  # what each uses on a GPU, and without one
+    **dict.fromkeys(FILES_OF_LESSON, PLAIN),
+    "06_triton_kernels": (
+        "the GPU: kernels are compiled",
+        "Triton's interpreter on the CPU; recorded results stand in for timings",
+    ),
+    "07_cuda_graphs": (
+        "the GPU: steps are captured",
+        "the CPU; capture needs a GPU, so its results are shown as recorded",
+    ),
+    "08_tensor_parallelism": ("two of the GPUs", "two ranks on the CPU, over gloo"),
 }
 
 
@@ -35,6 +50,8 @@ def main(args: argparse.Namespace) -> int:
     if not problems:
         _describe_torch()
     _describe_models()
+    if not problems:
+        _describe_lessons()
     for problem in problems:
         print(f"  problem: {problem}")
     print("This machine cannot run the course yet." if problems else "This machine is ready.")
@@ -80,6 +97,25 @@ def _describe_torch() -> None:
         gpu = torch.cuda.get_device_properties(index)
         capability = f"compute capability {gpu.major}.{gpu.minor}"
         _say(f"GPU {index}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {capability}")
+
+
+def _describe_lessons() -> None:
+    """What each lesson will use here: the GPU, or what takes its place."""
+    import torch
+
+    from course.models import measured_model, text_model
+
+    print("  What the lessons use here:")
+    _say("text", text_model(make=False).says.removeprefix("Text: "))
+    _say("measuring", measured_model(make=False).says.removeprefix("Measured: "))
+    triton = _version("triton") is not None
+    for lesson, (on_gpu, on_cpu) in LESSONS.items():
+        uses = on_gpu if torch.cuda.is_available() else on_cpu
+        if lesson.startswith("06") and not torch.cuda.is_available() and not triton:
+            uses = "plain torch twins of the kernels; recorded results stand in for timings"
+        if lesson.startswith("08") and 0 < torch.cuda.device_count() < 2:
+            uses = "two ranks on the CPU: this machine has one GPU"
+        _say(lesson, uses)
 
 
 def _describe_models() -> None:

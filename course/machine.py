@@ -1,8 +1,10 @@
 """The machine a number was measured on: what every table and every plot says beside it."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -56,6 +58,35 @@ def peak_resident_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_memory(device: str) -> None:
+    """Begin a new peak: `peak_memory_bytes` then tells of what comes after this call.
+
+    On a CPU that works on Linux, where a process may reset its own mark; elsewhere the peak is that
+    of the process's whole life.
+    """
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes(device: str) -> int:
+    """The most memory since `reset_peak_memory`: torch's on a GPU, else the whole process's."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return peak_resident_bytes()
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else peak_resident_bytes()
 
 
 def total_memory_bytes() -> int:

@@ -1,21 +1,90 @@
-"""Which model a command runs when none is named, and the same answer for everyone who asks."""
+"""Which model a command or a cell runs when none is named, and the same answer for all who ask.
+
+One variable decides for everything: COURSE_MODEL, a model's folder or Hugging Face id. `make run
+MODEL=...` sets it. Without it:
+
+                      on a CPU                      on a GPU
+    text_model        the course's own              Qwen3-0.6B if it was downloaded before,
+                                                    else the course's own
+    measured_model    the course's own              a random model of Qwen3-0.6B's shape
+
+The course's own is the first folder in checkpoints/ that holds a config.json; without one it is
+SmolLM2-135M-Instruct, converted into the user's cache on first use.
+"""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from course.smollm2 import smollm2_dir
+from course.random_model import FOLDER as RANDOM
+from course.random_model import random_model_dir
+from course.smollm2 import FOLDER as SMOLLM2
+from course.smollm2 import cache_dir, smollm2_dir
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+VARIABLE = "COURSE_MODEL"
+GPU_MODEL = "Qwen/Qwen3-0.6B"
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model and what to say of it: LLM(choice.path), print(choice)."""
+
+    path: str  # a folder or a Hugging Face id
+    says: str
+
+    def __str__(self) -> str:
+        return self.says
 
 
 def pick_model(named: str | None = None) -> str:
-    """A model's folder or Hugging Face id: the one named, else $MODEL, else the course's own.
+    """A model's folder or Hugging Face id: the one named, else $COURSE_MODEL, else the course's."""
+    return named or os.environ.get(VARIABLE) or str(own_model())
 
-    The course's own is the first folder in checkpoints/ that holds a config.json; without one it
-    is SmolLM2-135M-Instruct, converted into the user's cache on first use.
-    """
-    if chosen := named or os.environ.get("MODEL"):
-        return chosen
+
+def own_model(make: bool = True) -> Path:
+    """The folder of the course's own model. make: convert SmolLM2 if it comes to that."""
     for config in sorted(CHECKPOINTS.glob("*/config.json")):
-        return str(config.parent)
-    return str(smollm2_dir())
+        return config.parent
+    return smollm2_dir() if make else cache_dir() / SMOLLM2
+
+
+def text_model(make: bool = True) -> ModelChoice:
+    """For cells whose text is read. Nothing is downloaded unless COURSE_MODEL asks for it.
+
+    make: the model is there when this returns; else it is only named.
+    """
+    if chosen := os.environ.get(VARIABLE):
+        return ModelChoice(chosen, f"Text: {Path(chosen).name}, named by {VARIABLE}.")
+    if has_gpu() and is_downloaded(GPU_MODEL):
+        return ModelChoice(GPU_MODEL, f"Text: {GPU_MODEL}.")
+    folder = own_model(make)
+    return ModelChoice(str(folder), f"Text: {folder.name}, the course's own model.")
+
+
+def measured_model(make: bool = True) -> ModelChoice:
+    """For cells that measure: on a GPU the model that is the same for everybody. make: as above."""
+    if not has_gpu() or os.environ.get(VARIABLE):
+        choice = text_model(make)
+        return ModelChoice(choice.path, choice.says.replace("Text:", "Measured:"))
+    says = "Measured: a random model of Qwen3-0.6B's shape. It is as fast; its text means nothing."
+    folder = random_model_dir() if make else cache_dir() / RANDOM
+    return ModelChoice(str(folder), says)
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def is_downloaded(model: str) -> bool:
+    """Whether a Hugging Face id is in this machine's cache; asks nobody."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        snapshot_download(model, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return False
+    return True

@@ -17,7 +17,9 @@ PROMPTS = [
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", nargs="*", default=PROMPTS, help="what to ask (default: three)")
-    parser.add_argument("--model", help="a folder or Hugging Face id (default: $MODEL, or ours)")
+    parser.add_argument(
+        "--model", help="a folder or Hugging Face id (default: $COURSE_MODEL, or ours)"
+    )
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: auto)")
     parser.add_argument("--max-tokens", type=int, default=100, help="of each answer (default: 100)")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: 0.7)")

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def model(tiny_model, monkeypatch):
-    monkeypatch.setenv("MODEL", str(tiny_model()))
+    monkeypatch.setenv("COURSE_MODEL", str(tiny_model()))
     return str(tiny_model())
 
 

@@ -1,0 +1,174 @@
+"""How the course draws: colours that colour-blind readers can tell apart, units, and the machine.
+
+    use_style()                        # once a notebook: crisp SVG, the course's look
+    fig = ladder(upto=2)               # what is measured so far; fig.alt_text says it in words
+    fig, ax = figure("Tokens a second", machine.describe())
+
+No meaning rests on colour alone: lines differ in markers, bars in hatches.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from course.records import Record, load
+
+# Okabe and Ito, "Color Universal Design" (2008)
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+COLOURS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+HATCHES = ("", "//", "..", "xx", "\\\\", "--", "++")
+WIDTH = 8.0  # inches: a notebook's cell on a laptop, without scaling
+NO_DATE = {"Date": None, "Creator": None}  # the same figure gives the same file
+STYLE: dict[str, Any] = {
+    "figure.figsize": (WIDTH, 4.0),
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "font.size": 10.5,
+    "axes.titlesize": 11.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 6.5,
+    "svg.fonttype": "none",  # text stays text: small, crisp, and readable to a screen reader
+    "svg.hashsalt": "course",  # ids inside a figure do not change from run to run
+}
+
+
+def use_style() -> None:
+    """Set the course's look; in a notebook, figures become SVG."""
+    import matplotlib
+    from cycler import cycler
+
+    cycle = cycler(color=COLOURS) + cycler(marker=MARKERS)
+    matplotlib.rcParams.update({**STYLE, "axes.prop_cycle": cycle})
+    try:
+        from IPython import get_ipython
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ModuleNotFoundError:
+        return
+    if get_ipython() is not None:
+        set_matplotlib_formats("svg", metadata=NO_DATE)
+
+
+def figure(title: str, machine: str, columns: int = 1, height: float = 4.0) -> tuple[Any, Any]:
+    """A figure and its axes (an array if columns > 1); the machine stands in its title."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, columns, figsize=(WIDTH, height))
+    fig.suptitle(f"{title}\n{machine}", x=0.01, ha="left", fontsize=12)
+    return fig, axes
+
+
+def save(fig: Any, file: Path) -> None:
+    """Write a figure as SVG, the same bytes for the same figure."""
+    fig.savefig(file, format="svg", metadata=NO_DATE)
+
+
+# -- the ladder ----------------------------------------------------------------------------------
+
+
+def ladder(upto: int | None = None, records: list[Record] | None = None) -> Any:
+    """Throughput and memory of every stage so far, shipped records and the reader's own overlaid.
+
+    upto: the last stage to show. The figure's `alt_text` says the same in words.
+    """
+    import matplotlib.pyplot as plt
+
+    rows = [r for r in (load() if records is None else records) if upto is None or r.stage <= upto]
+    if not rows:
+        raise ValueError("no stage is recorded yet: run one, and record(result)")
+    groups: dict[tuple, list[Record]] = {}
+    for row in sorted(rows, key=lambda r: r.stage):
+        groups.setdefault(row.source, []).append(row)
+    stages = sorted({row.stage: row.name for row in rows}.items())
+    height = 2.3 + 0.3 * len(stages) + 0.12 * len(stages) * len(groups) + 0.45 * len(groups)
+    fig, (speed, memory) = plt.subplots(1, 2, figsize=(WIDTH, height), sharey=True)
+    for i, (source, group) in enumerate(groups.items()):
+        offset = (i - (len(groups) - 1) / 2) * 0.8 / max(2, len(groups))
+        at = [[n for n, _ in stages].index(row.stage) + offset for row in group]
+        draw_speed(speed, at, group, i, legend_text(*source))
+        draw_memory(memory, at, group, i)
+    finish_axes(speed, memory, stages)
+    fig.suptitle(f"The ladder on {', '.join(sorted({r.machine for r in rows}))}", wrap=True)
+    handles, labels = speed.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower left", fontsize=9.5)
+    fig.alt_text = ladder_in_words(groups)
+    return fig
+
+
+def legend_text(origin: str, machine: str, model: str) -> str:
+    prefix = "recorded on" if origin == "shipped" else "yours, on"
+    return f"{prefix} {machine}\n{model}"
+
+
+def draw_speed(axes: Any, at: list[float], group: list[Record], i: int, label: str) -> None:
+    """Output tokens a second, with a line from the slowest to the fastest run."""
+    values = [row.numbers["tokens_per_second"] for row in group]
+    spread = [row.spread["tokens_per_second"] for row in group]
+    errors = [
+        [value - low for value, (low, _) in zip(values, spread, strict=True)],
+        [high - value for value, (_, high) in zip(values, spread, strict=True)],
+    ]
+    colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+    axes.errorbar(values, at, xerr=errors, color=colour, marker=marker, label=label, capsize=3)
+    for value, y in zip(values, at, strict=True):
+        text = f"{value:,.0f}"
+        axes.annotate(text, (value, y), (7, 0), textcoords="offset points", va="center", fontsize=9)
+
+
+def draw_memory(axes: Any, at: list[float], group: list[Record], i: int) -> None:
+    """Keys and values live (filled) and reserved (hollow), joined; the peak of all (bar)."""
+    colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+    for row, y in zip(group, at, strict=True):
+        live, reserved, peak = (
+            row.numbers[name] / 2**20
+            for name in ("kv_live_bytes", "kv_reserved_bytes", "peak_memory_bytes")
+        )
+        axes.plot([peak], [y], "|", color=colour, markersize=13, markeredgewidth=3)
+        if reserved:
+            axes.plot([live, reserved], [y, y], color=colour, marker="", linewidth=1.2)
+            axes.plot([reserved], [y], marker, color=colour, markerfacecolor="white")
+            axes.plot([live], [y], marker, color=colour)
+
+
+def finish_axes(speed: Any, memory: Any, stages: list[tuple[int, str]]) -> None:
+    """Names, units, the first stage on top; both scales are logarithmic."""
+    from matplotlib.lines import Line2D
+
+    speed.set(xscale="log", xlabel="output tokens a second", title="Throughput")
+    speed.set_yticks(range(len(stages)), [f"{number:02} {name}" for number, name in stages])
+    speed.set_ylim(len(stages) - 0.4, -0.6)
+    speed.margins(x=0.25)
+    memory.set(xscale="log", xlabel="MiB", title="Memory")
+    memory.margins(x=0.12)
+    black = {"color": "#444444", "linestyle": ""}
+    keys = [
+        Line2D([], [], marker="o", label="KV holding live tokens", **black),
+        Line2D([], [], marker="o", markerfacecolor="white", label="KV reserved", **black),
+        Line2D([], [], marker="|", markersize=11, markeredgewidth=3, label="peak, all", **black),
+    ]
+    memory.legend(handles=keys, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+
+
+def ladder_in_words(groups: dict[tuple, list[Record]]) -> str:
+    """The figure's alternative text: every number that it shows."""
+    parts = []
+    for source, group in groups.items():
+        rungs = []
+        for row in group:
+            live, reserved, peak = (
+                f"{row.numbers[name] / 2**20:,.1f}"
+                for name in ("kv_live_bytes", "kv_reserved_bytes", "peak_memory_bytes")
+            )
+            rungs.append(
+                f"stage {row.stage:02} {row.name}: {row.numbers['tokens_per_second']:,.0f} tokens "
+                f"a second, {live} of {reserved} MiB of keys and values live, peak {peak} MiB"
+            )
+        parts.append(f"{legend_text(*source)}: ".replace("\n", ", ") + "; ".join(rungs))
+    return "Throughput and memory of each stage. " + ". ".join(parts) + "."

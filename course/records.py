@@ -1,0 +1,142 @@
+"""What a stage was measured to do, as JSON: the reader's own records, and those that ship.
+
+    results = [stage.run(workload) for _ in range(3)]
+    record(results)            # into .course/stages.json, which git ignores
+    load()                     # all that is known: shipped first, then the reader's own
+
+A file is a list of records, one for each stage, model and machine; measuring again replaces it.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from course import machine
+from course.bench import command_line
+from course.stages.common import StageResult, mean
+
+ROOT = Path(__file__).resolve().parent.parent
+OWN = ROOT / ".course" / "stages.json"
+SHIPPED = ROOT / "figures" / "data"  # stages_*.json, one file a machine
+NUMBERS = (
+    "seconds",
+    "tokens_per_second",
+    "ttft_mean_seconds",
+    "tpot_mean_seconds",
+    "kv_reserved_bytes",
+    "kv_live_bytes",
+    "peak_memory_bytes",
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One stage on one machine: the median of its runs, and how far they lie apart."""
+
+    stage: int
+    name: str
+    lesson: str
+    model: str
+    dtype: str
+    device: str  # "cpu" or "cuda"
+    machine: str
+    versions: dict[str, str]
+    workload: str
+    command: str  # what made the record
+    runs: int
+    numbers: dict[str, float]  # NUMBERS, the median of the runs
+    spread: dict[str, list[float]]  # of each: lowest and highest
+    origin: str = field(default="yours", compare=False)  # or "shipped"; not written
+
+    @property
+    def key(self) -> tuple[int, str, str, str]:
+        """What a newer record replaces an older one by."""
+        return self.stage, self.machine, self.model, self.workload
+
+    @property
+    def source(self) -> tuple[str, str, str]:
+        """Records of one source make one ladder: (origin, machine, model)."""
+        return self.origin, self.machine, self.model
+
+
+def make_record(results: StageResult | Sequence[StageResult], command: str | None = None) -> Record:
+    """The record of one or several runs of one stage on one workload."""
+    runs = [results] if isinstance(results, StageResult) else list(results)
+    first = runs[0]
+    if any((run.number, run.workload) != (first.number, first.workload) for run in runs):
+        raise ValueError("a record is of one stage and one workload, got several")
+    values = {name: [float(numbers_of(run)[name]) for run in runs] for name in NUMBERS}
+    return Record(
+        stage=first.number,
+        name=first.name,
+        lesson=first.lesson,
+        model=first.model,
+        dtype=first.dtype,
+        device=first.device,
+        machine=first.machine,
+        versions=machine.versions(),
+        workload=str(first.workload),
+        command=command or this_command(),
+        runs=len(runs),
+        numbers={name: statistics.median(v) for name, v in values.items()},
+        spread={name: [min(v), max(v)] for name, v in values.items()},
+    )
+
+
+def numbers_of(result: StageResult) -> dict[str, float]:
+    """The numbers of one run that a record keeps."""
+    later = [value for value in result.tpot if value is not None]
+    means = {"ttft_mean_seconds": mean(result.ttft), "tpot_mean_seconds": mean(later)}
+    return means | {name: getattr(result, name) for name in NUMBERS if name not in means}
+
+
+def this_command() -> str:
+    """How this process was started, without folders; a notebook's kernel is a notebook."""
+    if "ipykernel" in sys.modules:
+        return "a notebook"
+    if Path(sys.argv[0]).stem in ("course", "__main__"):
+        return command_line(sys.argv[1:])
+    return Path(sys.argv[0]).name
+
+
+def record(
+    results: StageResult | Sequence[StageResult], file: Path = OWN, command: str | None = None
+) -> Record:
+    """Write the record of a stage's runs into `file`, in place of an older one like it."""
+    new = make_record(results, command)
+    kept = [old for old in read(file, new.origin) if old.key != new.key]
+    rows = sorted([*kept, new], key=lambda r: (r.machine, r.model, r.stage))
+    text = json.dumps([without_origin(row) for row in rows], indent=2)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_suffix(".new")
+    fresh.write_text(text + "\n")
+    fresh.replace(file)  # a reader never sees half a file
+    return new
+
+
+def without_origin(row: Record) -> dict[str, Any]:
+    return {name: value for name, value in asdict(row).items() if name != "origin"}
+
+
+def read(file: Path, origin: str) -> list[Record]:
+    """The records in a file; none if it is not there. ValueError if it holds something else."""
+    if not file.exists():
+        return []
+    names = {f.name for f in fields(Record)} - {"origin"}
+    try:
+        rows = json.loads(file.read_text())
+        if not all(set(row) == names for row in rows):
+            raise ValueError("its fields are not those of a record")
+        return [Record(**row, origin=origin) for row in rows]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file.name} holds no stage records ({error}); delete it") from error
+
+
+def load(own: Path = OWN, shipped: Path = SHIPPED) -> list[Record]:
+    """All records: those that ship with the course, then the reader's own."""
+    found = [row for file in sorted(shipped.glob("stages_*.json")) for row in read(file, "shipped")]
+    return found + read(own, "yours")

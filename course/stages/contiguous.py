@@ -1,0 +1,105 @@
+"""Stage 02: keys and values are kept, in one contiguous cache, for a batch that starts together.
+
+Prefill computes all prompts at once, decode one token a row. Every row has a place as long as the
+longest request may become, whatever it needs; prompts are padded to the longest; and the batch runs
+until its last row is done, with rows that are done already computing tokens that nobody wants.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from course.stages.common import Recorder, greedy
+from course.stages.recompute import DecoderStage
+from course.workload import LadderWorkload
+from nanovllm.ops.attention import AttentionMetadata, Rows
+from nanovllm.ops.backend import TORCH
+
+
+def attend(query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float) -> Tensor:
+    """Attention of query [rows * new, heads, head_dim] over caches [rows, max_len, kv_heads, dim].
+
+    All rows have as many new tokens; row i reads the first context_lens[i] tokens of its place.
+    No table is looked up, and nothing is copied: that is what being contiguous is good for.
+    """
+    num_rows, new = len(rows.context_lens), rows.longest
+    length = int(rows.context_lens.max())
+    readable = torch.arange(length, device=query.device)
+    last = rows.context_lens[:, None] - new + torch.arange(new, device=query.device)  # [rows, new]
+    out = F.scaled_dot_product_attention(
+        query.unflatten(0, (num_rows, new)).transpose(1, 2),  # [rows, heads, new, head_dim]
+        k_cache[:, :length].transpose(1, 2),  # [rows, kv_heads, length, head_dim]
+        v_cache[:, :length].transpose(1, 2),
+        attn_mask=(readable <= last[..., None])[:, None],  # [rows, 1, new, length]
+        scale=scale,
+        enable_gqa=True,
+    )
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+class ContiguousCache(DecoderStage):
+    """Prefill and decode over [batch, max_len], a batch at a time."""
+
+    number, name, lesson = 2, "contiguous cache", "02_kv_cache"
+    backend = replace(TORCH, attend_decodes=attend, attend_prompts=attend)
+
+    def serve(self, workload: LadderWorkload, recorder: Recorder) -> None:
+        size = max(1, workload.kv_tokens // workload.max_len)  # rows that fit in the room
+        for first in range(0, len(workload.prompts), size):
+            requests = range(first, min(first + size, len(workload.prompts)))
+            self.serve_batch(requests, workload, recorder)
+
+    @torch.inference_mode()
+    def serve_batch(self, requests: range, workload: LadderWorkload, recorder: Recorder) -> None:
+        prompts = [workload.prompts[i] for i in requests]
+        wanted = [workload.num_outputs[i] for i in requests]
+        reserved = len(prompts) * workload.max_len
+        cache = self.new_cache(len(prompts), workload.max_len)
+        logits = self.prefill(prompts, cache)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        steps = max(wanted)
+        for step in range(steps):
+            next_ids, gaps = greedy(logits)
+            for row, request in enumerate(requests):
+                if step < wanted[row]:  # the others run on for nothing
+                    recorder.token(request, next_ids[row], gaps[row])
+            unfinished = (len(p) for p, n in zip(prompts, wanted, strict=True) if step < n)
+            recorder.cache(reserved, sum(length + step for length in unfinished))
+            if step + 1 < steps:  # the last token is never computed
+                logits = self.decode(next_ids, lengths + step, cache)
+
+    def prefill(self, prompts: list[list[int]], cache: Tensor) -> Tensor:
+        """Compute all prompts, padded to the longest; logits [rows, vocab_size] after each.
+
+        Padding stands to the right, so no real token sees it. What it leaves in the cache is
+        overwritten by the row's output before it can be read.
+        """
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        longest = int(lengths.max())
+        ids = torch.tensor([p + [0] * (longest - len(p)) for p in prompts], device=self.device)
+        hidden = self.forward(ids, torch.zeros_like(lengths), cache)
+        last = torch.arange(len(prompts), device=self.device) * longest + lengths - 1
+        return self.model.logits(hidden[last])
+
+    def decode(self, next_ids: list[int], lengths: Tensor, cache: Tensor) -> Tensor:
+        """Compute one token a row, at position lengths[row]; logits [rows, vocab_size] after it."""
+        ids = torch.tensor(next_ids, device=self.device)[:, None]
+        return self.model.logits(self.forward(ids, lengths, cache))
+
+    def forward(self, ids: Tensor, begin: Tensor, cache: Tensor) -> Tensor:
+        """Hidden states [rows * new, hidden_size] of ids [rows, new], row i's from begin[i] on."""
+        num_rows, new = ids.shape
+        max_len = cache.shape[3]
+        positions = begin[:, None] + torch.arange(new, device=self.device)  # [rows, new]
+        row = torch.arange(num_rows, device=self.device)
+        batch = Rows(
+            slot_mapping=(row[:, None] * max_len + positions).flatten(),
+            context_lens=begin + new,
+            block_tables=row[:, None],  # row i's only block is block i
+            starts=torch.arange(num_rows + 1, device=self.device) * new,
+            longest=new,
+        )
+        metadata = AttentionMetadata(positions.flatten(), None, batch)
+        return self.model(ids.flatten(), cache, metadata)
