@@ -182,6 +182,27 @@ def test_bfloat16_strays_no_further_than_torch(tiny_model):
     assert our_error <= 1.25 * torch_error
 
 
+def test_bfloat16_tokens_agree_as_often_as_two_eager_backends(tiny_model):
+    """Rounding parts greedy tokens; captured graphs part them no more than a change of backend."""
+    folder, tokens = tiny_model(), {}
+    prompts = [[i, 3 * i % 97, i % 5, *range(i)] for i in range(1, 33)]
+    params = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
+    for name, options in {
+        "torch": {"attention_backend": "torch", "enforce_eager": True},
+        "eager": {"attention_backend": "triton", "enforce_eager": True},
+        "captured": {"attention_backend": "triton"},
+    }.items():
+        with make(folder, dtype="bfloat16", max_num_seqs=32, **options) as llm:
+            outputs = llm.generate(prompts, params, use_tqdm=False)
+        tokens[name] = [output.outputs[0].token_ids for output in outputs]
+
+    def agreement(a, b):
+        return sum(x == y for x, y in zip(tokens[a], tokens[b], strict=True)) / len(prompts)
+
+    assert agreement("captured", "torch") >= agreement("eager", "torch") - 0.1
+    assert agreement("captured", "eager") >= agreement("eager", "torch")
+
+
 def test_a_failed_step_is_survived(tiny_model):
     folder = tiny_model()
     with make(folder) as llm:
