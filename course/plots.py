@@ -147,9 +147,7 @@ def finish_axes(speed: Any, memory: Any, stages: list[tuple[int, str]]) -> None:
     for axes in (speed, memory):
         low, high = axes.get_xlim()
         axes.set_xlim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(1.5 * high)))
-        axes.xaxis.set_major_formatter(
-            lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"
-        )
+        axes.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}")
         axes.xaxis.set_minor_formatter("")
 
 
@@ -161,15 +159,7 @@ def add_legend(fig: Any, speed: Any) -> None:
     keys = [
         Line2D([], [], marker="o", label="keys and values of live tokens", **grey),
         Line2D([], [], marker="o", markerfacecolor="white", label="reserved for them", **grey),
-        Line2D(
-            [],
-            [],
-            marker="|",
-            markersize=11,
-            markeredgewidth=3,
-            label="peak, weights and all",
-            **grey,
-        ),
+        Line2D([], [], marker="|", markersize=11, label="peak, weights and all", **grey),
     ]
     sources = speed.get_legend_handles_labels()[0]
     rows = max(len(sources), len(keys))

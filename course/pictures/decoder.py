@@ -9,8 +9,8 @@ ALT = (
     "become vectors of d numbers. Every layer adds two things to them. First attention: norm, a "
     "product that gives queries, keys and values, norms and rotary position on queries and keys, "
     "attention over the stored keys and values, and an output product. Then the MLP: norm, the "
-    "gate and up products, SiLU of gate times up, and the down product. After the last layer a norm "
-    "and the head give logits over the vocabulary, for each row whose next token is wanted."
+    "gate and up products, SiLU of gate times up, and the down product. After the last layer a "
+    "norm and the head give logits over the vocabulary, for each row whose next token is wanted."
 )
 TITLE = "One forward pass of the decoder"
 TOP, BOTTOM = 84, 676  # of both columns
@@ -52,6 +52,7 @@ def draw() -> Picture:
         p.line((200, corner), (240, edge), colour=ORANGE, dashed=True)
     p.box(240, TOP, 430, BOTTOM - TOP, colour=ORANGE, dashed=True)
     p.text((254, TOP + 18), "inside one layer", 13, "start", GREY)
+    p.line((X + WIDTH / 2, BOTTOM), (X + WIDTH / 2, BOTTOM - 22))
     middle = half(p, BOTTOM - 22, ATTENTION)
     out = half(p, middle, MLP)
     p.arrow((X + WIDTH / 2, out), (X + WIDTH / 2, TOP))
@@ -65,7 +66,6 @@ def half(p: Picture, bottom: float, steps: list[Step]) -> float:
     """A column of steps from y = bottom up, and the way around it to a sum; y above the sum."""
     y = bottom - 12
     entry = (X + WIDTH / 2, bottom)
-    p.line((entry[0], bottom + 12), entry)
     previous = entry
     for label, shape, colour, height in steps:
         y -= height
@@ -77,4 +77,5 @@ def half(p: Picture, bottom: float, steps: list[Step]) -> float:
     p.arrow(previous, plus.bottom)
     p.line(entry, (SIDE, bottom), (SIDE, plus.right[1]))
     p.arrow((SIDE, plus.right[1]), plus.right)
+    p.line(plus.top, (entry[0], plus.y - 12))
     return plus.y - 12
