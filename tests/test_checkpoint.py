@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from course.checkpoint import chats, filters, generate, grid, prepare, train
+from course.checkpoint import chats, filters, generate, grid, prepare, shards, train, writer
 from course.checkpoint.outline import GAP, draw_plan, with_article
 from course.checkpoint.pack import encode, pack
 from course.checkpoint.tokenizer import train_tokenizer
@@ -60,7 +60,9 @@ BEFORE = "Finn was a fox. One day, Finn found a key in the grass. He picked up t
     [
         (" went home.", None),
         (' said, "I do not know what it is."', None),
-        (" thought of Finn.", None),
+        (" thought of Finn.", "name again"),
+        (' said, "I am Finn."', None),
+        (" thought of the world.", "words"),
         (" ran and sang and hid.", None),
         (".", "length"),
         (
@@ -142,12 +144,22 @@ class Writer:
         self.ends, self.prompts, self.seeds = ends, [], []
 
     def get_tokenizer(self):
-        return SimpleNamespace(apply_chat_template=lambda talk, **_: talk[-1]["content"] + "\n")
+        return self
+
+    def apply_chat_template(self, talk, **_):
+        return talk[-1]["content"] + "\n"
+
+    def convert_tokens_to_ids(self, tokens):
+        return list(range(len(tokens)))
+
+    def __call__(self, texts, add_special_tokens):
+        return {"input_ids": texts}
 
     def generate(self, prompts, params, use_tqdm):
         self.seeds += [p.seed for p in params]
+        assert all(p.stop_token_ids and not p.filters for p in params)
         outputs = []
-        for prompt in prompts:
+        for prompt in (prompt["prompt_token_ids"] for prompt in prompts):
             text = self.ends[len(self.prompts) % len(self.ends)]
             self.prompts.append(prompt)
             outputs.append(fake_output(text))
@@ -170,52 +182,70 @@ def quoteless_plans(count):
 def test_gaps_are_filled_and_refused_ends_are_asked_for_again():
     plan = quoteless_plans(1)[0]
     ends = [" went away.", " thought of rain.", " sat down there.", " looked up."]
-    writer = Writer(" ran 3 times.", *ends)
-    drafts, counts = generate.write_stories(writer, [plan])
+    stub = Writer(" ran 3 times.", *ends)
+    drafts, counts = writer.write_stories(stub, [plan])
     assert drafts[0].problem is None
     assert counts["refused: characters"] == 1
-    assert counts["requests"] == len(writer.prompts) == 1 + len(drafts[0].written)
-    assert writer.prompts[0] == writer.prompts[1]
-    assert len(set(writer.seeds)) == len(writer.seeds)
+    assert counts["requests"] == len(stub.prompts) == 1 + len(drafts[0].written)
+    assert stub.prompts[0] == stub.prompts[1]
+    assert len(set(stub.seeds)) == len(stub.seeds)
     assert GAP not in drafts[0].text
     assert drafts[0].text.endswith(plan.beats[-1])
     assert all(end in drafts[0].text for end in drafts[0].written)
 
 
 def test_a_story_without_an_acceptable_end_is_given_up():
-    writer = Writer(" ran 3 times.")
-    drafts, counts = generate.write_stories(writer, quoteless_plans(2))
+    stub = Writer(" ran 3 times.")
+    drafts, counts = writer.write_stories(stub, quoteless_plans(2))
     assert [draft.problem for draft in drafts] == ["characters"] * 2
     assert counts["given up: characters"] == 2
-    assert counts["requests"] == 2 * generate.TRIES
+    assert counts["requests"] == 2 * writer.TRIES
 
 
 def test_a_speech_is_closed():
-    draft = generate.Draft(PLAN, "", text='Finn found a key. "I')
-    assert generate.accept(draft, fake_output(" know it.").outputs[0]) is None
+    draft = writer.Draft(PLAN, "", text='Finn found a key. "I')
+    assert writer.accept(draft, " know it. And") is None
     assert draft.text.endswith('"I know it."')
 
 
 def test_shards_are_written_once_and_added_up(tmp_path, monkeypatch):
-    writer = Writer(" went away.", " thought of rain.", " sat down there.", " looked up.")
-    args = SimpleNamespace(folder=tmp_path, stories=4, minutes=1.0, seed=0)
-    generate.run_shards(writer, args, 8, start=generate.time.perf_counter())
-    before = generate.add_up(tmp_path)
+    stub = Writer(" went away.", " thought of rain.", " sat down there.", " looked up.")
+    args = SimpleNamespace(
+        folder=tmp_path, stories=4, minutes=1.0, seed=0, shard=8, workers=1, worker=None
+    )
+    generate.run_shards(stub, args, start=generate.time.perf_counter())
+    before = shards.add_up(tmp_path)
     assert before["kept"] >= 4
-    asked = len(writer.prompts)
-    generate.run_shards(writer, args, 8, start=generate.time.perf_counter())
-    assert len(writer.prompts) == asked
+    asked = len(stub.prompts)
+    generate.run_shards(stub, args, start=generate.time.perf_counter())
+    assert len(stub.prompts) == asked
     args.stories = before["kept"] + 1
-    generate.run_shards(writer, args, 8, start=generate.time.perf_counter())
-    assert generate.add_up(tmp_path)["drawn"] > before["drawn"]
+    generate.run_shards(stub, args, start=generate.time.perf_counter())
+    assert shards.add_up(tmp_path)["drawn"] > before["drawn"]
     numbers = [story["number"] for story in prepare.read_stories(tmp_path)]
-    assert len(set(numbers)) == len(numbers) == generate.add_up(tmp_path)["kept"]
+    assert len(set(numbers)) == len(numbers) == shards.add_up(tmp_path)["kept"]
+
+
+def test_time_in_which_two_wrote_counts_once():
+    assert shards.covered([(0, 10), (5, 10), (20, 1), (6, 2)]) == 16
+
+
+def test_workers_share_the_shards(tmp_path):
+    for worker in (0, 1):
+        stub = Writer(" went away.", " thought of rain.", " sat down there.", " looked up.")
+        options = {"shard": 8, "workers": 2, "worker": worker, "seed": 0, "minutes": 1.0}
+        args = SimpleNamespace(folder=tmp_path, stories=1 + 20 * worker, **options)
+        generate.run_shards(stub, args, start=generate.time.perf_counter())
+    names = sorted(file.name for file in (tmp_path / "stories").glob("*.jsonl"))
+    assert names[:3] == ["00000.jsonl", "00001.jsonl", "00003.jsonl"]
 
 
 def test_no_shard_is_begun_when_the_time_is_up(tmp_path):
-    args = SimpleNamespace(folder=tmp_path, stories=None, minutes=0.0, seed=0)
-    generate.run_shards(Writer(), args, 8, start=generate.time.perf_counter() - 1)
-    assert generate.add_up(tmp_path)["shards"] == 0
+    args = SimpleNamespace(
+        folder=tmp_path, stories=None, minutes=0.0, seed=0, shard=8, workers=1, worker=None
+    )
+    generate.run_shards(Writer(), args, start=generate.time.perf_counter() - 1)
+    assert shards.add_up(tmp_path)["shards"] == 0
 
 
 def test_other_settings_need_another_folder(tmp_path):
@@ -252,8 +282,8 @@ def test_a_system_prompt_that_names_a_tone_binds_every_story_of_the_chat():
         tones = {t for t in grid.TONES if re.search(rf"\b{t}\b", system)}
         if "<|im_start|>system" in system and tones:
             told = {STORIES[int(n)]["tone"] for n in re.findall(r"#(\d+)\.", text)}
-            assert told == tones
-            bound += 1
+            assert told <= tones  # none, where the chat is a question that cannot be answered
+            bound += len(told)
     assert bound > 100
 
 
@@ -319,11 +349,36 @@ def test_no_document_is_cut_and_every_row_begins_with_one():
     assert (tokens > 0).mean() > 0.85
 
 
+def test_rows_are_the_same_however_many_processes_make_them(tmp_path, monkeypatch, tokenizer):
+    file = tmp_path / "tokenizer.json"
+    tokenizer.save(str(file))
+    monkeypatch.setattr(prepare, "TASK", 150)
+    monkeypatch.setattr(prepare.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    rows, story_tokens = prepare.make_rows(STORIES, 2, 0, file)  # four tasks: a pool
+    alone = [
+        prepare.make_part(STORIES[at : at + 150], f"0/{copy}/{at}", str(file), copy == 0)
+        for copy in range(2)
+        for at in (0, 150)
+    ]
+    assert (rows.tokens == np.concatenate([part[0] for part in alone])).all()
+    assert story_tokens == sum(len(tokenizer.encode(story["text"]).ids) for story in STORIES)
+
+
+def test_what_is_held_out_is_a_pair_that_is_not_trained_on():
+    held_out, training = prepare.split(STORIES)
+    pairs = [{(s["character"], s["thing"]) for s in part} for part in (held_out, training)]
+    assert pairs[0]
+    assert not pairs[0] & pairs[1]
+    assert len(held_out) + len(training) == len(STORIES)
+    every = [grid.is_held_out(c, t) for c in grid.CHARACTERS for t in grid.THINGS]
+    assert 0.01 < sum(every) / len(every) < 0.03
+
+
 # -- training ------------------------------------------------------------------------------------
 
 
 def test_the_rate_rises_and_falls():
-    recipe = train.Recipe()
+    recipe = train.Recipe(tokens=400_000_000)
     rates = [recipe.rate(step) for step in range(recipe.steps)]
     peak = rates.index(max(rates))
     assert rates[:peak] == sorted(rates[:peak])
@@ -355,10 +410,75 @@ def test_the_loss_counts_what_is_learned_at_its_position():
     learn[0, 0] = learn[0, 127] = learn[2, 128] = True
     rows = prepare.Rows(tokens, learn)
     losses = train.token_losses(Uniform(), *train.on_device(rows, slice(None), "cpu"))
-    assert len(losses) == 2  # a first token is never predicted
+    assert losses.count_nonzero() == 2  # a first token is never predicted
+    assert losses.shape == (3, train.LENGTH - 1)
     found = train.loss_by_position(Uniform(), rows, "cpu", batch=2)
     assert set(found) == {"all", "0-127", "128-255"}
     assert found["all"] == pytest.approx(np.log(train.VOCAB_SIZE))
+
+
+@pytest.fixture
+def trainer(tmp_path, monkeypatch):
+    """A trainer of a stand-in with one weight per id, which trains in no time."""
+
+    class Bigram(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.zeros(8, train.VOCAB_SIZE))
+
+        def forward(self, input_ids, use_cache):
+            return SimpleNamespace(logits=self.table[input_ids])
+
+    monkeypatch.setattr(train, "new_model", lambda device, seed: Bigram().to(device))
+    tokens = np.tile(np.array([3, 4], np.uint16), (6, train.LENGTH // 2))
+    rows = prepare.Rows(tokens, np.ones(tokens.shape, bool))
+    recipe = train.Recipe(batch=2, learning_rate=0.1)
+
+    return lambda **changes: train.Trainer(
+        tmp_path, replace(recipe, **changes), {"train": rows, "held_out": rows}
+    )
+
+
+def test_the_time_left_settles_how_much_is_trained(trainer):
+    long, short = trainer(), trainer()
+    long.settle_tokens(train.time.perf_counter() + 1e6)
+    assert long.recipe.steps == train.EPOCHS * 6 // 4 // 2  # as many tellings as are useful
+    assert not long.optimizer.state  # the timed steps are forgotten
+    assert not long.model.table.any()
+    short.settle_tokens(train.time.perf_counter())
+    assert short.recipe.steps == 1
+
+
+def test_a_training_that_was_cut_goes_on_with_what_was_settled(trainer):
+    first = trainer(tokens=5 * 2 * train.LENGTH)
+    assert not first.train(train.time.perf_counter() - 1)
+    again = trainer()
+    assert again.recipe == first.recipe
+    assert again.train(train.time.perf_counter() + 60)
+    assert again.best is not None
+    with pytest.raises(SystemExit, match="another recipe"):
+        trainer(batch=3)
+
+
+def test_the_best_weights_are_taken(trainer):
+    run = trainer(tokens=3 * 2 * train.LENGTH)
+    run.train(train.time.perf_counter() + 60)
+    best = run.held_out_loss()["all"]
+    with torch.no_grad():
+        run.model.table.zero_()
+    run.take_best()
+    assert run.held_out_loss()["all"] == pytest.approx(best)
+
+
+def test_training_goes_on_where_compiling_fails(trainer, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function: fail)
+    run = trainer(tokens=3 * 2 * train.LENGTH)
+    run.try_compile()
+    assert "no compiler" in capsys.readouterr().out
+    assert run.train(train.time.perf_counter() + 60)
 
 
 def test_the_shape_fits_the_promise():

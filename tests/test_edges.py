@@ -336,6 +336,31 @@ def test_enforce_eager_is_accepted(folder, expected):
         assert ids(answer(llm)) == expected
 
 
+def test_a_rehearsed_step_is_the_largest_and_leaves_no_trace(folder, expected):
+    """What a GPU does before it sizes the cache: one decode row, and prompts to the budget."""
+    with make(folder, max_num_seqs=3, max_num_batched_tokens=200) as llm:
+        runner, seen = llm.llm_engine.core.runner, []
+        plain = runner.model.forward
+        runner.model.forward = lambda ids, *rest: seen.append(len(ids)) or plain(ids, *rest)
+        runner.rehearse(200)
+        assert seen == [201]
+        runner.model.forward = plain
+        assert ids(answer(llm)) == expected
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_torch_compile_changes_no_tokens(folder, expected):
+    with make(folder, enable_torch_compile=True) as llm:
+        assert ids(answer(llm)) == expected
+        compiled = llm.llm_engine.core.runner.backend.linear
+        assert hasattr(compiled, "_torchdynamo_orig_callable")
+
+
+def test_torch_compile_needs_what_eager_forbids(folder):
+    with pytest.raises(ValueError, match="enable_torch_compile=True does"):
+        make(folder, enable_torch_compile=True, enforce_eager=True)
+
+
 def test_a_norm_leaves_its_input_alone(folder):
     norm = RMSNorm(8, ModelConfig.from_folder(folder))
     norm.weight.fill_(2.0)

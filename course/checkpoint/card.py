@@ -46,7 +46,9 @@ def judge(model: Path, count: int) -> dict[str, Any]:
 def judge_stories(llm: Any, count: int) -> dict[str, Any]:
     """Shares, from 0 to 1, of `count` stories at temperature 0.7; their tone is asked for."""
     rng = random.Random(1)
-    topics = [(rng.choice(grid.CHARACTERS), rng.choice(grid.THINGS)) for _ in range(count)]
+    pairs = [(c, t) for c in grid.CHARACTERS for t in grid.THINGS]
+    unseen = [pair for pair in pairs if grid.is_held_out(*pair)]
+    topics = [rng.choice(unseen if i % 2 else pairs) for i in range(count)]
     tones = [grid.TONES[i % len(grid.TONES)] for i in range(count)]
     asked = [
         (
@@ -56,15 +58,18 @@ def judge_stories(llm: Any, count: int) -> dict[str, Any]:
         for tone, (character, thing) in zip(tones, topics, strict=True)
     ]
     answers = answer(llm, asked, 0.7)
-    problems = Counter(
+    found = [
         story_problem(answer["text"], *topic, answer["ended"]) or "none"
         for topic, answer in zip(topics, answers, strict=True)
-    )
+    ]
+    problems = Counter(found)
+    new = [p for p, topic in zip(found, topics, strict=True) if grid.is_held_out(*topic)]
     heard: dict[str, Counter] = {tone: Counter() for tone in grid.TONES}
     for tone, given in zip(tones, answers, strict=True):
         heard[tone][tone_of(given["text"]) or "neither"] += 1
     return {
         "stories": count,
+        "good_on_unseen_pairs": new.count("none") / max(1, len(new)),
         "problems": {name: number / count for name, number in problems.most_common()},
         "tone_heard": {
             tone: {name: number / sum(found.values()) for name, number in found.items()}
@@ -121,8 +126,9 @@ use for anything else.
 
 ## What is measured
 
-Held-out loss: {loss:.3f} nats a token of the model's own turns, over {held_out:,} stories that were
-not trained on. By position in the row of {length:,} tokens:
+Held-out loss: {loss:.3f} nats a token of the model's own turns, over {held_out:,} stories. One in
+fifty pairs of character and thing is held out: no story with it was trained on. By position in the
+row of {length:,} tokens:
 
 | positions | loss |
 |---|--:|
@@ -130,7 +136,8 @@ not trained on. By position in the row of {length:,} tokens:
 
 {stories} stories on topics of the grid at temperature 0.7, judged by rules: ended by itself, 40 to
 160 words, names the character and the thing asked for, no sentence twice. Without a problem:
-{good:.0%}.{problems} The rules do not see whether a story makes sense; the samples show that.
+{good:.0%}; of those about a pair that was held out, {unseen:.0%}.{problems}
+The rules do not see whether a story makes sense; the samples show that.
 
 The system prompt named a tone. What the stories' words speak for:
 
@@ -173,8 +180,8 @@ def write_card(folder: Path, record: dict[str, Any]) -> None:
         length=config["max_position_embeddings"],
         kept=data["kept"],
         story_tokens=data["story_tokens"],
-        tokens=recipe["tokens"],
-        steps=recipe["steps"],
+        tokens=record["steps_done"] * recipe["batch"] * config["max_position_embeddings"],
+        steps=record["steps_done"],
         batch=recipe["batch"],
         rate=recipe["learning_rate"],
         seconds=record["seconds"],
@@ -183,6 +190,7 @@ def write_card(folder: Path, record: dict[str, Any]) -> None:
         held_out=data["held_out"],
         positions="\n".join(f"| {k} | {v:.3f} |" for k, v in losses.items() if k != "all"),
         stories=judged["stories"],
+        unseen=judged["good_on_unseen_pairs"],
         good=judged["problems"].get("none", 0.0),
         problems=f" Problems: {listed}." if listed else "",
         tones="\n".join(tone_row(t, heard) for t, heard in judged["tone_heard"].items()),

@@ -1,5 +1,9 @@
 """What stories are about: characters, things, places, names. Plain words, one a token or two."""
 
+import zlib
+
+HELD_OUT_EVERY = 50
+
 
 def words(*lines: str) -> tuple[str, ...]:
     """The words of some lines."""
@@ -81,3 +85,8 @@ NAMES = {
 ONLY_HE = ("boy", "king", "prince", "wizard")
 ONLY_SHE = ("hen", "girl", "queen", "princess", "witch", "cow")
 TONES = ("happy", "sad", "funny")
+
+
+def is_held_out(character: str, thing: str) -> bool:
+    """Whether stories of this character with this thing are kept from training: a pair in fifty."""
+    return zlib.crc32(f"{character} {thing}".encode()) % HELD_OUT_EVERY == 0

@@ -22,6 +22,10 @@ OPENINGS = (
     "{A_trait_character} named {name} lived {place}.",
     "Far away, {place}, there lived {a_trait_character}. {His} name was {name}.",
     "This is the story of {name}, {a_trait_character} who lived {place}.",
+    "In a time long past, {a_trait_character} called {name} lived {place}.",
+    "{A_trait_character} lived {place}. {His} name was {name}.",
+    "There was {a_trait_character} {place} whose name was {name}.",
+    "Not so long ago, {a_trait_character} named {name} lived {place}.",
 )
 
 HABITS = (
@@ -33,8 +37,26 @@ HABITS = (
     "{He} was always ...",
     "In the evening, {he} often ...",
     "{He} was good at ...",
+    "On warm days, {he} liked to ...",
+    "{name} was known to everyone, because {he} ...",
+    "Nobody knew that {name} could ...",
+    "More than anything, {name} wished to ...",
     "",
     "",
+    "",
+    "",
+)
+
+DAYS = (
+    "The sun was shining that day.",
+    "It was a cold day, and the wind was blowing.",
+    "The sky was gray, and it was quiet.",
+    "It had rained all night.",
+    "The birds were singing in the trees.",
+    "It was early, and everybody was asleep.",
+    "There was not much to do that day.",
+    "It was the first day of spring.",
+    *[""] * 8,
 )
 
 FINDINGS = (
@@ -47,6 +69,11 @@ FINDINGS = (
     "One day, when the sun was high, {name} found {a_thing} {spot}.",
     "Then, one day, {he} found {a_look_thing} {spot}.",
     "One day, after a storm, {name} found {a_thing} {spot}.",
+    "One day, {name} was looking for lunch and found {a_look_thing} {spot}.",
+    "One day, {name} almost fell over {a_look_thing} {spot}.",
+    "One day, {name} heard a noise, looked around, and saw {a_look_thing} {spot}.",
+    "Early one morning, {name} found {a_look_thing} {spot}.",
+    "One day, {name} went out to play and found {a_thing} {spot}.",
 )
 
 REACTIONS = {
@@ -58,6 +85,10 @@ REACTIONS = {
         "It was the most beautiful {thing} {he} had ever seen, and {he} ...",
         "{He} jumped for joy and ...",
         "{name} held the {thing} up to the sun and ...",
+        '"I have always wanted {a_thing}!" said {name}, and {he} ...',
+        "{name} took the {thing} home and ...",
+        "{He} laughed out loud and ...",
+        '"Now I can ...',
     ),
     "sad": (
         "But {name} was sad, because ...",
@@ -67,6 +98,9 @@ REACTIONS = {
         '"Who has lost this {thing}?" asked {name}. But nobody ...',
         "{He} looked at the {thing} and began to ...",
         "{name} held the {thing} close and ...",
+        "It was broken, and {name} ...",
+        '"I used to have {a_thing} like this," said {name}. {He} ...',
+        "{He} sat down beside the {thing} and ...",
     ),
     "funny": (
         "{name} put the {thing} on {his} head and ...",
@@ -76,6 +110,9 @@ REACTIONS = {
         '"Is this my lunch?" asked {name}. {He} took a bite and ...',
         "{He} tried to sit on the {thing}, but ...",
         "{name} kicked the {thing}, and it ...",
+        "{He} looked at the {thing} from all sides and ...",
+        '"Are you my brother?" {name} asked the {thing}. The {thing} ...',
+        "{name} tied the {thing} to {his} foot and ...",
     ),
 }
 
@@ -86,6 +123,10 @@ MEETINGS = {
         "On the way home, {name} met {a_friend} who ...",
         '{A_friend} came by and asked, "...',
         '"May I see it?" asked {a_friend}. {name} said yes, and together they ...',
+        "{A_friend} heard {name} singing and came to ...",
+        'Soon {name} met {a_friend}. "Look what I have found!" said {name}. "We can ...',
+        "Then {name} saw {a_friend} who looked lonely, so {he} ...",
+        '{A_friend} said, "I know what this {thing} is for! You can ...',
     ),
     "sad": (
         "{name} asked {a_friend} for help, but the {friend} ...",
@@ -94,6 +135,9 @@ MEETINGS = {
         '"That is mine," said {a_friend}. The {friend} ...',
         "That afternoon the rain came, and {name} ...",
         "The {thing} fell out of {his} hands and ...",
+        '"You must give it back," said {a_friend}. {name} ...',
+        "{name} went to show the {thing} to {a_friend}, but the {friend} ...",
+        "On the way home, {name} tripped, and the {thing} ...",
     ),
     "funny": (
         'Just then {a_friend} walked by and laughed. "Why are you ...',
@@ -101,6 +145,9 @@ MEETINGS = {
         'Suddenly {a_friend} jumped out and said, "...',
         "{A_friend} saw this and laughed so hard that ...",
         '"That is my {thing}!" cried {a_friend}. "I use it to ...',
+        '{A_friend} looked at {name} and asked, "Is that {a_thing}, or ...',
+        "{A_friend} thought that {name} was a monster and ...",
+        '"I want that {thing}!" said {a_friend}. "I will give you ten potatoes." So {name} ...',
     ),
 }
 
@@ -111,12 +158,19 @@ TURNS = {
         "{name} had a good idea. {He} ...",
         "{name} and the {friend} took the {thing} and ...",
         "All afternoon, they ...",
+        "Together, {name} and the {friend} ...",
+        '"You can have half of it," said {name}, and the {friend} ...',
+        "When evening came, {name} and the {friend} ...",
+        "{name} and the {friend} put the {thing} on a big rock and ...",
     ),
     "sad": (
         "{name} looked everywhere, but ...",
         "In the evening, {name} sat alone and ...",
         "{He} tried to be brave, but ...",
-        '"I miss you," said {name}, and {he} ...',
+        '"I wish I had a friend," said {name}, and {he} ...',
+        "{name} tried to sing, but ...",
+        "There was nothing {name} could do, so {he} ...",
+        "Night came, and {name} ...",
         "A tear ran down {his} face, and {he} ...",
     ),
     "funny": (
@@ -125,6 +179,9 @@ TURNS = {
         "{He} jumped up, fell into the mud, and ...",
         "The {friend} pulled at the {thing}, {name} pulled too, and ...",
         "{name} danced around with the {thing} until ...",
+        '"Watch this!" said {name}, and {he} ...',
+        "{name} threw the {thing} up into the air, and it ...",
+        "The {friend} put the {thing} on and ...",
     ),
 }
 
@@ -214,6 +271,7 @@ def draw_plan(number: int, seed: int = 0) -> Plan:
     parts = (
         OPENINGS,
         HABITS,
+        DAYS,
         FINDINGS,
         REACTIONS[tone],
         MEETINGS[tone],

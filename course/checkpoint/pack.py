@@ -29,7 +29,7 @@ def encode(documents: Iterable[Document], tokenizer: Any) -> Iterator[tuple[list
 
 def _encode(chunk: list[Document], tokenizer: Any) -> Iterator[tuple[list[int], list[bool]]]:
     texts = [text for document in chunk for text, _ in document.parts]
-    encoded = iter(tokenizer.encode_batch(texts, add_special_tokens=False))
+    encoded = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
     for document in chunk:
         ids: list[int] = []
         learn: list[bool] = []

@@ -1,9 +1,14 @@
 """Train the small model on the stories in FOLDER: python -m course.checkpoint.train FOLDER
 
 transformers' own Qwen3 and a plain loop: AdamW, a warm-up and a cosine, bfloat16 where the device
-has it. The state is saved every minute and when --minutes are up; called again, the command goes on
-from there, and gives what one long run would have given. When all tokens are seen, the model is
-written to FOLDER/model in bfloat16, then it is judged and its card written (card.py).
+has it. How many tokens it sees is settled at the start, by the speed of a few steps: what --minutes
+allow, and at most EPOCHS tellings of each story. The state is saved every minute; called again, the
+command goes on from there. At the end the state with the least held-out loss is written to
+FOLDER/model in bfloat16, then judged and described (card.py); FOLDER/ship holds what is worth
+keeping, in seven files. If time runs out first, that is done with what there is, and the command
+ends with status 3: called again, it trains on.
+
+Documents in a row see those before them: at this size that costs nothing to speak of.
 """
 
 import argparse
@@ -46,6 +51,10 @@ GENERATION = {  # 2 ends a turn, 0 a text
 }
 SAVE_EVERY = 60.0  # seconds
 LOSS_EVERY = 200  # steps between two looks at what is held out
+EPOCHS = 12  # tellings of each story, at most
+PROBED = 12  # steps that are timed to settle the number of tokens
+MARGIN = 0.88  # of the time that is left: what the plan fills
+IGNORED = -100  # cross_entropy's label for what is not learned
 BUCKET = 128  # positions
 
 
@@ -53,9 +62,9 @@ BUCKET = 128  # positions
 class Recipe:
     """What one training run is: the same recipe on the same rows gives the same model."""
 
-    tokens: int = 400_000_000  # to see, padding included
+    tokens: int = 0  # to see, padding included; 0: settled by the data and the time
     copies: int = 4  # of each story in the rows, each asked for in other words
-    batch: int = 128  # rows of LENGTH tokens a step
+    batch: int = 64  # rows of LENGTH tokens a step
     learning_rate: float = 2e-3
     warm_up: float = 0.03  # of all steps
     weight_decay: float = 0.1
@@ -91,19 +100,27 @@ def new_model(device: Any, seed: int) -> Any:
 
 
 def token_losses(model: Any, tokens: Any, learn: Any) -> Any:
-    """The loss of each token that is learned, in order: a vector, in float32.
+    """The loss of each token, 0 where it is not learned: [rows, LENGTH - 1] float32.
 
     tokens [rows, LENGTH] int64, learn [rows, LENGTH] bool, on the model's device. A row's first
-    token is never predicted.
+    token is never predicted. Shapes do not depend on what is learned, so that this compiles once.
     """
     import torch
     import torch.nn.functional as F
 
     bf16 = torch.autocast("cuda", torch.bfloat16) if tokens.is_cuda else nullcontext()
     with bf16:
-        logits = model(input_ids=tokens, use_cache=False).logits
-    wanted = learn[:, 1:]
-    return F.cross_entropy(logits[:, :-1][wanted].float(), tokens[:, 1:][wanted], reduction="none")
+        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    labels = torch.where(learn, tokens, IGNORED)[:, 1:]
+    losses = F.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED
+    )
+    return losses.view(labels.shape)
+
+
+def mean_loss(model: Any, tokens: Any, learn: Any) -> Any:
+    """The mean over what is learned."""
+    return token_losses(model, tokens, learn).sum() / learn[:, 1:].sum()
 
 
 def batches(rows: Rows, recipe: Recipe, first_step: int) -> Iterator[np.ndarray]:
@@ -121,8 +138,12 @@ def on_device(rows: Rows, which: np.ndarray | slice, device: Any) -> tuple[Any, 
     """Some rows' tokens [n, LENGTH] int64 and learn [n, LENGTH] bool, as tensors there."""
     import torch
 
-    tokens = torch.from_numpy(rows.tokens[which].astype(np.int64))
-    return tokens.to(device), torch.from_numpy(rows.learn[which]).to(device)
+    # As int16: few kernels know uint16, and all ids are below 4,096.
+    tokens = torch.from_numpy(rows.tokens[which].view(np.int16))
+    learn = torch.from_numpy(rows.learn[which])
+    if torch.device(device).type == "cuda":  # so that the host need not wait for the copies
+        tokens, learn = tokens.pin_memory(), learn.pin_memory()
+    return tokens.to(device, non_blocking=True).long(), learn.to(device, non_blocking=True)
 
 
 def loss_by_position(model: Any, rows: Rows, device: Any, batch: int) -> dict[str, float]:
@@ -134,10 +155,9 @@ def loss_by_position(model: Any, rows: Rows, device: Any, batch: int) -> dict[st
     with torch.inference_mode():
         for start in range(0, len(rows.tokens), batch):
             which = slice(start, start + batch)
-            losses = token_losses(model, *on_device(rows, which, device)).cpu().numpy()
-            positions = np.nonzero(rows.learn[which][:, 1:])[1] + 1
-            np.add.at(total, positions, losses)
-            np.add.at(number, positions, 1)
+            losses = token_losses(model, *on_device(rows, which, device))
+            total[1:] += losses.sum(dim=0, dtype=torch.float64).cpu().numpy()
+            number[1:] += rows.learn[which][:, 1:].sum(axis=0)
     model.train()
     found = {"all": total.sum() / number.sum()}
     for start in range(0, LENGTH, BUCKET):
@@ -153,13 +173,13 @@ def loss_by_position(model: Any, rows: Rows, device: Any, batch: int) -> dict[st
 class Trainer:
     """The model, its optimizer and how far they have come; all of it can be saved and resumed."""
 
-    def __init__(self, folder: Path, recipe: Recipe, rows: dict[str, Rows], compiled: bool):
+    def __init__(self, folder: Path, recipe: Recipe, rows: dict[str, Rows]):
         import torch
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.file, self.recipe, self.rows = folder / "state.pt", recipe, rows
         self.model = new_model(self.device, recipe.seed)
-        self.forward = torch.compile(self.model) if compiled else self.model
+        self.loss = mean_loss
         decayed = [p for p in self.model.parameters() if p.dim() > 1]
         others = [p for p in self.model.parameters() if p.dim() == 1]
         groups = [
@@ -170,6 +190,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=fused)
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []  # of held-out losses
+        self.best: dict[str, Any] | None = None  # the state with the least of them
         if self.file.exists():
             self._resume()
 
@@ -177,11 +198,63 @@ class Trainer:
         import torch
 
         state = torch.load(self.file, map_location=self.device, weights_only=True)
-        if state["recipe"] != asdict(self.recipe):
-            raise SystemExit(f"{self.file} was begun with another recipe: {state['recipe']}")
+        begun = Recipe(**state["recipe"])
+        if begun != replace(self.recipe, tokens=self.recipe.tokens or begun.tokens):
+            raise SystemExit(f"{self.file} was begun with another recipe: {begun}")
+        self.recipe = begun
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.best = state["best"]
+
+    def try_compile(self) -> None:
+        """Compile the loss; where that fails, say so and go on without."""
+        import torch
+
+        compiled = torch.compile(mean_loss)
+        try:
+            start = time.perf_counter()
+            compiled(self.model, *self._batch(np.arange(self.recipe.batch))).backward()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.loss = compiled
+            print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
+        except Exception as error:
+            print(f"not compiled, {type(error).__name__}: {error!s:.300}", flush=True)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def settle_tokens(self, deadline: float) -> None:
+        """Time a few steps that change nothing; plan what fits, and at most EPOCHS tellings."""
+        seconds = self._seconds_a_step()
+        steps = int(MARGIN * max(0.0, deadline - time.perf_counter()) / seconds)
+        rows = EPOCHS * len(self.rows["train"].tokens) // self.recipe.copies
+        steps = max(1, min(steps, -(-rows // self.recipe.batch)))
+        self.recipe = replace(self.recipe, tokens=steps * self.recipe.batch * LENGTH)
+        print(
+            f"{1000 * seconds:.1f} ms a step: {steps:,} steps, {self.recipe.tokens:,} tokens, "
+            f"{steps * self.recipe.batch * self.recipe.copies / len(self.rows['train'].tokens):.1f}"
+            f" tellings of each story, about {steps * seconds / 60:.1f} minutes",
+            flush=True,
+        )
+
+    def _seconds_a_step(self) -> float:
+        """The median of a few steps at learning rate 0; the optimizer forgets them."""
+        import torch
+
+        which = np.arange(self.recipe.batch)
+        weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        empty = self.optimizer.state_dict()
+        times = []
+        for _ in range(PROBED if self.device.type == "cuda" else 2):
+            start = time.perf_counter()
+            self._update(which, rate=0.0)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(empty)
+        self.optimizer.state.clear()
+        return float(np.median(times))
 
     def save(self) -> None:
         """Write the state beside its place, then rename: a cut never leaves half of one."""
@@ -194,6 +267,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
+            "best": self.best,
         }
         scratch = self.file.with_suffix(".part")
         torch.save(state, scratch)
@@ -217,28 +291,41 @@ class Trainer:
         self.save()
         return self.step == self.recipe.steps
 
+    def _batch(self, which: np.ndarray) -> tuple[Any, Any]:
+        rows = self.rows["train"]
+        return on_device(rows, which % len(rows.tokens), self.device)
+
     def _one_step(self, which: np.ndarray) -> None:
+        self._update(which, self.recipe.rate(self.step))
+        self.step += 1
+
+    def _update(self, which: np.ndarray, rate: float) -> None:
         import torch
 
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate(self.step)
-        tokens, learn = on_device(self.rows["train"], which, self.device)
-        token_losses(self.forward, tokens, learn).mean().backward()
+            group["lr"] = rate
+        self.loss(self.model, *self._batch(which)).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
 
     def _look(self, begun: float, first: int) -> None:
         loss = self.held_out_loss()["all"]
+        if not self.history or loss < min(seen["held_out_loss"] for seen in self.history):
+            self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.history.append({"step": self.step, "held_out_loss": loss})
-        tokens = (self.step - first) * self.recipe.batch * LENGTH
-        rate = tokens / (time.perf_counter() - begun)
+        seconds = (time.perf_counter() - begun) / (self.step - first)
         print(
             f"step {self.step:,} of {self.recipe.steps:,}: held-out loss {loss:.4f}, "
-            f"{rate:,.0f} tok/s",
+            f"{self.recipe.batch * LENGTH / seconds:,.0f} tok/s, "
+            f"{seconds * (self.recipe.steps - self.step) / 60:.1f} minutes to go",
             flush=True,
         )
+
+    def take_best(self) -> None:
+        """Go back to the weights with the least held-out loss."""
+        if self.best is not None:
+            self.model.load_state_dict(self.best)
 
     def held_out_loss(self) -> dict[str, float]:
         return loss_by_position(self.model, self.rows["held_out"], self.device, self.recipe.batch)
@@ -261,25 +348,49 @@ def export(model: Any, tokenizer_folder: Path, folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    import torch
+
     args = parse(arguments)
     deadline = time.perf_counter() + 60 * args.minutes
     recipe = TINY if args.tiny else Recipe()
     chosen = {name: getattr(args, name) for name in ("tokens", "batch", "learning_rate", "copies")}
     recipe = replace(recipe, **{name: value for name, value in chosen.items() if value})
     rows = prepare(args.folder, recipe.copies)
-    trainer = Trainer(args.folder, recipe, rows, args.compile)
-    if not trainer.train(deadline - 60 * args.reserve):
-        print(f"step {trainer.step:,} of {recipe.steps:,}: call again to go on")
-        return 3
-    losses, record = trainer.held_out_loss(), describe(trainer, args.folder)
-    export(trainer.model, args.folder / "data" / "tokenizer", args.folder / "model")
-    from course.checkpoint.card import judge, write_card
+    print(f"{len(rows['train'].tokens):,} rows of {LENGTH:,} to train on", flush=True)
+    torch.set_float32_matmul_precision("high")
+    trainer = Trainer(args.folder, recipe, rows)
+    if args.compile if args.compile is not None else trainer.device.type == "cuda":
+        trainer.try_compile()
+    if not trainer.recipe.tokens:
+        trainer.settle_tokens(deadline - 60 * args.reserve)
+    done = trainer.train(deadline - 60 * args.reserve)
+    if not done:
+        print(f"step {trainer.step:,} of {trainer.recipe.steps:,}: call again to go on", flush=True)
+    finish(trainer, args)
+    return 0 if done else 3
 
-    record |= {"held_out_loss": losses, "judged": judge(args.folder / "model", args.judged)}
-    (args.folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
+def finish(trainer: Trainer, args: argparse.Namespace) -> None:
+    """Write the model; then judge it, describe it, and gather what is worth keeping."""
+    import torch
+
+    from course.checkpoint.card import judge, write_card
+    from course.checkpoint.ship import ship
+
+    trainer.take_best()
+    losses, record = trainer.held_out_loss(), describe(trainer, args.folder)
+    record["held_out_loss"] = losses
+    export(trainer.model, args.folder / "data" / "tokenizer", args.folder / "model")
+    file = args.folder / "training.json"
+    file.write_text(json.dumps(record, indent=2) + "\n")
+    ship(args.folder)  # before judging, and again after it: whatever happens, the model is there
+    if trainer.device.type == "cuda":
+        torch.cuda.empty_cache()  # the engine sizes its cache by what is free
+    record["judged"] = judge(args.folder / "model", args.judged)
+    file.write_text(json.dumps(record, indent=2) + "\n")
     write_card(args.folder, record)
+    ship(args.folder)
     print(f"held-out loss {losses['all']:.4f}; the model is in {args.folder / 'model'}")
-    return 0
 
 
 def describe(trainer: Trainer, folder: Path) -> dict[str, Any]:
@@ -293,7 +404,9 @@ def describe(trainer: Trainer, folder: Path) -> dict[str, Any]:
         "recipe": {**asdict(trainer.recipe), "steps": trainer.recipe.steps},
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "data": json.loads((folder / "data" / "report.json").read_text()),
+        "steps_done": trainer.step,
         "seconds": trainer.seconds,
+        "compiled": trainer.loss is not mean_loss,
         "history": trainer.history,
     }
 
@@ -307,7 +420,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--reserve", type=float, default=1.0, help="of them for judging (default: 1)"
     )
     parser.add_argument("--tiny", action="store_true", help="20 short steps: does it all run?")
-    parser.add_argument("--compile", action="store_true", help="use torch.compile")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="use torch.compile (default: on a GPU); where that fails, training goes on without",
+    )
     parser.add_argument("--judged", type=positive, default=200, help="stories (default: 200)")
     for name in ("tokens", "batch", "copies"):
         parser.add_argument(f"--{name}", type=positive, metavar="N", help=f"Recipe.{name}")

@@ -5,7 +5,10 @@ persistent batch; a step of them alone touches device memory only, so on a GPU i
 for each batch size as a CUDA graph, and replayed. Prompts come from the host, and run eagerly.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +23,17 @@ from nanovllm.ops.sampler import Filters, SamplingMetadata, sample, sample_filte
 from nanovllm.sampling_params import LARGEST_INT
 
 FILTERED_AT_ONCE = 64  # rows: filters need room for several copies of all logits
+
+
+def on_its_device(method: Callable) -> Callable:
+    """Run a runner's method with its GPU as the current one, and nothing kept for gradients."""
+
+    @wraps(method)
+    def run(self: "ModelRunner", *args: Any) -> Any:
+        with torch.inference_mode(), torch.accelerator.device_index(self.device.index):
+            return method(self, *args)
+
+    return run
 
 
 class PendingTokens:
@@ -61,7 +75,7 @@ class ModelRunner:
 
     # -- a step ----------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @on_its_device
     def launch(self, batch: Batch) -> PendingTokens:
         """Start a step: every kernel is queued when this returns, on a CPU even done."""
         try:
@@ -184,9 +198,9 @@ class ModelRunner:
 
     # -- what a GPU prepares ---------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @on_its_device
     def rehearse(self, max_num_batched_tokens: int) -> None:
-        """Run the step that needs the most memory; it reads block 0 and writes nothing."""
+        """Run the step that needs the most memory, over a cache whose block 0 may be spoiled."""
         num_rows, longest = len(self.rows.ids), self.max_blocks * self.block_size
         tokens = min(max_num_batched_tokens, num_rows * longest)
         starts = [*range(0, tokens, longest), tokens]
@@ -198,16 +212,17 @@ class ModelRunner:
             starts=torch.tensor(starts, dtype=torch.int32, device=self.device),
             longest=max(lengths),
         )
-        zeros = torch.zeros(tokens, dtype=torch.int32, device=self.device)
-        hidden = self.model(zeros, self.kv_cache, AttentionMetadata(zeros, None, prompts))
-        hidden = hidden[zeros[: min(tokens, num_rows)]]
+        self.rows.positions.zero_()
+        zeros = torch.zeros(1 + tokens, dtype=torch.int32, device=self.device)
+        metadata = AttentionMetadata(zeros, self._plan_decodes(1), prompts)
+        hidden = self.model(zeros, self.kv_cache, metadata)[zeros[:num_rows]]
         self._sample(hidden, slice(len(hidden)))
         chunk = slice(min(len(hidden), FILTERED_AT_ONCE))
         logits, asked = self.model.logits(hidden[chunk]), self._asked(chunk)
         filters = Filters(asked.seeds, asked.temperature, asked.temperature)
         sample_filtered(logits, asked, filters, self.ranks, self.model.vocab_size)
 
-    @torch.inference_mode()
+    @on_its_device
     def capture(self, sizes: list[int]) -> None:
         """Record a decode step of each size as a CUDA graph, the largest first, in one pool.
 

@@ -59,6 +59,16 @@ class Ranks:
         count = max(1, (self.rank + 1) * units // self.size - start)
         return Shard(start * width, count * width, units * width, dim)
 
+    def place(self, device: torch.device) -> torch.device:
+        """Where this rank computes: ranks take the GPUs in turn, several one if there are few."""
+        if self.size == 1 or device.type == "cpu":
+            return device
+        return torch.device("cuda", self.rank % torch.cuda.device_count())
+
+    def per_gpu(self) -> int:
+        """The most ranks that share a GPU."""
+        return -(-self.size // torch.cuda.device_count())
+
     # -- starting, agreeing, ending --------------------------------------------------------------
 
     @classmethod

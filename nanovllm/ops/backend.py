@@ -53,9 +53,9 @@ class Backend:
 TORCH = Backend("torch")
 NAMES = ("torch", "triton", "flash")
 LARGEST_HEAD = 256
-# What "auto" takes for decode rows and for prompts, by the GPU's capability; as measured by
-# `course bench attention` and `course bench W3` (figures/data/NOTES.md).
-AUTO = {(9, 0): ("triton", "triton")}
+# What "auto" takes for decode rows and for prompts, by the GPU's capability, as far as it is
+# installed; measured with FlashAttention-3 (figures/data/NOTES.md).
+AUTO = {(9, 0): ("triton", "flash")}
 AUTO_ELSEWHERE = ("triton", "triton")
 
 
@@ -80,6 +80,12 @@ def choose_backend(name: str, device: torch.device, head_dim: int, block_size: i
     capability = torch.cuda.get_device_capability(device)
     decodes, prompts = (by_name.get(n, found[0]) for n in AUTO.get(capability, AUTO_ELSEWHERE))
     return replace(decodes, attend_prompts=prompts.attend_prompts)
+
+
+def compiled(backend: Backend) -> Backend:
+    """`backend`, with what stands beside a product (norm, sum, gate) fused by torch.compile."""
+    linear, gated_linear = map(torch.compile, (products.linear, products.gated_linear))
+    return replace(backend, linear=linear, gated_linear=gated_linear)
 
 
 def why_not_triton(device: torch.device, head_dim: int) -> str | None:

@@ -1,0 +1,131 @@
+"""What every committed notebook must be, read from its file alone: no kernel runs here.
+
+`lint(path)` returns one line a problem, each naming the notebook and the cell.
+"""
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from course.lessons import FILES_OF_LESSON
+from course.notebooks.build import read_notebook
+from course.notebooks.lint_pages import PAGE_LINTS
+from course.notebooks.source import first_line
+
+CELLS = range(20, 61)
+WORDS = range(600, 2201)
+MOST_BYTES = 1_500_000
+MOST_COLUMNS = 100
+CARD = ("Minutes", "Difficulty", "Hardware", "Needs", "Ends in")
+
+Cell = Any
+Notebook = Any
+Lint = Callable[[Notebook, Path], Iterator[tuple[int | None, str]]]
+
+
+def lint(path: Path) -> list[str]:
+    """Every problem of one notebook, as `name, cell i (first line): what is wrong`."""
+    notebook = read_notebook(path)
+    problems = []
+    for check in LESSON_LINTS + CODE_LINTS + PAGE_LINTS:
+        for index, text in check(notebook, path):
+            where = path.name
+            if index is not None:
+                where += f", cell {index} ({first_line(notebook.cells[index].source)[:50]!r})"
+            problems.append(f"{where}: {text}")
+    return problems
+
+
+def code_cells(notebook: Notebook) -> list[tuple[int, Cell]]:
+    return [(i, cell) for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+
+
+def lint_run_in_order(notebook: Notebook, path: Path) -> Iterator[tuple[int | None, str]]:
+    """Stripped or re-run cells: a page must read complete, from one run top to bottom."""
+    for position, (index, cell) in enumerate(code_cells(notebook), start=1):
+        if cell.execution_count is None:
+            yield index, "was never run: outputs are stored in the repository"
+        elif cell.execution_count != position:
+            yield index, f"ran as number {cell.execution_count}, but stands at {position}"
+    if not any(cell.outputs for _, cell in code_cells(notebook)):
+        yield None, "no cell has an output"
+
+
+def lint_outputs_are_clean(notebook: Notebook, path: Path) -> Iterator[tuple[int | None, str]]:
+    for index, cell in code_cells(notebook):
+        for output in cell.outputs:
+            if output.output_type == "error":
+                yield index, f"stores an error: {output.ename}: {output.evalue}"
+            elif output.get("name") == "stderr":
+                yield index, f"prints to stderr: {output.text.strip()[:80]!r}"
+
+
+def lint_markers(notebook: Notebook, path: Path) -> Iterator[tuple[int | None, str]]:
+    """nbval's ways of not noticing a failure, and shell lines, whose failure nothing notices."""
+    for index, cell in code_cells(notebook):
+        tags = {str(tag).lower().replace("_", "-") for tag in cell.metadata.get("tags", [])}
+        comments = {
+            line.strip("# ").lower().replace("_", "-")
+            for line in cell.source.splitlines()
+            if line.strip().startswith("#")
+        }
+        for name in ("raises-exception", "nbval-raises-exception", "nbval-skip"):
+            if name in tags | comments:
+                yield index, f"{name} passes whatever happens: catch the error and assert on it"
+        for tag in cell.metadata.get("tags", []):
+            if tag == "NBVAL_CHECK_OUTPUT":
+                yield index, "nbval reads the tag nbval-check-output, not NBVAL_CHECK_OUTPUT"
+        if re.search(r"^\s*(\w+\s*=\s*)?!|^%%(bash|sh|script)\b", cell.source, re.MULTILINE):
+            yield index, "a shell line fails in silence: subprocess.run(..., check=True)"
+
+
+def lint_code(notebook: Notebook, path: Path) -> Iterator[tuple[int | None, str]]:
+    """At least one assert a lesson, and no line that runs off the page."""
+    asserts = 0
+    for index, cell in code_cells(notebook):
+        lines = cell.source.splitlines()
+        python = "\n".join("pass" if re.match(r"[%!]", line) else line for line in lines)
+        try:
+            asserts += sum(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(python)))
+        except SyntaxError as error:
+            yield index, f"is not Python: {error}"
+        for line in lines:
+            if len(line) > MOST_COLUMNS:
+                yield index, f"a line of {len(line)} columns, at most {MOST_COLUMNS}"
+    if not asserts:
+        yield None, "no cell asserts anything"
+
+
+def lint_size(notebook: Notebook, path: Path) -> Iterator[tuple[int | None, str]]:
+    """Far outside the usual size of a lesson (36 cells, 1,200 words) it is another thing."""
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    words = sum(len(text.split()) for text in texts)
+    for count, allowed, what in ((len(notebook.cells), CELLS, "cells"), (words, WORDS, "words")):
+        if count not in allowed:
+            yield None, f"{count:,} {what}; a lesson has {allowed.start:,} to {allowed.stop - 1:,}"
+    if (size := path.stat().st_size) > MOST_BYTES:
+        yield None, f"{size:,} bytes, at most {MOST_BYTES:,}"
+
+
+def lint_card(notebook: Notebook, path: Path) -> Iterator[tuple[int | None, str]]:
+    """The first cell says what the lesson takes: a table row `| Minutes | 45 |` for each."""
+    if path.stem not in FILES_OF_LESSON:
+        yield None, "is not a lesson of course/lessons.py"
+        return
+    card = notebook.cells[0]
+    for label in CARD:
+        found = re.search(rf"^\| *{label} *\|(.*)\|", card.source, re.MULTILINE)
+        if card.cell_type != "markdown" or not found or not found[1].strip():
+            yield 0, f"the card has no row '| {label} | ... |'"
+        elif label == "Minutes" and not re.search(r"\d", found[1]):
+            yield 0, "the card's minutes are a number"
+        elif label == "Ends in":
+            for name in FILES_OF_LESSON[path.stem]:
+                if f"nanovllm/{name}" not in found[1]:
+                    yield 0, f"the card's 'Ends in' does not name nanovllm/{name}"
+
+
+LESSON_LINTS: list[Lint] = [lint_card, lint_size]
+CODE_LINTS: list[Lint] = [lint_run_in_order, lint_outputs_are_clean, lint_markers, lint_code]

@@ -1,0 +1,92 @@
+"""Hooks for pytest with nbval: skip by what a notebook requires, stop it at its first failure,
+and say how long it took. `notebooks/conftest.py` takes them from here.
+
+Reports on the whole run are made where all results arrive, so they hold under pytest-xdist too.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from course.notebooks.source import missing_requirement
+
+REPORT_SECONDS = 90  # the course's own limit: above it a notebook is named as slow
+# A busy machine can take twice as long, and no timing is asserted tightly: only above this the
+# run fails, since then something hangs or computes what it should not.
+FAIL_SECONDS = 180
+SLOWEST = 10
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reasons: dict[Any, str | None] = {}
+    for item in items:
+        notebook_file = item.parent
+        if notebook := getattr(notebook_file, "nb", None):
+            if notebook_file not in reasons:
+                reasons[notebook_file] = missing_requirement(notebook)
+            if reason := reasons[notebook_file]:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if failed := getattr(item.parent, "failed_at", None):
+        pytest.skip(f"stopped at this notebook's first failure, {failed}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Any:
+    report = yield
+    if report.failed and not hasattr(item.parent, "failed_at"):
+        item.parent.failed_at = item.name
+    return report
+
+
+def seconds_by_notebook(durations: dict[str, float]) -> dict[str, float]:
+    """Seconds a cell, by node id -> seconds a notebook, in the order of their names."""
+    total: dict[str, float] = defaultdict(float)
+    for node, seconds in durations.items():
+        total[node.partition("::")[0]] += seconds
+    return dict(sorted(total.items()))
+
+
+def too_slow(durations: dict[str, float], limit: float) -> list[str]:
+    return [name for name, seconds in seconds_by_notebook(durations).items() if seconds > limit]
+
+
+def report_lines(durations: dict[str, float]) -> list[str]:
+    """The slowest cells, then every notebook's seconds, the slow ones named as such."""
+    slowest = sorted(durations.items(), key=lambda pair: -pair[1])[:SLOWEST]
+    lines = [f"{seconds:7.1f} s  {node}" for node, seconds in slowest]
+    lines.append("")
+    for name, seconds in seconds_by_notebook(durations).items():
+        note = f"  SLOW: over {REPORT_SECONDS} s" if seconds > REPORT_SECONDS else ""
+        note = f"  FAILED: over {FAIL_SECONDS} s" if seconds > FAIL_SECONDS else note
+        lines.append(f"{seconds:7.1f} s  {name}{note}")
+    return lines
+
+
+def durations_of(config: pytest.Config) -> dict[str, float]:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    durations: dict[str, float] = defaultdict(float)
+    for reports in reporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                durations[report.nodeid] += report.duration
+    return durations
+
+
+def is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not is_worker(session.config) and too_slow(durations_of(session.config), FAIL_SECONDS):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    terminalreporter.section(f"the {SLOWEST} slowest cells, and each notebook")
+    for line in report_lines(durations_of(config)):
+        terminalreporter.write_line(line)
