@@ -76,7 +76,7 @@ class LLMEngine:
         try:
             reserved = reserved_bytes(self.device)
             model = loader.load_model(folder, config, backend, self.ranks, settled)
-            self.ranks.connect()
+            self.ranks.connect(self.device)
             runner = ModelRunner(model, make_kv_cache(config, settled, self.ranks, 1), settled)
             num_blocks = count_blocks(runner, settled, reserved)
             runner.kv_cache = make_kv_cache(config, settled, self.ranks, num_blocks)

@@ -33,7 +33,7 @@ def on_ranks(size, function):
     def run(rank):
         try:
             ranks = Ranks(rank, size, store)
-            ranks.connect()
+            ranks.connect(torch.device("cpu"))
             results[rank] = function(ranks)
         except BaseException as error:
             failures.append(error)

@@ -82,7 +82,7 @@ def gpu_budget(runner: ModelRunner, args: EngineArgs, reserved_before: int) -> i
 
 def graph_sizes(runner: ModelRunner, args: EngineArgs) -> list[int]:
     """Batch sizes to capture, rising, the last one max_num_seqs; none if nothing is captured."""
-    if args.enforce_eager or not runner.backend.capturable or runner.ranks.size > 1:
+    if args.enforce_eager or not (runner.backend.capturable and runner.ranks.capturable):
         return []
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, args.max_num_seqs, 32)]
     return [size for size in sizes if size < args.max_num_seqs] + [args.max_num_seqs]

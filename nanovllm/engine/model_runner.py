@@ -7,7 +7,8 @@ for each batch size as a CUDA graph, and replayed. Prompts come from the host, a
 
 from collections.abc import Callable
 from functools import wraps
-from itertools import accumulate, pairwise
+from itertools import accumulate
+from types import SimpleNamespace as Namespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from nanovllm.config import EngineArgs
 from nanovllm.engine.persistent_batch import PersistentBatch, upload
 from nanovllm.engine.scheduler import Batch
 from nanovllm.model.decoder import Decoder
+from nanovllm.model.parallel import Ranks
 from nanovllm.ops.attention import AttentionMetadata, Rows
 from nanovllm.ops.sampler import Filters, SamplingMetadata, sample, sample_filtered
 from nanovllm.sampling_params import LARGEST_INT
@@ -43,8 +45,9 @@ class PendingTokens:
     reading waits for this step alone. The step itself runs on while the host plans.
     """
 
-    def __init__(self, ids: Tensor | None):
+    def __init__(self, ids: Tensor | None, ranks: Ranks):
         self._ids = ids  # [num_sampled] int64 on the device; None: no row sampled
+        self._ranks = ranks
         self._copied: torch.cuda.Event | None = None
         if ids is not None and ids.is_cuda:
             self._ids = torch.empty_like(ids, device="cpu", pin_memory=True)
@@ -54,7 +57,7 @@ class PendingTokens:
 
     def read(self) -> list[int]:
         if self._copied is not None:
-            self._copied.synchronize()
+            self._ranks.wait_for(self._copied)
         return [] if self._ids is None else self._ids.tolist()
 
 
@@ -79,7 +82,7 @@ class ModelRunner:
     def launch(self, batch: Batch) -> PendingTokens:
         """Start a step: every kernel is queued when this returns, on a CPU even done."""
         try:
-            return PendingTokens(self._launch(batch))
+            return PendingTokens(self._launch(batch), self.ranks)
         except BaseException:
             self.rows.forget()
             raise
@@ -202,21 +205,15 @@ class ModelRunner:
     def rehearse(self, max_num_batched_tokens: int) -> None:
         """Run the step that needs the most memory, over a cache whose block 0 may be spoiled."""
         num_rows, longest = len(self.rows.ids), self.max_blocks * self.block_size
-        tokens = min(max_num_batched_tokens, num_rows * longest)
-        starts = [*range(0, tokens, longest), tokens]
-        lengths = [end - start for start, end in pairwise(starts)]
-        prompts = Rows(
-            slot_mapping=torch.full((tokens,), -1, device=self.device),
-            context_lens=torch.tensor(lengths, dtype=torch.int32, device=self.device),
-            block_tables=self.rows.block_tables[: len(lengths)],
-            starts=torch.tensor(starts, dtype=torch.int32, device=self.device),
-            longest=max(lengths),
+        decodes = min(1, num_rows - 1)
+        tokens = min(max_num_batched_tokens, (num_rows - decodes) * longest)
+        counts = [1] * decodes + [longest] * (tokens // longest) + [tokens % longest]
+        seq = Namespace(
+            block_table=[0] * self.max_blocks, num_cached=longest, token_ids=[0] * tokens
         )
+        batch: Any = [Namespace(seq=seq, start=0, end=n, num_tokens=n) for n in counts if n]
         self.rows.positions.zero_()
-        zeros = torch.zeros(1 + tokens, dtype=torch.int32, device=self.device)
-        metadata = AttentionMetadata(zeros, self._plan_decodes(1), prompts)
-        hidden = self.model(zeros, self.kv_cache, metadata)[zeros[:num_rows]]
-        self._sample(hidden, slice(len(hidden)))
+        hidden, _ = self._mixed(batch, decodes, [0] * num_rows)
         chunk = slice(min(len(hidden), FILTERED_AT_ONCE))
         logits, asked = self.model.logits(hidden[chunk]), self._asked(chunk)
         filters = Filters(asked.seeds, asked.temperature, asked.temperature)
@@ -236,7 +233,8 @@ class ModelRunner:
             self._decode(size)  # compiles what is not compiled yet
             torch.cuda.synchronize(self.device)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            # "thread_local": NCCL's own thread may ask CUDA things meanwhile
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 hidden, ids = self._decode(size)
             self.graphs[size] = (graph, hidden, ids)
 

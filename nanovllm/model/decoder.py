@@ -43,7 +43,7 @@ class Attention(nn.Module):
         )
         outputs = {"q_proj": (heads, dim), "k_proj": (kv_heads, dim), "v_proj": (kv_heads, dim)}
         self.qkv_proj = ColumnLinear(config, ranks, outputs, config.qkv_bias, backend.linear)
-        self.o_proj = RowLinear(config, ranks, heads, dim, config.o_bias, backend.linear)
+        self.o_proj = RowLinear(config, ranks, (heads, dim), config.o_bias, backend.linear)
         self.q_norm = RMSNorm(dim, config) if config.qk_norm else None
         self.k_norm = RMSNorm(dim, config) if config.qk_norm else None
 
@@ -65,7 +65,7 @@ class MLP(nn.Module):
         inner, bias = config.intermediate_size, config.mlp_bias
         outputs = {"gate_proj": (inner, 1), "up_proj": (inner, 1)}
         self.gate_up_proj = ColumnLinear(config, ranks, outputs, bias, backend.gated_linear)
-        self.down_proj = RowLinear(config, ranks, inner, 1, bias, backend.linear)
+        self.down_proj = RowLinear(config, ranks, (inner, 1), bias, backend.linear)
 
     def forward(self, x: Tensor, norm: RMSNorm) -> Tensor:
         return self.down_proj(self.gate_up_proj(x, norm), residual=x)

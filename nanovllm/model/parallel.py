@@ -47,6 +47,7 @@ class Ranks:
     def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None):
         self.rank, self.size, self.store = rank, size, store
         self.group: Any = None
+        self.device, self.capturable = torch.device("cpu"), size == 1  # see `connect`
         self.workers: list[subprocess.Popen] = []  # on rank 0, if it started the others
         self._num_shared = 0
 
@@ -97,7 +98,7 @@ class Ranks:
             raise ValueError(f"tensor_parallel_size={size}, but torchrun started {world} ranks")
         return cls(rank, size, dist.PrefixStore(f"engine{engine_number}", store))
 
-    def connect(self) -> None:
+    def connect(self, device: torch.device) -> None:
         """Wait until every rank has come this far, then open the process group."""
         if self.size == 1:
             return
@@ -109,10 +110,16 @@ class Ranks:
                 raise TimeoutError(f"not all {self.size} ranks were ready within {START_TIMEOUT}")
             time.sleep(0.02)
         self.store.set_timeout(IDLE_TIMEOUT)
+        self.device = device
+        self.capturable = device.type == "cuda" and self.per_gpu() == 1  # NCCL can be, gloo not
+        store = dist.PrefixStore("group", self.store)
+        if self.capturable:
+            nccl = dist.ProcessGroupNCCL
+            self.group = nccl(store, self.rank, self.size, nccl.Options())
+            return
         options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
         options._timeout = STEP_TIMEOUT
-        store = dist.PrefixStore("group", self.store)
         self.group = dist.ProcessGroupGloo(store, self.rank, self.size, options)
 
     def share(self, message: Any) -> Any:
@@ -136,6 +143,16 @@ class Ranks:
             if worker.poll() is not None:
                 raise RuntimeError(f"rank {rank} has ended with exit code {worker.returncode}")
 
+    def wait_for(self, done: torch.cuda.Event) -> None:
+        """Wait for what this GPU does; RuntimeError if another rank is gone, and it never ends."""
+        deadline = time.monotonic() + STEP_TIMEOUT.total_seconds()
+        while self.size > 1 and not done.query():
+            self.check_workers()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"a step did not end in {STEP_TIMEOUT}: is a rank gone?")
+            time.sleep(2e-5)
+        done.synchronize()
+
     def close(self, kill: bool = False) -> None:
         """Wait for the workers this process started to end, and end those that do not."""
         for worker in self.workers:
@@ -145,6 +162,8 @@ class Ranks:
                 worker.kill()
                 worker.wait()
         self.workers.clear()
+        if kill and self.capturable and self.group is not None:
+            self.group.abort()  # a collective may be running that will never end
         self.group = None
 
     # -- collectives -----------------------------------------------------------------------------
@@ -157,7 +176,7 @@ class Ranks:
 
     def minimum(self, value: int) -> int:
         """The smallest of all ranks' values."""
-        return int(min(self._gather(torch.tensor([value]))))
+        return int(min(self._gather(torch.tensor([value], device=self.device))))
 
     def gather_columns(self, x: Tensor, num_columns: int) -> Tensor:
         """Whole rows [num_rows, num_columns] from each rank's `shard` of the columns."""
@@ -237,20 +256,17 @@ class ColumnLinear(nn.Module):
 
 
 class RowLinear(Sharded):
-    """A linear whose input features are split over ranks; its output is the sum of their parts."""
+    """A linear whose input features are split over ranks; its output is the sum of their parts.
+
+    `inputs` is (units, features a unit).
+    """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        ranks: Ranks,
-        units: int,
-        width: int,
-        bias: bool,
-        linear: Callable,
+        self, config: ModelConfig, ranks: Ranks, inputs: tuple, bias: bool, linear: Callable
     ):
         super().__init__()
         self.ranks, self.linear = ranks, linear
-        hidden, shard = config.hidden_size, ranks.shard(units, width, dim=1)
+        hidden, shard = config.hidden_size, ranks.shard(*inputs, dim=1)
         self.hold("weight", torch.empty(hidden, shard.count, dtype=config.dtype), shard)
         if bias:
             self.hold("bias", torch.empty(hidden, dtype=config.dtype), Ranks().shard(hidden))

@@ -56,7 +56,6 @@ LARGEST_HEAD = 256
 # What "auto" takes for decode rows and for prompts, by the GPU's capability, as far as it is
 # installed; measured with FlashAttention-3 (figures/data/NOTES.md).
 AUTO = {(9, 0): ("triton", "flash")}
-AUTO_ELSEWHERE = ("triton", "triton")
 
 
 def choose_backend(name: str, device: torch.device, head_dim: int, block_size: int) -> Backend:
@@ -73,12 +72,13 @@ def choose_backend(name: str, device: torch.device, head_dim: int, block_size: i
         return TORCH
     if problem:
         raise ValueError(f"attention_backend={name!r} cannot be used: {problem}")
+    found = {"triton": triton_backend()}
+    if name == "flash" or (name == "auto" and has_flash(block_size)):
+        found["flash"] = flash_backend(block_size)
     if name != "auto":
-        return flash_backend(block_size) if name == "flash" else triton_backend()
-    found = [triton_backend(), *([flash_backend(block_size)] if has_flash(block_size) else [])]
-    by_name = {backend.name: backend for backend in found}
-    capability = torch.cuda.get_device_capability(device)
-    decodes, prompts = (by_name.get(n, found[0]) for n in AUTO.get(capability, AUTO_ELSEWHERE))
+        return found[name]
+    wanted = AUTO.get(torch.cuda.get_device_capability(device), ("triton", "triton"))
+    decodes, prompts = (found.get(name, found["triton"]) for name in wanted)
     return replace(decodes, attend_prompts=prompts.attend_prompts)
 
 
@@ -130,19 +130,20 @@ def has_flash(block_size: int) -> bool:
 
 def flash_backend(block_size: int) -> Backend:
     """`triton` with the attention of FlashAttention-3 if it is installed, else of version 2."""
-    attend = flash3
-    if importlib.util.find_spec("flash_attn_interface") is None:
+    if importlib.util.find_spec("flash_attn_interface"):
+        attend = flash3
+    elif importlib.util.find_spec("flash_attn") is None:
+        raise ValueError(
+            "attention_backend='flash' needs FlashAttention: install version 3 (package "
+            "flash_attn_interface, for Hopper GPUs) or 2 (pip install flash-attn)"
+        )
+    elif block_size % 256:
+        raise ValueError(
+            f"attention_backend='flash' with flash-attn 2 needs a block_size that is a "
+            f"multiple of 256, got block_size={block_size}"
+        )
+    else:
         attend = flash2
-        if importlib.util.find_spec("flash_attn") is None:
-            raise ValueError(
-                "attention_backend='flash' needs FlashAttention: install version 3 (package "
-                "flash_attn_interface, for Hopper GPUs) or 2 (pip install flash-attn)"
-            )
-        if block_size % 256:
-            raise ValueError(
-                f"attention_backend='flash' with flash-attn 2 needs a block_size that is a "
-                f"multiple of 256, got block_size={block_size}"
-            )
     return replace(triton_backend(), name="flash", attend_decodes=attend, attend_prompts=attend)
 
 

@@ -29,9 +29,6 @@ class SamplingMetadata:
     seeds: Tensor  # [num_rows, 1] int64
     positions: Tensor  # [num_rows, 1]: where the new token will stand
 
-    def __getitem__(self, rows: Tensor) -> "SamplingMetadata":
-        return SamplingMetadata(self.temperature[rows], self.seeds[rows], self.positions[rows])
-
 
 @dataclass(frozen=True)
 class Filters:
