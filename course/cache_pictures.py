@@ -1,8 +1,8 @@
 """Drawings of a contiguous cache: one token's step by hand, and what a batch's rows hold.
 
-    frame = token_frame(keys, values, query, step)      # numbers in their cells
-    spans = row_spans(prompts, outputs, step, max_len)  # of each row: live, done, padded, empty
-    fig = batch_map(spans, "Cache after 20 steps")
+frame = token_frame(keys, values, query, step)      # numbers in their cells
+spans = row_spans(prompts, outputs, step, max_len)  # of each row: live, done, padded, empty
+fig = batch_map(spans, "Cache after 20 steps")
 """
 
 from collections.abc import Sequence
@@ -120,4 +120,45 @@ def batch_map(rows: list[list[Span]], title: str, cells: bool = False) -> Any:
         for kind, (colour, hatch) in KINDS.items()
     ]
     fig.legend(handles=keys, loc="outside lower center", ncols=3, fontsize=9.5)
+    return fig
+
+
+# -- measured ------------------------------------------------------------------------------------
+
+
+def pass_times(sizes: Sequence[int], ms: Sequence[float], reading: float, computing: float) -> Any:
+    """Milliseconds of a pass against its tokens, over two floors.
+
+    reading: ms to read all weights once; computing: ms of one token's arithmetic.
+    """
+    from course import machine
+    from course.plots import figure
+
+    fig, axes = figure("Time of one pass", machine.describe())
+    axes.plot(sizes, ms, label="measured")
+    axes.plot(sizes, [reading] * len(sizes), ls="--", label="floor: reading the weights once")
+    axes.plot(sizes, [n * computing for n in sizes], ls=":", label="floor: arithmetic")
+    axes.set(xscale="log", yscale="log", xlabel="tokens computed in the pass, n", ylabel="ms")
+    axes.set_xticks(sizes, [str(n) for n in sizes])
+    axes.minorticks_off()
+    axes.legend()
+    return fig
+
+
+def next_token_times(lengths: Sequence[int], times: Sequence[tuple[float, float]]) -> Any:
+    """Milliseconds of one more token by stages 01 and 02, and how many times faster 02 is."""
+    from course import machine
+    from course.plots import GREEN, figure
+
+    fig, (left, right) = figure("One more token", machine.describe(), columns=2)
+    left.plot(lengths, times, label=["stage 01: compute all", "stage 02: compute one"])
+    left.set(xlabel="tokens so far, n", ylabel="ms for the next token", yscale="log")
+    left.legend()
+    right.plot(lengths, [again / kept for again, kept in times], color=GREEN, marker="^")
+    right.axhline(1, color="black", lw=1, marker="")
+    right.set(xlabel="tokens so far, n", ylabel="times faster with the cache", ylim=0)
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [str(n) for n in lengths])
+        axes.minorticks_off()
     return fig

@@ -19,7 +19,7 @@ def draw() -> Picture:
     p.text((30, 30), TITLE, 17, anchor="start", bold=True)
     prefill(p, SIDE["prefill"])
     decode(p, SIDE["decode"])
-    p.text((30, 410), "A query is used in its own row alone: nobody asks for it again.", 13, "start")
+    p.text((30, 410), "A query is used in its own row alone, and is not kept.", 13, "start")
     return p
 
 
