@@ -80,7 +80,7 @@ assert computed == N * P + N * (N - 1) // 2
 # %% [markdown]
 # ## The picture, and the symbols
 #
-# ![Two tables with queries as rows and keys as columns. Prefill: four queries in one pass, a triangle; four keys and values are stored. Decode: one query reads four keys and values from the cache, and its own, which is stored first.](../figures/kv_cache.svg)
+# ![Prefill: four queries over a triangle of keys; four keys and values are stored. Decode: one query reads these from the cache, and its own, stored first.](../figures/kv_cache.svg)
 #
 # | symbol | meaning | the course's model |
 # |:--|:--|--:|
@@ -224,7 +224,7 @@ begin = torch.zeros(1, dtype=torch.int64, device=timed.device)  # a text starts 
 
 def pass_ms(n):
     some, cache = torch.randint(timed.vocab_size, (1, n)).to(timed.device), timed.new_cache(1, n)
-    return 1e3 * measure(lambda: timed.model.logits(timed.forward(some, begin, cache)[-1:])).lowest
+    return 1e3 * measure(lambda: timed.model.logits(timed.forward(some, begin, cache))).lowest
 
 
 sizes = [2**i for i in range(10)]
@@ -237,9 +237,8 @@ show(fig, f"A pass of 1 token: {passes[0]:.1f} ms; of 32: {passes[5]:.1f}; of 51
 # <summary>How to read it</summary>
 #
 # The floors cross at your $n = b \cdot \text{ridge} / 2$. Left of it more tokens cost little more time:
-# decode leaves the arithmetic idle. Right of it time grows with $n$. The measured line lies above the
-# floors, most of all on the left: starting some hundred small operations takes milliseconds whatever
-# their size (lesson 07).
+# decode leaves the arithmetic idle. The measured line lies above the floors, most of all on the left:
+# starting some hundred small operations takes milliseconds whatever their size (lesson 07).
 #
 # </details>
 #
@@ -356,8 +355,7 @@ print(f"{(clean != dirty).sum()} of {clean.numel()} tokens changed")
 assert torch.equal(clean, dirty)
 
 # %% [markdown]
-# None: a hidden place has weight exactly 0, and $0 \cdot 99 = 0$. But $0 \cdot \text{NaN}$ is NaN, so a
-# cache starts as zeros.
+# None: a hidden place has weight exactly 0. (But $0 \cdot \text{NaN}$ is NaN: a cache starts as zeros.)
 #
 # ## Check: the same answer
 #
@@ -398,7 +396,9 @@ def next_token_ms(n):
     some, at = torch.randint(timed.vocab_size, (n,)).tolist(), torch.tensor([n]).to(timed.device)
     cache = timed.new_cache(1, n + 1)
     recomputed = measure(lambda: again.last_logits(some), repeats=3)
-    return 1e3 * recomputed.lowest, 1e3 * measure(lambda: timed.decode([5], at, cache), 9).lowest
+    return 1e3 * recomputed.lowest, 1e3 * measure(
+        lambda: timed.decode([5], at, cache), repeats=9
+    ).lowest
 
 
 lengths = [n for n in (4, 16, 64, 256, 900, 3600, 7200) if n < config.max_position_embeddings]
@@ -430,8 +430,8 @@ for name, room in (("one row at a time", 88), ("four rows together", 4 * 88)):
     print(f"cache, {name}: {gain:.1f} times stage 01; {compare(result, plain)}")
 
 # %% [markdown]
-# Now the workload that every stage of the ladder gets. Lesson 01 recorded stage 01; where that record is
-# missing, the cell makes it, which takes a while.
+# Now the workload that every stage of the ladder gets. Where lesson 01 left no record of stage 01, the
+# cell makes one, which takes a while.
 
 # %%
 from course.records import load, record
@@ -451,9 +451,8 @@ fig = plots.ladder(upto=2)
 show(fig, fig.alt_text)
 
 # %% [markdown]
-# Faster, and hungrier: stage 01 kept nothing. Between the filled and the hollow mark lies memory that was
-# reserved and, even at the best moment, held no token that anybody needed. (On a CPU the peak is the whole
-# process, this notebook and torch included.)
+# Faster, and hungrier: stage 01 kept nothing. Between the filled and the hollow mark lies memory that,
+# even at the best moment, held no token that anybody needed. (On a CPU the peak is the whole process.)
 #
 # ## Measure: waste
 #
@@ -526,12 +525,15 @@ assert share(spans, "live") == log.reports[30][1] / log.reports[30][0]
 fig, axes = plots.figure("Live share of the reserved cache", "this mix, on any machine", height=2.6)
 axes.plot([100 * live / reserved for reserved, live in log.reports], marker="")
 axes.set(xlabel="steps of the first batch, then of the second", ylabel="% live", ylim=(0, 50))
-show(fig, "The live share begins at 22% and falls as rows finish, and the same in the second batch")
+show(
+    fig,
+    "The live share begins near a fifth and falls as rows finish; the second batch does the same",
+)
 
 # %% [markdown]
-# An eighth of the memory is in use, and two thirds of the answer tokens are thrown away. The losses have
-# names: places **reserved** for an answer that stays short; rows **finished** and held; **padding**,
-# computed and stored. vLLM's authors found 20 to 38% of the cache in use in engines of 2023
+# An eighth of the memory is in use, and two thirds of the answer tokens are thrown away. Lost are places
+# **reserved** for an answer that stays short, rows **finished** and held, and **padding**. vLLM's authors
+# found 20 to 38% of the cache in use in engines of 2023
 # ([Kwon et al.](https://arxiv.org/abs/2309.06180)).
 #
 # ## In real vLLM
@@ -552,21 +554,20 @@ show(fig, "The live share begins at 22% and falls as rows finish, and the same i
 #
 # 1. **Predict** (5 min): how many requests of 2,048 tokens fit beside Qwen3-32B on a GPU of 80 GB.
 # 2. **Implement** (20 min): the mask and the positions of a batch padded on the *left*.
-# 3. **Break and fix** (15 min): a decode step that reads before it stores.
+# 3. **Break and fix** (15 min): a batch whose positions count the padding.
 
 # %% [markdown]
 # ## Recap
 #
-# Keys and values of a token depend on no later token, so they are computed once and kept; its query is
-# used once and dropped. Prefill computes many tokens a pass and is limited by arithmetic, decode one and
-# is limited by memory. A contiguous cache gives the same answer faster, and wastes most of what it
-# reserves when requests differ.
+# A token's keys and values depend on no later token, so they are kept; its query is used once. Prefill
+# computes many tokens a pass and is limited by arithmetic, decode one and is limited by memory. A
+# contiguous cache gives the same answer faster, and wastes most of its memory when requests differ.
 #
 # **Check yourself.**
 #
 # <details><summary>1. Why is there no cache of queries?</summary>
 #
-# Query $t$ is used in row $t$ of the output alone, and that row is computed in the same pass.
+# Query $t$ is used in row $t$ of the output alone, in the pass that computes it.
 #
 # </details>
 # <details><summary>2. Qwen3-0.6B: L = 28, H<sub>kv</sub> = 8, D = 128, bfloat16. Bytes a token?</summary>
