@@ -185,8 +185,7 @@ steps(frames, captions, "One token's query beside the tables of cached keys and 
 assert torch.allclose(torch.cat(new_rows), out)
 
 # %% [markdown]
-# Four passes of one token give the rows of one pass of four. In each step the last query is gone, and
-# nobody misses it.
+# Four passes of one token give the rows of one pass of four, and nobody missed an old query.
 #
 # ## Step 3: two phases
 #
@@ -282,9 +281,8 @@ assert cache.numel() * cache.element_size() == 300 * bytes_per_token(5, 2, 64, 4
 # ## Assemble: rows, positions, masks
 #
 # In a batch, stage 02 gives each request a row of `max_len` **places**. Shorter prompts are **padded** on
-# the right to the longest. Two things keep padding out of an answer: positions count from 0 in each row,
-# and a mask hides all places after a token's own. Take prompts of 2 and 4 tokens; a row's context is the
-# tokens it reads.
+# the right to the longest. Positions count from 0 in each row, and a mask hides all places after a
+# token's own. Take prompts of 2 and 4 tokens; a row's context is the tokens it reads.
 
 
 # %% tags=["nbval-check-output"]
@@ -314,7 +312,7 @@ show_source(contiguous.attend, ContiguousCache.prefill, ContiguousCache.decode)
 
 # %% [markdown]
 # The other half tells the decoder where tokens go: row $i$'s token at position $p$ is written to
-# **slot** $i \cdot \text{max\_len} + p$.
+# **slot** $i \cdot \text{max\_len} + p$. (Block tables belong to lesson 03. Here a row is one long block.)
 
 # %%
 show_source(ContiguousCache.forward, ContiguousCache.serve_batch)
@@ -395,10 +393,9 @@ again.prepare(job)
 def next_token_ms(n):
     some, at = torch.randint(timed.vocab_size, (n,)).tolist(), torch.tensor([n]).to(timed.device)
     cache = timed.new_cache(1, n + 1)
-    recomputed = measure(lambda: again.last_logits(some), repeats=3)
-    return 1e3 * recomputed.lowest, 1e3 * measure(
-        lambda: timed.decode([5], at, cache), repeats=9
-    ).lowest
+    all_again = measure(lambda: again.last_logits(some), repeats=3)
+    only_one = measure(lambda: timed.decode([5], at, cache), repeats=9)
+    return 1e3 * all_again.lowest, 1e3 * only_one.lowest
 
 
 lengths = [n for n in (4, 16, 64, 256, 900, 3600, 7200) if n < config.max_position_embeddings]
@@ -411,8 +408,9 @@ show(next_token_times(lengths, times), f"Times faster with a cache, by tokens so
 # token. An answer of **one token**, as in classification, is a prefill and nothing else. And where memory
 # is scarcer than time, it may be right to drop keys and values and compute them again (lesson 05).
 #
-# A cache also makes **batches** cheap, as rows share each reading of the weights. Separate the two gains
-# on four prompts of 64 tokens, with 24 to answer; `compare` holds the tokens to stage 01's.
+# A cache also makes **batches** cheap, as rows share each reading of the weights. **Predict**: with four
+# prompts of 64 tokens and 24 to answer, which gains more, the cache or the batch? `compare` holds the
+# tokens to stage 01's.
 
 # %%
 from dataclasses import replace
@@ -440,7 +438,7 @@ del reference
 for used in (old, cached, timed):
     used.release()  # so that their weights are not counted as this stage's memory
 print(workload)
-runs = [stage.run(workload) for _ in range(3)]
+runs = [stage.run(workload) for _ in range(2)]
 row = record(runs)
 print(runs[0])
 if not any((r.stage, r.machine, r.model) == (1, row.machine, row.model) for r in load()):
@@ -486,7 +484,7 @@ assert sum(outputs) / (len(outputs) * max(outputs)) == 12 / 18
 #
 # Now a mix like a chat's: 16 requests, prompts of 8 to 64 tokens, answers mostly short and at most 128, room
 # for 8 rows of 192 places. Stage 02 reports at every step how many places are reserved and how many live;
-# a `Recorder` of our own keeps the reports.
+# a `Recorder` of our own keeps the reports. **Predict** the average share that is live.
 
 # %% tags=["nbval-check-output"]
 import random
@@ -525,10 +523,7 @@ assert share(spans, "live") == log.reports[30][1] / log.reports[30][0]
 fig, axes = plots.figure("Live share of the reserved cache", "this mix, on any machine", height=2.6)
 axes.plot([100 * live / reserved for reserved, live in log.reports], marker="")
 axes.set(xlabel="steps of the first batch, then of the second", ylabel="% live", ylim=(0, 50))
-show(
-    fig,
-    "The live share begins near a fifth and falls as rows finish; the second batch does the same",
-)
+show(fig, "The live share begins near a fifth and falls as rows finish, in both batches")
 
 # %% [markdown]
 # An eighth of the memory is in use, and two thirds of the answer tokens are thrown away. Lost are places
