@@ -11,14 +11,13 @@
 
 # %% [markdown]
 # Lesson 01's loop computes the whole text again for every new token. Here you keep what it threw away,
-# and a new token costs the work of one token. The price is memory: you compute how much, and measure
-# how much of it a simple cache wastes.
+# and pay in memory: you compute how much, and measure how much of it a simple cache wastes.
 #
 # ## What hurts now
 #
-# A prompt has $P$ tokens, the answer $N$. Stage 01 is lesson 01's loop: `last_logits(ids)` computes
-# all of `ids` and returns the scores of the next one. Stories come from the course's own model, on the
-# CPU in float32; timings are of one CPU thread, or of your GPU if there is one.
+# A prompt has $P$ tokens, the answer $N$. In stage 01, lesson 01's loop, `last_logits(ids)` computes all
+# of `ids` and returns the scores of the next one. Stories come from the course's own model, on the CPU in
+# float32; timings are of one CPU thread, or of your GPU.
 
 # %%
 import textwrap
@@ -236,7 +235,7 @@ show(fig, f"A pass of 1 token: {passes[0]:.1f} ms; of 32: {passes[5]:.1f}; of 51
 # <summary>How to read it</summary>
 #
 # The floors cross at your $n = b \cdot \text{ridge} / 2$. Left of it more tokens cost little more time:
-# decode leaves the arithmetic idle. The measured line lies above the floors, most of all on the left:
+# arithmetic waits for memory. The measured line lies above the floors, most of all on the left:
 # starting some hundred small operations takes milliseconds whatever their size (lesson 07).
 #
 # </details>
@@ -404,6 +403,16 @@ gains = {n: round(a / k, 1) for n, (a, k) in zip(lengths, times, strict=True)}
 show(next_token_times(lengths, times), f"Times faster with a cache, by tokens so far: {gains}")
 
 # %% [markdown]
+# <details>
+# <summary>What the plot of passes says, and what it leaves out</summary>
+#
+# The factor is the time of a pass of $n$ over that of a pass of one: little at 16, for few tokens cost
+# hardly more than one, and dozens at 900 on one CPU thread. It grows faster than the passes at the end:
+# stage 01's attention compares every token with all before it, some $n^2/2$ pairs; stage 02's compares
+# one with $n$.
+#
+# </details>
+#
 # When it does **not** help: a text of a few tokens (on a GPU, of some hundreds) computes as fast as one
 # token. An answer of **one token**, as in classification, is a prefill and nothing else. And where memory
 # is scarcer than time, it may be right to drop keys and values and compute them again (lesson 05).
@@ -541,7 +550,7 @@ show(fig, "The live share begins near a fifth and falls as rows finish, in both 
 # 2. The cache's size is found by trial:
 #    [`determine_available_memory`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/worker/gpu_worker.py#L222)
 #    runs the largest step once, and the cache gets what `gpu_memory_utilization` leaves.
-# 3. The cache has a type of its own: with `kv_cache_dtype="fp8"` a number takes one byte.
+# 3. The cache has its own type: with `kv_cache_dtype="fp8"` a number takes one byte.
 #
 # ## Exercises
 #
@@ -575,12 +584,7 @@ show(fig, "The live share begins near a fifth and falls as rows finish, in both 
 # Decode: one reading of the weights serves eight tokens. A long prefill is limited by arithmetic already.
 #
 # </details>
-# <details><summary>4. Why need padding not be wiped from the cache?</summary>
-#
-# It stands right of the prompt, where the mask hides it until an answer token overwrites it.
-#
-# </details>
-# <details><summary>5. Four rows have answers of 10, 10, 10 and 90 tokens. How much decode work is wanted?</summary>
+# <details><summary>4. Four rows have answers of 10, 10, 10 and 90 tokens. How much decode work is wanted?</summary>
 #
 # $120$ of $4 \cdot 90 = 360$ tokens, a third.
 #
