@@ -64,9 +64,8 @@ assert computed == N * P + N * (N - 1) // 2
 # <details>
 # <summary>Where the numbers come from</summary>
 #
-# $24 + 25 + \dots + 87 = 64 \cdot 24 + 64 \cdot 63 / 2 = 3{,}552$. Computed once each, the prompt and
-# all answer tokens but the last are $24 + 63 = 87$: nothing follows the last one, so nobody computes
-# it. The loop does 41 times the work, and the factor grows with $N$.
+# $24 + 25 + \dots + 87 = 64 \cdot 24 + 64 \cdot 63 / 2 = 3{,}552$. Once each would be $24 + 63 = 87$ (nothing
+# follows the last token, so nobody computes it): a factor of 41, and it grows with $N$.
 #
 # </details>
 #
@@ -89,8 +88,8 @@ assert computed == N * P + N * (N - 1) // 2
 # | $H$, $H_{kv}$ | query heads; key and value heads, each shared by a group of query heads | 4, 2 |
 # | $D$ | numbers in a head | 64 |
 # | $b$ | bytes a number: 4 in float32, 2 in bfloat16 | 4 on a CPU |
-# | $Q$ | a layer's queries of a pass: `[n, H, D]` | |
-# | $K$, $V$ | its keys and values of all tokens so far, `[tokens, H_kv, D]` each | |
+# | $Q$ | a layer's queries in a pass: `[n, H, D]` | |
+# | $K$, $V$ | its keys, its values: `[tokens so far, H_kv, D]` | |
 
 # %% [markdown]
 # ## Step 1: the past does not change
@@ -299,9 +298,8 @@ assert decode_mask.sum(-1).flatten().tolist() == [3, 5]
 
 # %% [markdown]
 # In prefill, tokens 0 and 1 never look right; what padding computes is rubbish that nobody reads. In
-# decode, row 0's new token **overwrites** the rubbish at place 2, and the mask hides place 3. Here is
-# stage 02. `attend` is your `attention` for many rows and heads, with the same mask; `enable_gqa` is for
-# the groups.
+# decode, row 0's new token **overwrites** the rubbish at place 2, and the mask hides place 3. In stage 02
+# `attend` is your `attention` for many rows and heads; `enable_gqa` is for the groups.
 
 # %%
 from course.reading import show_source
@@ -406,20 +404,19 @@ show(next_token_times(lengths, times), f"Times faster with a cache, by tokens so
 # <details>
 # <summary>What the plot of passes says, and what it leaves out</summary>
 #
-# The factor is the time of a pass of $n$ over that of a pass of one: little at 16, for few tokens cost
-# hardly more than one, and dozens at 900 on one CPU thread. It grows faster than the passes at the end:
-# stage 01's attention compares every token with all before it, some $n^2/2$ pairs; stage 02's compares
-# one with $n$.
+# The factor is a pass of $n$ over a pass of one: little at 16, dozens at 900 on one CPU thread. At the end
+# it grows faster than that plot: stage 01's attention compares every token with all before it, $n^2/2$
+# pairs; stage 02's compares one with $n$.
 #
 # </details>
 #
-# When it does **not** help: a text of a few tokens (on a GPU, of some hundreds) computes as fast as one
-# token. An answer of **one token**, as in classification, is a prefill and nothing else. And where memory
-# is scarcer than time, it may be right to drop keys and values and compute them again (lesson 05).
+# When it does **not** help: a **short text** (on a GPU, of some hundreds of tokens) computes as fast as one
+# token. An answer of **one token**, as in classification, is a prefill and nothing else. And where
+# **memory** is scarcer than time, keys and values may better be computed again (lesson 05).
 #
 # A cache also makes **batches** cheap, as rows share each reading of the weights. **Predict**: with four
-# prompts of 64 tokens and 24 to answer, which gains more, the cache or the batch? `compare` holds the
-# tokens to stage 01's.
+# prompts of 64 tokens and 24 to answer, which gains more, the cache or the batch? `compare` asserts that
+# the tokens are stage 01's.
 
 # %%
 from dataclasses import replace
@@ -463,8 +460,8 @@ show(fig, fig.alt_text)
 #
 # ## Measure: waste
 #
-# Stage 02 reserves a row before it knows how long the answer gets, and a batch ends with its slowest row.
-# Take prompts of 3, 5 and 2 tokens, and answers of 6, 2 and 4. A row has $5 + 6 = 11$ places; 33 are
+# Stage 02 reserves rows before it knows how long answers get, and a batch ends with its slowest row. Take
+# prompts of 3, 5 and 2 tokens, and answers of 6, 2 and 4. A row has $5 + 6 = 11$ places; 33 are
 # reserved. Prefill gives each row its first answer token, a decode step one more.
 #
 # **Predict**: after 4 decode steps, how many of the 33 places hold a token of a request that still runs?
@@ -485,15 +482,14 @@ assert sum(outputs) / (len(outputs) * max(outputs)) == 12 / 18
 # <details>
 # <summary>7 of 33, and 12 of 18</summary>
 #
-# Only row 0 still runs, with 3 + 4 tokens: 21% of what is reserved. Rows 1 and 2 had their last token
-# before; they keep their places, and compute tokens that are thrown away. Six rounds of three rows are 18
-# tokens; $6 + 2 + 4 = 12$ are wanted.
+# Only row 0 still runs, with 3 + 4 tokens: 21%. Rows 1 and 2 are done; they keep their places, and compute
+# tokens that are thrown away. Six rounds of three rows are 18 tokens; $6 + 2 + 4 = 12$ are wanted.
 #
 # </details>
 #
 # Now a mix like a chat's: 16 requests, prompts of 8 to 64 tokens, answers mostly short and at most 128, room
-# for 8 rows of 192 places. Stage 02 reports at every step how many places are reserved and how many live;
-# a `Recorder` of our own keeps the reports. **Predict** the average share that is live.
+# for 8 rows of 192 places. Stage 02 reports the places reserved and live at every step; a `Recorder` of
+# our own keeps the reports. **Predict** the average share that is live.
 
 # %% tags=["nbval-check-output"]
 import random
