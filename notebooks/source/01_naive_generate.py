@@ -12,9 +12,9 @@
 # %% [markdown]
 # ## What hurts now
 #
-# A language model maps a text to one score for every token that could come next. To write, pick a
-# token, append it, call the model again. The simplest loop hands it the *whole* text each time. That
-# loop is **stage 01** of the course. We ask it for 256 tokens, on the CPU.
+# A language model gives every token that could come next a score. To write, pick one, append it, call
+# the model again. The simplest loop hands it the *whole* text each time: **stage 01** of the course.
+# We ask it for 256 tokens, on the CPU.
 #
 # **Predict** before you run: how many times as long as the first 32 tokens do all 256 take? Write it
 # down.
@@ -23,7 +23,7 @@
 import torch
 import torch.nn.functional as F
 
-from course import machine, plots, plots_naive
+from course import generate_plots, machine, plots
 from course.display import show
 from course.models import has_gpu, measured_model, own_model
 from course.reading import show_source
@@ -58,7 +58,7 @@ print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
 # <details><summary>Why more than 8 times?</summary>
 #
 # Each step reads a longer text than the one before, so late tokens cost more than early ones. At the
-# end of this page you compute the factor before you see it.
+# end of this page you compute this factor from the model's config and two measured steps.
 #
 # </details>
 #
@@ -70,7 +70,7 @@ print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
 #
 # ## The whole machine
 #
-# ![One forward pass of the decoder. Token ids are looked up in the embedding and become vectors; every layer adds an attention and an MLP result to them; a norm and the head turn the last vector into logits.](../figures/decoder.svg)
+# ![Token ids become vectors; every layer adds the results of attention and of an MLP to them; a norm and the head make logits.](../figures/decoder.svg)
 #
 # | symbol | meaning | here |
 # |:--|:--|--:|
@@ -87,11 +87,11 @@ print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
 # %% [markdown]
 # ## Step 1: from text to ids to logits
 #
-# The tokenizer is a **byte-level BPE**: it starts from bytes and merges the pairs that were most
-# frequent in its training text. *lantern*, common in this model's stories, is one token. A leading
-# space belongs to its word, written `·` below.
+# The tokenizer is a **byte-level BPE**: it starts from bytes and joins the pairs that were most
+# frequent in its training text. *lantern*, common in this model's stories, is one token. A space
+# belongs to the word after it and is written `·` below.
 #
-# **Predict**: ü is two bytes in UTF-8, and rare in English. Can *Zürich* be one token?
+# **Predict**: ü is two bytes, and rare in English. Can *Zürich* be one token?
 
 # %%
 for text in ["a fox found a lantern", "an unbelievable lantern", "Zürich"]:
@@ -114,8 +114,8 @@ for word, p in zip(words, best.values.tolist()):
     print(f"{word:>6} {p:6.3f} {'█' * round(100 * p)}")
 
 # %% [markdown]
-# Eight good beginnings, then a cliff, then a long tail. Between ids and scores lies the decoder, and
-# at its heart is attention.
+# Eight good beginnings, then a cliff and a long tail. Between ids and scores lies the decoder; at its
+# heart is attention.
 #
 # ## Step 2: attention on four tokens
 #
@@ -132,10 +132,9 @@ scores = query @ key.T / 4**0.5  # [4 queries, 4 keys]
 print(scores)
 
 # %% [markdown]
-# Token 2 looks for keys 1 and 3. But token 3 comes later, and when token 2 is computed it may not
-# exist. The **causal mask** sets such scores to $-\infty$; softmax then makes each row weights that
-# sum to 1. The output is the sum of the values by weight. The last value is four nines: would it leak
-# into an earlier token, you would see it.
+# Token 2 looks for keys 1 and 3, but token 3 comes later and may not exist yet. The **causal mask**
+# sets such scores to $-\infty$; softmax then makes weights of each row that sum to 1. The output is
+# the weighted sum of the values. The last value is four nines, so that a leak would be seen.
 #
 # **Predict** ($e^2 \approx 7.4$): the weights of row 1, whose open scores are 2 and 2; and of row 2,
 # whose open scores are 0, 2, 0.
@@ -143,10 +142,8 @@ print(scores)
 # %%
 future = torch.ones(4, 4, dtype=torch.bool).triu(diagonal=1)  # above the diagonal
 weights = scores.masked_fill(future, -torch.inf).softmax(dim=-1)
-show(
-    plots_naive.attention_weights(weights),
-    "Weights: row 0: 1. Row 1: 0.50, 0.50. Row 2: 0.11, 0.79, 0.11. Row 3: 0.10, 0.10, 0.70, 0.10.",
-)
+figure = generate_plots.attention_weights(weights)
+show(figure, figure.alt_text)
 output = weights @ value
 print(output)
 built_in = F.scaled_dot_product_attention(query[None], key[None], value[None], is_causal=True)
@@ -159,8 +156,8 @@ assert output[:3].max() <= 1  # no nine has leaked
 # ## Step 3: heads in groups
 #
 # Attention runs $H$ times side by side; each **head** has queries of its own. In *grouped-query
-# attention* neighbouring query heads share a key and value head. That leaves fewer keys and values to
-# make and, from lesson 02 on, to keep.
+# attention* neighbouring query heads share a key and value head: fewer keys and values to make and,
+# from lesson 02 on, to keep.
 #
 # **Predict**, for $H = 4$ and $K = 2$: which key head does query head 2 use? (Heads count from 0.)
 
@@ -183,14 +180,14 @@ assert torch.allclose(attend(query, key, value)[:, 2:3], alone)
 print("query heads 0 to 3 use key heads", [head // (4 // 2) for head in range(4)])
 
 # %% [markdown]
-# Key head 1. What is still missing is *where* a token stands: swap two earlier tokens, and the last
+# Key head 1. Attention does not yet know *where* a token stands: swap two earlier tokens, and the last
 # output is the same.
 #
 # ## Step 4: RoPE, a position as a rotation
 #
 # Take two numbers of a query as a point in the plane, and turn it by the angle $pf$: the token's
-# position $p$ times a fixed speed $f$. Do the same to keys. The product of two points depends on the
-# angle *between* them, $(m - n) f$ for a query at $m$ and a key at $n$.
+# position $p$ times a fixed speed $f$. Do the same to keys. The product of a query at $m$ and a key at
+# $n$ then depends on the angle *between* them, $(m - n) f$.
 #
 # **Predict**: with $f = 0.5$, positions 3 and 1 give $\cos(2 \cdot 0.5) = 0.54$. What do 103 and 101
 # give?
@@ -213,8 +210,8 @@ for m, n in [(3, 1), (103, 101), (3, 0)]:
 # %% [markdown]
 # 0.54 again: only the distance counts. A head holds $D/2$ such pairs; pair $i$ is its numbers $i$ and
 # $i + D/2$, and turns at its own speed $f_i = \theta^{-2i/D}$, here with $\theta = 10{,}000$. Fast
-# pairs tell neighbours apart, slow ones near from far. The engine keeps all cosines and sines in one
-# table. We check one of its pairs against ours.
+# pairs tell neighbours apart, slow ones near from far. The engine has all cosines and sines in a
+# table; we check one of its pairs against `turn`.
 
 # %%
 from nanovllm.model.rope import apply_rope, rope_table
@@ -228,11 +225,8 @@ i, half = 3, c.head_dim // 2
 speed = c.rope_parameters["rope_theta"] ** (-2 * i / c.head_dim)
 ours = turn(head[0, 0, [i, i + half]], torch.tensor(100 * speed))
 assert torch.allclose(ours, turned[0, 0, [i, i + half]], atol=1e-4)
-show(
-    plots_naive.rope_turns(table, pairs=(0, 8, 16)),
-    "Arrows turned by positions 0 to 5 in three pairs: pair 0 by a radian a position, pair 8 by a "
-    "tenth of one, pair 16 by a hundredth, so that its arrows lie on each other.",
-)
+figure = generate_plots.rope_turns(table, pairs=(0, 8, 16))
+show(figure, figure.alt_text)
 
 # %% [markdown]
 # ## Step 5: one layer of the real model
@@ -269,12 +263,9 @@ def mlp_half(layer, x):
     return x + (F.silu(gate) * up) @ layer.mlp.down_proj.weight.T
 
 
-# %% [markdown]
-# To check, we listen to the engine's layer 0 while the stage runs.
-
 # %%
 model = stage.model
-heard = []
+heard = []  # the engine's own layer 0, listened to while the stage runs
 hook = model.layers[0].register_forward_hook(lambda module, inputs, out: heard.append(out))
 stage.last_logits(prompt)
 hook.remove()
@@ -311,7 +302,20 @@ assert error < 1e-4
 # *top-p* the likeliest until their sum reaches $p$; *min-p* all that are at least $p$ times as likely
 # as the best.
 #
-# **Predict** from the list in Step 1: how many words do top-k 4, top-p 0.8 and min-p 0.2 keep?
+# **Predict** from the list in Step 1: *There* is 20 times as likely as *An*. How many times at
+# temperature 0.5? And how many words do top-k 4, top-p 0.8 and min-p 0.2 keep at temperature 1?
+
+# %%
+there, an = best.indices[[0, 8]]
+for temperature in (0.5, 1.0, 2.0):
+    p = (logits / temperature).softmax(dim=-1)
+    ratio = (p[there] / p[an]).item()
+    print(
+        f"temperature {temperature}: There {p[there]:.3f}, An {p[an]:.4f}, {ratio:5.1f} to 1; ",
+        end="",
+    )
+    print(f"outside the ten: {1 - p[best.indices].sum():.3f}")
+    assert abs(ratio**temperature / (probs[there] / probs[an]) - 1) < 1e-3
 
 # %%
 from nanovllm.ops.sampler import candidates, filter_scores, gumbel_noise
@@ -326,20 +330,17 @@ assert torch.equal(kept["min_p"], probs >= 0.2 * probs.max())
 enough = probs[kept["top_p"]]  # and without the least likely of them it would not be
 assert enough.sum() >= 0.8 > enough.sum() - enough.min()
 shown = {name: keep[best.indices].tolist() for name, keep in kept.items()}
-show(
-    plots_naive.kept_words(words, best.values.tolist(), shown),
-    "The ten likeliest words three times; filled bars are kept, hatched ones dropped. Kept: "
-    + ", ".join(f"{name} {sum(keep)}" for name, keep in shown.items()),
-)
+figure = generate_plots.kept_words(words, best.values.tolist(), shown)
+show(figure, figure.alt_text)
 
 # %% [markdown]
-# Four, seven, eight. *Far* and *Not* are equally likely, yet top-k parts them; min-p cuts at the
-# cliff.
+# About 400, the square. Then four, seven, eight: *Far* and *Not* are equally likely, yet top-k parts
+# them; min-p cuts at the cliff.
 #
 # **Noise that is a function.** Add **Gumbel noise** $-\ln(-\ln u)$, $u$ random between 0 and 1, to
-# each logit (after the temperature) and take the largest: that draws exactly from the softmax. A
-# generator for $u$ would have a state, and in a batch what your neighbour draws would change what you
-# get. So the engine computes $u$ from three numbers: the request's seed, the position, the token's id.
+# each logit and take the largest: that draws exactly from the softmax. A generator for $u$ would have a
+# state, and in a batch your neighbour's draws would change yours. So the engine computes $u$ from three
+# numbers: the request's seed, the position, the token's id.
 #
 # **Predict**: three tokens of 0.6, 0.3, 0.1. Over 20,000 positions, how often does each win? And does
 # token 2 get other noise if it is computed alone?
@@ -411,11 +412,16 @@ assert sum(read) == N * P + N * (N - 1) // 2
 
 # %% [markdown]
 # 102, but only 27 different ones (the last is never read). For a prompt of $P$ and an answer of $N$ it
-# is $NP + N(N-1)/2$: **quadratic in $N$**.
-#
+# is $NP + N(N-1)/2$: **quadratic in $N$**. Half of it is a triangle:
+
+# %%
+figure = generate_plots.recomputed(prompt=8, count=8)
+show(figure, figure.alt_text)
+
+# %% [markdown]
 # ## Assemble: the same in the engine
 #
-# You wrote what these lines do. A linear takes along the norm before it and the sum or gate after it,
+# You wrote what these lines do. A linear takes the norm before it and the sum or gate after it along,
 # because a GPU can do them in one pass.
 
 # %%
@@ -436,9 +442,9 @@ show_source(Attention.forward, DecoderLayer.forward, Decoder.forward, linear, ga
 show_source(candidates, filter_scores)
 
 # %% [markdown]
-# **Loading, and refusing.** Modules have the names of the checkpoint's tensors. So to load is to find
-# the place, compare the shape, copy. What matters is what happens when something does not fit: a
-# weight left out keeps whatever was in memory, and the text is subtly wrong.
+# **Loading, and refusing.** Modules have the names of the checkpoint's tensors, so to load is to find
+# the place, compare the shape, copy. But a weight left out would keep whatever was in memory, and the
+# text would be subtly wrong.
 #
 # **Predict**: we delete one of 57 tensors. What should a loader do?
 
@@ -465,15 +471,15 @@ try:
 except ValueError as error:
     refused.append(str(error))
 print(*refused, sep="\n")
-assert ["missing: model.norm.weight" in refused[0], "n=2" in refused[1]] == [True, True]
+assert "missing: model.norm.weight" in refused[0]
+assert "n=2" in refused[1]
 
 # %% [markdown]
-# It refuses, and names the tensor. `ModelConfig` and `SamplingParams` have the same manners: what is
-# not supported and would change the result is an error, never ignored.
+# It refuses, and names the tensor. So do `ModelConfig` and `SamplingParams`: what would change the
+# result and is not supported is an error.
 #
-# **Ids become text.** A token may end inside a character, so a text is not the sum of its tokens'
-# texts. `Detokenizer` holds half a character back until the rest is there, and cuts the text at a
-# **stop string**.
+# **Ids become text.** A token may end inside a character. `Detokenizer` holds half a character back
+# until the rest is there, and cuts the text at a **stop string**.
 
 # %%
 from nanovllm.engine.detokenizer import Detokenizer
@@ -528,10 +534,10 @@ print(f"{certain} of 64 greedy tokens compared, all equal: {tokenizer.decode(our
 # %% [markdown]
 # ## Measure
 #
-# What does a step cost? Multiplying $n$ vectors by a matrix of $w$ numbers takes $2nw$ operations: a
-# product and a sum each. Attention makes, in each layer and query head, $n \times n$ scores and then
-# $n$ sums of $n$ values, of $D$ numbers each. (Half are masked; plain torch computes them anyway.) The
-# head is needed for one token.
+# What does a step cost? Multiplying $n$ vectors by a matrix of $w$ numbers takes $2nw$ operations, a
+# product and a sum each. Attention makes, in each layer and query head, $n \times n$ scores of $D$
+# products, and weighs as many values of $D$ numbers. (Half are masked, but plain torch computes them.)
+# The logits are needed for one token.
 #
 # $$F(n) = 2nW + 4n^2 LHD + 2Vd \qquad W = L\,(2dD(H + K) + 3dI)$$
 #
@@ -560,12 +566,12 @@ for n in (24, 256):
 # Equal at $n = W / (2LHD) = 2{,}304$, beyond the context. So **a step is nearly linear in $n$, and an
 # answer nearly quadratic in its length**.
 #
-# To get seconds, take $t(n) = t_0 + F(n) / r$. A step costs $t_0$ at any length, to read the weights
-# and to start some hundred functions; $r$ is operations a second. Two measured steps (hollow below)
-# give both numbers. The filled ones test the shape, and so does the clock of our 256 tokens.
+# For seconds, take $t(n) = t_0 + F(n) / r$. A step costs $t_0$ at any length, to read the weights and
+# to start a hundred functions; $r$ is operations a second. Two measured steps (hollow below) give both
+# numbers. The filled ones test the shape, and so does the clock of our 256 tokens.
 #
-# **Predict**: will 256 tokens take more or less than 31 times as long as 32? 31 is the ratio in
-# operations alone.
+# **Predict**: in operations alone, 256 tokens cost 31 times what 32 cost. Your clock said less. Which
+# term explains it?
 
 # %%
 from functools import partial
@@ -579,7 +585,7 @@ def cost_of(stage, lengths):
     seconds = [measure(partial(stage.last_logits, text), repeats=7).lowest for text in texts]
     name = f"{stage.folder.name}, {stage.device.type}"
     flops = partial(step_flops, stage.config)
-    return plots_naive.StepCost(name, lengths, seconds, fitted=(0, 4), flops=flops)
+    return generate_plots.StepCost(name, lengths, seconds, fitted=(0, 4), flops=flops)
 
 
 costs = [cost_of(stage, (16, 32, 64, 128, 256, 512))]
@@ -591,17 +597,14 @@ print(*costs, sep="\n")
 predicted = costs[0].answer(len(prompt), 256)
 print(f"256 tokens against 32: predicted {predicted[255] / predicted[31]:.1f}, ", end="")
 print(f"measured {clock[255] / clock[31]:.1f} times as long")
-show(
-    plots_naive.step_and_answer(costs, clock, len(prompt), machine.describe("cpu")),
-    f"Left: a step takes {1000 * costs[0].seconds[0]:.0f} ms at 16 tokens and "
-    f"{1000 * costs[0].seconds[-1]:.0f} at 512, along the predicted line. Right: the clock of 256 "
-    f"tokens bends upwards to {clock[255]:.1f} s, where {predicted[-1]:.1f} were predicted.",
-)
+figure = generate_plots.step_and_answer(costs, clock, len(prompt), machine.describe("cpu"))
+show(figure, figure.alt_text)
 
 # %% [markdown]
-# Less: $t_0$, the same for each step, evens out. At 512 tokens the point lies above the line, since
-# softmax and mask, which are no products, grow with $n^2$ too. On a GPU $t_0$ rules far longer: a step
-# costs what starting its functions costs, until the text has thousands of tokens.
+# $t_0$: paid alike by early and late steps, it evens them out. At 512 tokens the point lies above the
+# line, since softmax and mask, which are no products, grow with $n^2$ too. And if other programs were
+# busy, so does the clock. On a GPU $t_0$ rules far longer: the step is flat until the text has
+# thousands of tokens.
 #
 # Now the workload that every stage gets: many requests, here one after the other.
 
@@ -617,9 +620,8 @@ figure = plots.ladder(upto=1)
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# The first rung. When does it *not* hurt? When the answer is one token, a label or a yes: then nothing
-# is computed twice, and no cache can be faster. And its memory is the smallest you will see: no key or
-# value outlives a step.
+# The first rung. When does it *not* hurt? When the answer is one token, a label or a yes: nothing is
+# computed twice, and no cache is faster. And no key or value outlives a step, so none needs memory.
 #
 # ## In real vLLM
 #
@@ -628,12 +630,12 @@ show(figure, figure.alt_text)
 # [`Sampler.forward`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/sample/sampler.py#L69-L125),
 # [`random_sample`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/sample/ops/topk_topp_sampler.py#L232-L253).
 #
-# 1. Each model family has a file of its own. Here one decoder serves three, which differ by four flags
-#    in `ModelConfig`.
+# 1. Each model family has its own file. Here one decoder serves three, which differ by four flags in
+#    `ModelConfig`.
 # 2. A layer passes on *two* tensors, `hidden_states` and `residual`; the next norm's kernel adds them.
-#    Here the product adds the residual, and one tensor goes through.
-# 3. Probabilities are divided by exponential noise and the largest wins, which is Gumbel-max in other
-#    words. But the noise comes from generators with a state, one for each request with a seed.
+#    Here the product adds the residual.
+# 3. Probabilities are divided by exponential noise and the largest wins: Gumbel-max in other words.
+#    But the noise comes from generators with a state, one for each request with a seed.
 #
 # ## Exercises
 #
