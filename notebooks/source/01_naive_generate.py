@@ -5,7 +5,7 @@
 # |---|---|
 # | Minutes | 60 |
 # | Difficulty | medium |
-# | Hardware | any laptop; a GPU, if there is one, is used in the last two measurements |
+# | Hardware | any laptop; a GPU is used at the end if there is one |
 # | Needs | lesson 00; Python, and PyTorch tensors |
 # | Ends in | `nanovllm/model/decoder.py`, `nanovllm/model/rope.py`, `nanovllm/model/loader.py`, `nanovllm/model/model_config.py`, `nanovllm/ops/linear.py`, `nanovllm/ops/sampler.py`, `nanovllm/sampling_params.py`, `nanovllm/engine/detokenizer.py` |
 
@@ -57,16 +57,16 @@ print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
 # %% [markdown]
 # <details><summary>Why more than 8 times?</summary>
 #
-# Each step reads a longer text than the one before, so late tokens cost more than early ones. At the
-# end of this page you compute this factor from the model's config and two measured steps.
+# Each step reads a longer text than the one before. At the end of this page you compute this factor
+# from the model's config and two measured steps.
 #
 # </details>
 #
 # After this lesson you can
 #
-# 1. **compute** a next token by hand, from text to logits, and prove it equal to the engine's,
+# 1. **compute** a next token by hand, from text to logits,
 # 2. **sample** so that a seed gives the same story in any company,
-# 3. **predict** what a step and an answer cost, from the model's config.
+# 3. **predict** what a step and an answer cost.
 #
 # ## The whole machine
 #
@@ -75,8 +75,8 @@ print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
 # | symbol | meaning | here |
 # |:--|:--|--:|
 # | $n$ | tokens in the text so far | |
-# | $V$ | vocabulary: how many different tokens there are | 4,096 |
-# | $d$ | hidden size: numbers in a token's vector | 256 |
+# | $V$ | vocabulary: different tokens | 4,096 |
+# | $d$ | numbers in a token's vector | 256 |
 # | $L$ | layers | 5 |
 # | $H$, $K$ | query heads; key and value heads | 4, 2 |
 # | $D$ | numbers in a head | 64 |
@@ -97,12 +97,12 @@ print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
 for text in ["a fox found a lantern", "an unbelievable lantern", "Zürich"]:
     ids = tokenizer(text).input_ids
     pieces = [tokenizer.decode([i]).replace(" ", "·") for i in ids]
-    print(" | ".join(f"{piece} {i}" for piece, i in zip(pieces, ids)))
+    print(" | ".join(f"{piece} {i}" for piece, i in zip(pieces, ids, strict=True)))
     assert tokenizer.decode(ids) == text  # nothing is lost
 
 # %% [markdown]
-# Five tokens, two of which are *half* of ü each; half a character shows as �. Now the model: it
-# scores all 4,096 tokens. These are the likeliest first words of its answer.
+# Five tokens, two of which are *half* of ü each; half a character shows as �. Now the model scores all
+# 4,096 tokens. These are the likeliest first words of its answer.
 
 # %%
 logits = stage.last_logits(prompt)[0]  # [V]
@@ -110,7 +110,7 @@ assert logits.shape == (stage.vocab_size,)
 probs = logits.softmax(dim=-1)
 best = probs.topk(10)
 words = [tokenizer.decode([i]) for i in best.indices]
-for word, p in zip(words, best.values.tolist()):
+for word, p in zip(words, best.values.tolist(), strict=True):
     print(f"{word:>6} {p:6.3f} {'█' * round(100 * p)}")
 
 # %% [markdown]
@@ -119,10 +119,9 @@ for word, p in zip(words, best.values.tolist()):
 #
 # ## Step 2: attention on four tokens
 #
-# Each token has a **query** (what it looks for), a **key** (what it can be found by) and a **value**
-# (what it passes on). A score is the product of a query and a key, divided by $\sqrt D$. Take four
-# tokens and $D = 4$. Each key has a 2 at one place, so scores are easy to see: a query with a 2 there
-# gets the score $2 \cdot 2 / \sqrt 4 = 2$.
+# Each token has a **query** (what it looks for), a **key** (what it is found by) and a **value** (what
+# it passes on). A score is the product of a query and a key, divided by $\sqrt D$. Take $D = 4$. Each
+# key has a 2 at one place; a query with a 2 there gets the score $2 \cdot 2 / \sqrt 4 = 2$.
 
 # %%
 key = 2 * torch.eye(4)
@@ -232,12 +231,9 @@ show(figure, figure.alt_text)
 # ## Step 5: one layer of the real model
 #
 # A layer adds two results to each token's vector $x$. Before each it divides $x$ by its root mean
-# square and scales it (**RMSNorm**). First attention: `qkv_proj` holds the weights of queries, keys
-# and values below each other, so that one product makes all three. Qwen3 also norms each query and
-# key head.
-#
-# Then the MLP, which sees each token alone. It makes two vectors of $I$ numbers; one of them, through
-# $\mathrm{silu}(z) = z / (1 + e^{-z})$, gates the other (**SwiGLU**).
+# square and scales it (**RMSNorm**). First attention; `qkv_proj` makes queries, keys and values in one
+# product, and Qwen3 norms each query and key head. Then the MLP, which sees each token alone. It makes
+# two vectors of $I$ numbers; one, through $\mathrm{silu}(z) = z / (1 + e^{-z})$, gates the other.
 
 
 # %%
@@ -277,8 +273,8 @@ print(f"layer 0, {tuple(ours.shape)}: largest difference to the engine's {error:
 assert error < 1e-4
 
 # %% [markdown]
-# The rest is repetition: all layers, a last norm, and the **head**, here a product with the embedding
-# itself. Only the last token's vector is needed.
+# Then all layers, a last norm, and the **head**: a product of the last token's vector with the
+# embedding itself.
 
 
 # %%
@@ -297,13 +293,12 @@ assert error < 1e-4
 # %% [markdown]
 # ## Step 6: from logits to a token
 #
-# **Greedy** takes the largest. To sample, first divide the logits by the **temperature**: below 1
-# favours the likely, above 1 evens out. Three filters cut the tail. *top-k* keeps the $k$ likeliest;
-# *top-p* the likeliest until their sum reaches $p$; *min-p* all that are at least $p$ times as likely
-# as the best.
+# **Greedy** takes the largest. To sample, first divide the logits by the **temperature**. Filters cut
+# the tail: *top-k* keeps the $k$ likeliest, *top-p* the likeliest until their sum reaches $p$, *min-p*
+# all that are at least $p$ times as likely as the best.
 #
-# **Predict** from the list in Step 1: *There* is 20 times as likely as *An*. How many times at
-# temperature 0.5? And how many words do top-k 4, top-p 0.8 and min-p 0.2 keep at temperature 1?
+# **Predict** from the list in Step 1. *There* is 20 times as likely as *An*; how many times at
+# temperature 0.5? How many words do top-k 4, top-p 0.8 and min-p 0.2 keep at temperature 1?
 
 # %%
 there, an = best.indices[[0, 8]]
@@ -334,15 +329,15 @@ figure = generate_plots.kept_words(words, best.values.tolist(), shown)
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# About 400, the square. Then four, seven, eight: *Far* and *Not* are equally likely, yet top-k parts
-# them; min-p cuts at the cliff.
+# About 400, the square. Then four, seven, eight. Top-k parts *Far* and *Not*, which are equally likely;
+# min-p cuts at the cliff.
 #
 # **Noise that is a function.** Add **Gumbel noise** $-\ln(-\ln u)$, $u$ random between 0 and 1, to
 # each logit and take the largest: that draws exactly from the softmax. A generator for $u$ would have a
 # state, and in a batch your neighbour's draws would change yours. So the engine computes $u$ from three
 # numbers: the request's seed, the position, the token's id.
 #
-# **Predict**: three tokens of 0.6, 0.3, 0.1. Over 20,000 positions, how often does each win? And does
+# **Predict**: three tokens have 0.6, 0.3, 0.1. Over 20,000 positions, how often does each win? Does
 # token 2 get other noise if it is computed alone?
 
 
@@ -355,7 +350,8 @@ def noise(seed, position, ids):
 toy = torch.tensor([0.6, 0.3, 0.1]).log()  # logits whose softmax these are
 for position in range(4):
     drawn = noise(7, position, torch.arange(3))
-    row = "  ".join(f"{a:5.2f} {b:+5.2f} = {a + b:5.2f}" for a, b in zip(toy, drawn))
+    terms = zip(toy.tolist(), drawn.tolist(), strict=True)
+    row = "  ".join(f"{a:5.2f} {b:+5.2f} = {a + b:5.2f}" for a, b in terms)
     print(f"position {position}: {row}  -> token {(toy + drawn).argmax()}")
 many = torch.arange(20_000)[:, None]
 winners = (toy + gumbel_noise(torch.full_like(many, 7), many, torch.arange(3))).argmax(dim=1)
@@ -365,12 +361,12 @@ assert (share - toy.exp()).abs().max() < 0.02
 assert noise(7, 5, torch.tensor([2]))[0] == noise(7, 5, torch.arange(4096))[2]
 
 # %% [markdown]
-# As often as the softmax says, and token 2's noise is the same. So a filter changes *which* tokens
+# As often as the softmax says, and token 2's noise is the same. So a filter changes which tokens
 # compete, never their noise.
 #
 # ## Step 7: the loop
 #
-# Call, pick, append, until a token that ends the text. The model's own temperature is 0.7.
+# Call, pick, append, until a token that ends the text. This model asks for temperature 0.7.
 
 # %%
 from nanovllm.model.loader import stop_ids_of
@@ -398,10 +394,8 @@ for seed in (1, 2):
     assert generate(prompt, 8, defaults["temperature"], seed) == story[:8]
 
 # %% [markdown]
-# Two seeds, two stories; a seed again, the same story.
-#
-# **Predict**: after a prompt of 24 tokens we ask for 4. How many tokens does the model compute in all,
-# and how many different ones are they?
+# **Predict**: after a prompt of 24 tokens we ask for 4. How many tokens does the model compute, and how
+# many different ones?
 
 # %% tags=["nbval-check-output"]
 read.clear()
@@ -421,8 +415,8 @@ show(figure, figure.alt_text)
 # %% [markdown]
 # ## Assemble: the same in the engine
 #
-# You wrote what these lines do. A linear takes the norm before it and the sum or gate after it along,
-# because a GPU can do them in one pass.
+# You wrote what these lines do. A linear takes the norm before it and the sum or gate after it along:
+# a GPU can do them in one pass.
 
 # %%
 from nanovllm.model.decoder import Attention, Decoder, DecoderLayer
@@ -431,20 +425,16 @@ from nanovllm.ops.linear import gated_linear, linear
 show_source(Attention.forward, DecoderLayer.forward, Decoder.forward, linear, gated_linear)
 
 # %% [markdown]
-# Ours left out three things. `kv`: keys and values go through a **cache** (lessons 02 and 03), which
-# stage 01 throws away after each step. `batch`: tokens of many requests stand in one row. `backend`:
-# the functions may be GPU kernels (lesson 06).
-#
-# The sampler does Step 6 for many requests at once, a row each; greedy rows get no noise. Filters
-# work in vLLM's order: min-p, top-k, then top-p over what is left.
+# Ours left out three things. `kv`: keys and values go through a **cache** (lesson 02), which stage 01
+# throws away. `batch`: tokens of many requests stand in one row. `backend`: the functions may be GPU
+# kernels (lesson 06). The sampler works on many requests too, a row each.
 
 # %%
 show_source(candidates, filter_scores)
 
 # %% [markdown]
-# **Loading, and refusing.** Modules have the names of the checkpoint's tensors, so to load is to find
-# the place, compare the shape, copy. But a weight left out would keep whatever was in memory, and the
-# text would be subtly wrong.
+# **Loading, and refusing.** Modules have the names of the checkpoint's tensors: find the place, compare
+# the shape, copy. A weight left out would keep whatever was in memory, and the text be subtly wrong.
 #
 # **Predict**: we delete one of 57 tensors. What should a loader do?
 
@@ -475,7 +465,7 @@ assert "missing: model.norm.weight" in refused[0]
 assert "n=2" in refused[1]
 
 # %% [markdown]
-# It refuses, and names the tensor. So do `ModelConfig` and `SamplingParams`: what would change the
+# Refuse, and name the tensor. `ModelConfig` and `SamplingParams` do so too: what would change the
 # result and is not supported is an error.
 #
 # **Ids become text.** A token may end inside a character. `Detokenizer` holds half a character back
@@ -495,22 +485,21 @@ assert detokenizer.text == "Zürich"
 # %% [markdown]
 # ## Check
 #
-# First an invariant that needs no reference: change the last token, and no vector before it moves,
-# not by one bit.
+# First an invariant: change the last token, and no vector before it moves, not by one bit.
 
 # %%
 changed = [*prompt[:-1], prompt[0]]
 one, two = (model.embed_tokens(torch.tensor(ids)) for ids in (prompt, changed))
 for layer in model.layers:
     one, two = (mlp_half(layer, attention_half(layer, x)) for x in (one, two))
-same = [torch.equal(a, b) for a, b in zip(one, two)]
+same = (one == two).all(dim=1).tolist()
 print(f"{sum(same)} of {len(same)} vectors are the same to the bit")
 assert same == [True] * (len(prompt) - 1) + [False]
 
 # %% [markdown]
 # Then logits, against Hugging Face's transformers in float32: the engine computes every beginning of
-# the prompt by itself, transformers all of it at once. Last, 64 greedy tokens, up to the first near
-# tie: two tokens less than $10^{-4}$ apart may change places by rounding.
+# the prompt by itself, transformers all at once. Last, 64 greedy tokens, up to the first near tie:
+# tokens less than $10^{-4}$ apart may change places by rounding.
 
 # %%
 from transformers import AutoModelForCausalLM
@@ -563,8 +552,8 @@ for n in (24, 256):
     assert counted.get_total_flops() == step_flops(c, n)
 
 # %% [markdown]
-# Equal at $n = W / (2LHD) = 2{,}304$, beyond the context. So **a step is nearly linear in $n$, and an
-# answer nearly quadratic in its length**.
+# At $n = W / (2LHD) = 2{,}304$, beyond the context. So **a step is nearly linear in $n$, and an answer
+# nearly quadratic in its length**.
 #
 # For seconds, take $t(n) = t_0 + F(n) / r$. A step costs $t_0$ at any length, to read the weights and
 # to start a hundred functions; $r$ is operations a second. Two measured steps (hollow below) give both
@@ -601,10 +590,9 @@ figure = generate_plots.step_and_answer(costs, clock, len(prompt), machine.descr
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# $t_0$: paid alike by early and late steps, it evens them out. At 512 tokens the point lies above the
-# line, since softmax and mask, which are no products, grow with $n^2$ too. And if other programs were
-# busy, so does the clock. On a GPU $t_0$ rules far longer: the step is flat until the text has
-# thousands of tokens.
+# $t_0$, which early and late steps pay alike. At 512 tokens the point lies above the line: softmax and
+# mask, which are no products, grow with $n^2$ too. On a GPU $t_0$ rules far longer, and a step is flat
+# up to thousands of tokens.
 #
 # Now the workload that every stage gets: many requests, here one after the other.
 
@@ -621,7 +609,7 @@ show(figure, figure.alt_text)
 
 # %% [markdown]
 # The first rung. When does it *not* hurt? When the answer is one token, a label or a yes: nothing is
-# computed twice, and no cache is faster. And no key or value outlives a step, so none needs memory.
+# computed twice, and no cache is faster.
 #
 # ## In real vLLM
 #
@@ -648,17 +636,16 @@ show(figure, figure.alt_text)
 #
 # ## Recap
 #
-# Ids become vectors, and layers mix them: attention looks back over the text, with positions as
-# rotations. Logits become a token by taking the largest, after temperature, filters and noise that is
-# a function of seed, position and id. Reading the whole text again for each token is right, and makes
-# an answer's cost quadratic in its length.
+# Ids become vectors, and layers mix them by attention, with positions as rotations. Logits become a
+# token by taking the largest, after temperature, filters and noise that is a function of seed, position
+# and id. Reading the whole text for each token makes an answer's cost quadratic in its length.
 
 # %% [markdown]
 # **Check yourself**
 #
 # <details><summary>1. Why does the mask set scores to −∞ and not to 0?</summary>
 #
-# A score of 0 becomes $e^0 = 1$ in the softmax: the future would get weight. $e^{-\infty} = 0$.
+# $e^0 = 1$: the future would get weight. $e^{-\infty} = 0$.
 #
 # </details>
 # <details><summary>2. All positions of a text move up by 50. Which scores change?</summary>
@@ -668,7 +655,7 @@ show(figure, figure.alt_text)
 # </details>
 # <details><summary>3. A request with a seed runs alone, then among 64. Why can its noise be the same?</summary>
 #
-# It is a function of seed, position and id, and none of them knows the batch.
+# Seed, position and id do not know the batch.
 #
 # </details>
 # <details><summary>4. P = 100, N = 50: how many tokens are computed, and how many different ones?</summary>
@@ -677,5 +664,5 @@ show(figure, figure.alt_text)
 #
 # </details>
 #
-# **The next question**: no earlier vector noticed that the last token was changed. So which results of
-# a step could the next one keep, and what would it cost to keep them?
+# **The next question**: no earlier vector noticed the changed token. So what of a step could the next
+# one keep, and what would keeping it cost?
