@@ -101,8 +101,13 @@ for text in ["a fox found a lantern", "an unbelievable lantern", "Zürich"]:
     assert tokenizer.decode(ids) == text  # nothing is lost
 
 # %% [markdown]
-# Five tokens, two of which are *half* of ü each; half a character shows as �. Now the model scores all
-# 4,096 tokens. These are the likeliest first words of its answer.
+# <details><summary>Five tokens</summary>
+#
+# Two of them are *half* of ü each; half a character shows as �.
+#
+# </details>
+#
+# Now the model scores all 4,096 tokens. These are the likeliest first words of its answer.
 
 # %%
 logits = stage.last_logits(prompt)[0]  # [V]
@@ -150,7 +155,11 @@ assert torch.allclose(output, built_in[0])
 assert output[:3].max() <= 1  # no nine has leaked
 
 # %% [markdown]
-# Row 1 is ½ and ½. In row 2, key 1 has $7.4 / (1 + 7.4 + 1) = 0.79$.
+# <details><summary>Why 0.50 and 0.79?</summary>
+#
+# Row 1: two equal scores share. Row 2: key 1 has $7.4 / (1 + 7.4 + 1) = 0.79$.
+#
+# </details>
 #
 # ## Step 3: heads in groups
 #
@@ -179,8 +188,8 @@ assert torch.allclose(attend(query, key, value)[:, 2:3], alone)
 print("query heads 0 to 3 use key heads", [head // (4 // 2) for head in range(4)])
 
 # %% [markdown]
-# Key head 1. Attention does not yet know *where* a token stands: swap two earlier tokens, and the last
-# output is the same.
+# Key head 1, with query head 3. Attention does not yet know *where* a token stands: swap two earlier
+# tokens, and the last output is the same.
 #
 # ## Step 4: RoPE, a position as a rotation
 #
@@ -217,7 +226,7 @@ from nanovllm.model.rope import apply_rope, rope_table
 
 c = stage.config
 table = rope_table(c.head_dim, c.rope_parameters, 512, c.max_position_embeddings)
-print("positions, cos and sin, pairs:", tuple(table.shape))
+show_source(apply_rope)
 head = torch.randn(1, 1, c.head_dim)  # one token with one head
 turned = apply_rope(head, table[100:101])  # at position 100
 i, half = 3, c.head_dim // 2
@@ -231,9 +240,8 @@ show(figure, figure.alt_text)
 # ## Step 5: one layer of the real model
 #
 # A layer adds two results to each token's vector $x$. Before each it divides $x$ by its root mean
-# square and scales it (**RMSNorm**). First attention; `qkv_proj` makes queries, keys and values in one
-# product, and Qwen3 norms each query and key head. Then the MLP, which sees each token alone. It makes
-# two vectors of $I$ numbers; one, through $\mathrm{silu}(z) = z / (1 + e^{-z})$, gates the other.
+# square and scales it (**RMSNorm**). First attention: `qkv_proj` makes queries, keys and values in one
+# product, and Qwen3 norms each query and key head.
 
 
 # %%
@@ -252,6 +260,18 @@ def attention_half(layer, x):
     return x + attend(query, key, value).flatten(1) @ attn.o_proj.weight.T
 
 
+model = stage.model
+x = model.embed_tokens(torch.tensor(prompt))  # [n, d]
+halfway = attention_half(model.layers[0], x)
+print("n, d:", tuple(halfway.shape))
+assert halfway.shape == x.shape
+
+# %% [markdown]
+# Then the MLP, which sees each token alone. It makes two vectors of $I$ numbers; one, through
+# $\mathrm{silu}(z) = z / (1 + e^{-z})$, gates the other.
+
+
+# %%
 def mlp_half(layer, x):
     """x + down(silu(gate) * up); gate and up of norm(x)."""
     both = rms_norm(x, layer.post_attention_layernorm) @ layer.mlp.gate_up_proj.weight.T
@@ -259,17 +279,12 @@ def mlp_half(layer, x):
     return x + (F.silu(gate) * up) @ layer.mlp.down_proj.weight.T
 
 
-# %%
-model = stage.model
 heard = []  # the engine's own layer 0, listened to while the stage runs
 hook = model.layers[0].register_forward_hook(lambda module, inputs, out: heard.append(out))
 stage.last_logits(prompt)
 hook.remove()
-
-x = model.embed_tokens(torch.tensor(prompt))  # [n, d]
-ours = mlp_half(model.layers[0], attention_half(model.layers[0], x))
-error = (ours - heard[0]).abs().max().item()
-print(f"layer 0, {tuple(ours.shape)}: largest difference to the engine's {error:.0e}")
+error = (mlp_half(model.layers[0], halfway) - heard[0]).abs().max().item()
+print(f"layer 0: largest difference to the engine's {error:.0e}")
 assert error < 1e-4
 
 # %% [markdown]
@@ -304,13 +319,9 @@ assert error < 1e-4
 there, an = best.indices[[0, 8]]
 for temperature in (0.5, 1.0, 2.0):
     p = (logits / temperature).softmax(dim=-1)
-    ratio = (p[there] / p[an]).item()
-    print(
-        f"temperature {temperature}: There {p[there]:.3f}, An {p[an]:.4f}, {ratio:5.1f} to 1; ",
-        end="",
-    )
-    print(f"outside the ten: {1 - p[best.indices].sum():.3f}")
-    assert abs(ratio**temperature / (probs[there] / probs[an]) - 1) < 1e-3
+    odds, rest = (p[there] / p[an]).item(), 1 - p[best.indices].sum()
+    print(f"temperature {temperature}: {odds:5.1f} to 1; all but the ten together: {rest:.3f}")
+    assert abs(odds**temperature / (probs[there] / probs[an]) - 1) < 1e-3
 
 # %%
 from nanovllm.ops.sampler import candidates, filter_scores, gumbel_noise
@@ -319,18 +330,22 @@ off = {"top_k": stage.vocab_size, "top_p": 1.0, "min_p": 0.0}
 kept = {}
 for name, limit in [("top_k", 4), ("top_p", 0.8), ("min_p", 0.2)]:
     limits = {k: torch.tensor([[v]]) for k, v in (off | {name: limit}).items()}
-    kept[name] = filter_scores(logits[None], **limits)[0] > -torch.inf  # [V]
-assert kept["top_k"].sum() == 4
-assert torch.equal(kept["min_p"], probs >= 0.2 * probs.max())
-enough = probs[kept["top_p"]]  # and without the least likely of them it would not be
+    kept[f"{name} {limit}"] = filter_scores(logits[None], **limits)[0] > -torch.inf  # [V]
+assert kept["top_k 4"].sum() == 4
+assert torch.equal(kept["min_p 0.2"], probs >= 0.2 * probs.max())
+enough = probs[kept["top_p 0.8"]]  # and without the least likely of them it would not be
 assert enough.sum() >= 0.8 > enough.sum() - enough.min()
 shown = {name: keep[best.indices].tolist() for name, keep in kept.items()}
 figure = generate_plots.kept_words(words, best.values.tolist(), shown)
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# About 400, the square. Then four, seven, eight. Top-k parts *Far* and *Not*, which are equally likely;
-# min-p cuts at the cliff.
+# <details><summary>400; four, seven, eight</summary>
+#
+# Half the temperature squares the odds. Top-k parts *Far* and *Not*, which are equally likely; min-p
+# cuts at the cliff, since the limit moves with the best: $0.2 \cdot 0.179 = 0.036$.
+#
+# </details>
 #
 # **Noise that is a function.** Add **Gumbel noise** $-\ln(-\ln u)$, $u$ random between 0 and 1, to
 # each logit and take the largest: that draws exactly from the softmax. A generator for $u$ would have a
@@ -406,9 +421,10 @@ assert sum(read) == N * P + N * (N - 1) // 2
 
 # %% [markdown]
 # 102, but only 27 different ones (the last is never read). For a prompt of $P$ and an answer of $N$ it
-# is $NP + N(N-1)/2$: **quadratic in $N$**. Half of it is a triangle:
+# is $NP + N(N-1)/2$: **quadratic in $N$**, a triangle below. Stage 01 is this very loop.
 
 # %%
+show_source(Recompute.serve)
 figure = generate_plots.recomputed(prompt=8, count=8)
 show(figure, figure.alt_text)
 
@@ -430,7 +446,7 @@ show_source(Attention.forward, DecoderLayer.forward, Decoder.forward, linear, ga
 # kernels (lesson 06). The sampler works on many requests too, a row each.
 
 # %%
-show_source(candidates, filter_scores)
+show_source(gumbel_noise, candidates, filter_scores)
 
 # %% [markdown]
 # **Loading, and refusing.** Modules have the names of the checkpoint's tensors: find the place, compare
@@ -446,6 +462,7 @@ from safetensors.torch import load_file, save_file
 
 from nanovllm.model.loader import load_weights
 
+show_source(load_weights)
 tensors = load_file(folder / "model.safetensors")
 print(f"{len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers")
 del tensors["model.norm.weight"]
@@ -552,8 +569,13 @@ for n in (24, 256):
     assert counted.get_total_flops() == step_flops(c, n)
 
 # %% [markdown]
-# At $n = W / (2LHD) = 2{,}304$, beyond the context. So **a step is nearly linear in $n$, and an answer
-# nearly quadratic in its length**.
+# <details><summary>At 2,304</summary>
+#
+# $2nW = 4n^2LHD$ at $n = W / (2LHD) = 2{,}304$, beyond the context.
+#
+# </details>
+#
+# So **a step is nearly linear in $n$, and an answer nearly quadratic in its length**.
 #
 # For seconds, take $t(n) = t_0 + F(n) / r$. A step costs $t_0$ at any length, to read the weights and
 # to start a hundred functions; $r$ is operations a second. Two measured steps (hollow below) give both
@@ -569,9 +591,9 @@ from course.timing import measure
 
 
 def cost_of(stage, lengths):
-    """Steps at these lengths; the fastest of seven, as other programs only slow a run down."""
+    """Steps at these lengths; the fastest of five, as other programs only slow a run down."""
     texts = [[1] * n for n in lengths]
-    seconds = [measure(partial(stage.last_logits, text), repeats=7).lowest for text in texts]
+    seconds = [measure(partial(stage.last_logits, text), repeats=5).lowest for text in texts]
     name = f"{stage.folder.name}, {stage.device.type}"
     flops = partial(step_flops, stage.config)
     return generate_plots.StepCost(name, lengths, seconds, fitted=(0, 4), flops=flops)
@@ -590,20 +612,28 @@ figure = generate_plots.step_and_answer(costs, clock, len(prompt), machine.descr
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# $t_0$, which early and late steps pay alike. At 512 tokens the point lies above the line: softmax and
+# <details><summary>The fixed one</summary>
+#
+# Early and late steps pay $t_0$ alike, which brings the ratio down.
+#
+# </details>
+#
+# At 512 tokens the point lies above the line: softmax and
 # mask, which are no products, grow with $n^2$ too. On a GPU $t_0$ rules far longer, and a step is flat
 # up to thousands of tokens.
 #
 # Now the workload that every stage gets: many requests, here one after the other.
 
 # %%
+from textwrap import fill
+
 from course.records import record
 
 workload = ladder_workload(measured.vocab_size, measured.device.type)
-print(measured_model(), workload, sep="\n")
 result = measured.run(workload)
 record(result)
-print(result)
+for line in (measured_model(), workload, result):
+    print(fill(str(line), 95))
 figure = plots.ladder(upto=1)
 show(figure, figure.alt_text)
 
