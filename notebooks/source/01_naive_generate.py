@@ -13,8 +13,8 @@
 # ## What hurts now
 #
 # A language model gives every token that could come next a score. To write, pick one, append it, call
-# the model again. The simplest loop hands it the *whole* text each time: **stage 01** of the course.
-# We ask it for 256 tokens, on the CPU.
+# the model again. The simplest loop hands it the *whole* text each time. It is **stage 01**, the first
+# of the course's runnable engines. We ask it for 256 tokens, on the CPU.
 #
 # **Predict** before you run: how many times as long as the first 32 tokens do all 256 take? Write it
 # down.
@@ -89,14 +89,16 @@ print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
 #
 # The tokenizer is a **byte-level BPE**: it starts from bytes and joins the pairs that were most
 # frequent in its training text. *lantern*, common in this model's stories, is one token. A space
-# belongs to the word after it and is written `·` below.
+# belongs to the word after it and is written `·` below, a new line `⏎`. The last line is our prompt, in
+# the chat format of the model's training.
 #
 # **Predict**: ü is two bytes, and rare in English. Can *Zürich* be one token?
 
 # %%
-for text in ["a fox found a lantern", "an unbelievable lantern", "Zürich"]:
+visible = str.maketrans(" \n", "·⏎")
+for text in ["an unbelievable lantern", "Zürich", tokenizer.decode(prompt)]:
     ids = tokenizer(text).input_ids
-    pieces = [tokenizer.decode([i]).replace(" ", "·") for i in ids]
+    pieces = [tokenizer.decode([i]).translate(visible) for i in ids]
     print(" | ".join(f"{piece} {i}" for piece, i in zip(pieces, ids, strict=True)))
     assert tokenizer.decode(ids) == text  # nothing is lost
 
@@ -342,7 +344,7 @@ show(figure, figure.alt_text)
 # %% [markdown]
 # <details><summary>400; four, seven, eight</summary>
 #
-# Half the temperature squares the odds. Top-k parts *Far* and *Not*, which are equally likely; min-p
+# Half the temperature doubles the logits, and $e^{2x} = (e^x)^2$: the odds are squared. Top-k parts *Far* and *Not*, which are equally likely; min-p
 # cuts at the cliff, since the limit moves with the best: $0.2 \cdot 0.179 = 0.036$.
 #
 # </details>
@@ -581,8 +583,8 @@ for n in (24, 256):
 # to start a hundred functions; $r$ is operations a second. Two measured steps (hollow below) give both
 # numbers. The filled ones test the shape, and so does the clock of our 256 tokens.
 #
-# **Predict**: in operations alone, 256 tokens cost 31 times what 32 cost. Your clock said less. Which
-# term explains it?
+# **Predict**: in operations alone, 256 tokens cost 32.5 times what 32 cost. Which term of $t$ makes
+# the clock say less?
 
 # %%
 from functools import partial
@@ -618,11 +620,11 @@ show(figure, figure.alt_text)
 #
 # </details>
 #
-# At 512 tokens the point lies above the line: softmax and
-# mask, which are no products, grow with $n^2$ too. On a GPU $t_0$ rules far longer, and a step is flat
+# At 512 tokens a step takes longer than predicted: softmax and mask, which are no products, grow with
+# $n^2$ too. On a GPU $t_0$ rules far longer, and a step is flat
 # up to thousands of tokens.
 #
-# Now the workload that every stage gets: many requests, here one after the other.
+# Now the workload that every stage gets: many requests, one after the other.
 
 # %%
 from textwrap import fill
