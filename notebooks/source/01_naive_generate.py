@@ -57,8 +57,8 @@ print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
 # %% [markdown]
 # <details><summary>Why more than 8 times?</summary>
 #
-# Each step reads a longer text than the one before. At the end of this page you compute this factor
-# from the model's config and two measured steps.
+# Each step reads a longer text. At the end of this page you compute this factor from the model's config
+# and two measured steps.
 #
 # </details>
 #
@@ -89,8 +89,8 @@ print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
 #
 # The tokenizer is a **byte-level BPE**: it starts from bytes and joins the pairs that were most
 # frequent in its training text. *lantern*, common in this model's stories, is one token. A space
-# belongs to the word after it and is written `·` below, a new line `⏎`. The last line is our prompt, in
-# the chat format of the model's training.
+# belongs to the word after it and is written `·` below. The last line is our prompt, in the model's
+# chat format.
 #
 # **Predict**: ü is two bytes, and rare in English. Can *Zürich* be one token?
 
@@ -121,8 +121,7 @@ for word, p in zip(words, best.values.tolist(), strict=True):
     print(f"{word:>6} {p:6.3f} {'█' * round(100 * p)}")
 
 # %% [markdown]
-# Eight good beginnings, then a cliff and a long tail. Between ids and scores lies the decoder; at its
-# heart is attention.
+# Eight good beginnings, then a cliff and a long tail.
 #
 # ## Step 2: attention on four tokens
 #
@@ -378,8 +377,8 @@ assert (share - toy.exp()).abs().max() < 0.02
 assert noise(7, 5, torch.tensor([2]))[0] == noise(7, 5, torch.arange(4096))[2]
 
 # %% [markdown]
-# As often as the softmax says, and token 2's noise is the same. So a filter changes which tokens
-# compete, never their noise.
+# As often as the softmax says, and token 2's noise is the same: a filter changes which tokens compete,
+# never their noise.
 #
 # ## Step 7: the loop
 #
@@ -445,7 +444,7 @@ show_source(Attention.forward, DecoderLayer.forward, Decoder.forward, linear, ga
 # %% [markdown]
 # Ours left out three things. `kv`: keys and values go through a **cache** (lesson 02), which stage 01
 # throws away. `batch`: tokens of many requests stand in one row. `backend`: the functions may be GPU
-# kernels (lesson 06). The sampler works on many requests too, a row each.
+# kernels (lesson 06). The sampler, too, has a row for each request.
 
 # %%
 show_source(gumbel_noise, candidates, filter_scores)
@@ -593,9 +592,9 @@ from course.timing import measure
 
 
 def cost_of(stage, lengths):
-    """Steps at these lengths; the fastest of five, as other programs only slow a run down."""
+    """Steps at these lengths, of five runs the median."""
     texts = [[1] * n for n in lengths]
-    seconds = [measure(partial(stage.last_logits, text), repeats=5).lowest for text in texts]
+    seconds = [measure(partial(stage.last_logits, text), repeats=5).median for text in texts]
     name = f"{stage.folder.name}, {stage.device.type}"
     flops = partial(step_flops, stage.config)
     return generate_plots.StepCost(name, lengths, seconds, fitted=(0, 4), flops=flops)
@@ -640,8 +639,8 @@ figure = plots.ladder(upto=1)
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# The first rung. When does it *not* hurt? When the answer is one token, a label or a yes: nothing is
-# computed twice, and no cache is faster.
+# The first rung. When does it *not* hurt? When the answer is a single token, a label or a yes: nothing
+# is computed twice.
 #
 # ## In real vLLM
 #
@@ -650,12 +649,11 @@ show(figure, figure.alt_text)
 # [`Sampler.forward`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/sample/sampler.py#L69-L125),
 # [`random_sample`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/sample/ops/topk_topp_sampler.py#L232-L253).
 #
-# 1. Each model family has its own file. Here one decoder serves three, which differ by four flags in
-#    `ModelConfig`.
+# 1. Each model family has its own file. Here one decoder serves three, by four flags in `ModelConfig`.
 # 2. A layer passes on *two* tensors, `hidden_states` and `residual`; the next norm's kernel adds them.
 #    Here the product adds the residual.
-# 3. Probabilities are divided by exponential noise and the largest wins: Gumbel-max in other words.
-#    But the noise comes from generators with a state, one for each request with a seed.
+# 3. Probabilities are divided by exponential noise and the largest wins: Gumbel-max in other words. But
+#    the noise comes from generators with a state, one for each seeded request.
 #
 # ## Exercises
 #
@@ -663,8 +661,8 @@ show(figure, figure.alt_text)
 #
 # 1. **Predict** (5 minutes): tokens and operations of an answer, for a model of another shape.
 # 2. **Implement** (20 minutes, 12 lines): top-p for one row of logits.
-# 3. **Break and fix** (20 minutes): a RoPE that pairs number $2i$ with $2i + 1$. The story starts
-#    well and falls apart. Why not at once?
+# 3. **Break and fix** (20 minutes): a RoPE that pairs number $2i$ with $2i + 1$. The story starts well
+#    and falls apart.
 #
 # ## Recap
 #
