@@ -55,34 +55,42 @@ print(f"256 tokens: {clock[255]:5.2f} s, {256 / clock[255]:4.0f} tokens a second
 print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
 
 # %% [markdown]
-# <details><summary>Why more than 8 times?</summary>
+# <details style='margin-bottom:1em'><summary>Why more than 8 times?</summary>
 #
 # Each step reads a longer text. At the end of this page you compute this factor from the model's config
 # and two measured steps.
 #
 # </details>
 #
-# After this lesson you can
+# You will
 #
 # 1. **compute** a next token by hand, from text to logits,
 # 2. **sample** so that a seed gives the same story in any company,
-# 3. **predict** what a step and an answer cost.
+# 3. **predict** what an answer costs.
 #
 # ## The whole machine
 #
 # ![Token ids become vectors; every layer adds the results of attention and of an MLP to them; a norm and the head make logits.](../figures/decoder.svg)
 #
-# | symbol | meaning | here |
-# |:--|:--|--:|
+# | symbol | meaning | in `config.json` |
+# |:--|:--|:--|
 # | $n$ | tokens in the text so far | |
-# | $V$ | vocabulary: different tokens | 4,096 |
-# | $d$ | numbers in a token's vector | 256 |
-# | $L$ | layers | 5 |
-# | $H$, $K$ | query heads; key and value heads | 4, 2 |
-# | $D$ | numbers in a head | 64 |
-# | $I$ | inner size of the MLP | 1,280 |
+# | $V$ | vocabulary: different tokens | `vocab_size` |
+# | $d$ | numbers in a token's vector | `hidden_size` |
+# | $L$ | layers | `num_hidden_layers` |
+# | $H$ | query heads | `num_attention_heads` |
+# | $K$ | key and value heads | `num_key_value_heads` |
+# | $D$ | numbers in a head | `head_dim` |
+# | $I$ | inner size of the MLP | `intermediate_size` |
 #
 # **Logits** are the $V$ scores of the next token; their softmax gives probabilities.
+
+# %% tags=["nbval-check-output"]
+c = stage.config  # a ModelConfig, read from the model's config.json
+print(f"V = {c.vocab_size:,}, d = {c.hidden_size}, L = {c.num_hidden_layers}, ", end="")
+print(f"H = {c.num_attention_heads}, K = {c.num_key_value_heads}, ", end="")
+print(f"D = {c.head_dim}, I = {c.intermediate_size:,}")
+assert c.num_attention_heads % c.num_key_value_heads == 0
 
 # %% [markdown]
 # ## Step 1: from text to ids to logits
@@ -103,13 +111,13 @@ for text in ["an unbelievable lantern", "Zürich", tokenizer.decode(prompt)]:
     assert tokenizer.decode(ids) == text  # nothing is lost
 
 # %% [markdown]
-# <details><summary>Five tokens</summary>
+# <details style='margin-bottom:1em'><summary>Five tokens</summary>
 #
 # Two of them are *half* of ü each; half a character shows as �.
 #
 # </details>
 #
-# Now the model scores all 4,096 tokens. These are the likeliest first words of its answer.
+# The likeliest first words of the answer, out of 4,096 tokens:
 
 # %%
 logits = stage.last_logits(prompt)[0]  # [V]
@@ -156,7 +164,7 @@ assert torch.allclose(output, built_in[0])
 assert output[:3].max() <= 1  # no nine has leaked
 
 # %% [markdown]
-# <details><summary>Why 0.50 and 0.79?</summary>
+# <details style='margin-bottom:1em'><summary>Why 0.50 and 0.79?</summary>
 #
 # Row 1: two equal scores share. Row 2: key 1 has $7.4 / (1 + 7.4 + 1) = 0.79$.
 #
@@ -171,7 +179,7 @@ assert output[:3].max() <= 1  # no nine has leaked
 # **Predict**, for $H = 4$ and $K = 2$: which key head does query head 2 use? (Heads count from 0.)
 
 
-# %%
+# %% tags=["nbval-check-output"]
 def attend(query, key, value):
     """Causal attention: query [n, H, D], key and value [n, K, D] give [n, H, D]."""
     group = query.shape[1] // key.shape[1]
@@ -225,7 +233,6 @@ for m, n in [(3, 1), (103, 101), (3, 0)]:
 # %%
 from nanovllm.model.rope import apply_rope, rope_table
 
-c = stage.config
 table = rope_table(c.head_dim, c.rope_parameters, 512, c.max_position_embeddings)
 show_source(apply_rope)
 head = torch.randn(1, 1, c.head_dim)  # one token with one head
@@ -341,7 +348,7 @@ figure = generate_plots.kept_words(words, best.values.tolist(), shown)
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# <details><summary>400; four, seven, eight</summary>
+# <details style='margin-bottom:1em'><summary>400; four, seven, eight</summary>
 #
 # Half the temperature doubles the logits, and $e^{2x} = (e^x)^2$: the odds are squared. Top-k parts *Far* and *Not*, which are equally likely; min-p
 # cuts at the cliff, since the limit moves with the best: $0.2 \cdot 0.179 = 0.036$.
@@ -551,7 +558,7 @@ print(f"{certain} of 64 greedy tokens compared, all equal: {tokenizer.decode(our
 # **Predict** with $W = 5{,}898{,}240$ and $LHD = 1{,}280$: at which $n$ are the first two terms
 # equal? The model's context ends at 1,024. Is a step, then, more linear or more quadratic in $n$?
 
-# %%
+# %% tags=["nbval-check-output"]
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -570,7 +577,7 @@ for n in (24, 256):
     assert counted.get_total_flops() == step_flops(c, n)
 
 # %% [markdown]
-# <details><summary>At 2,304</summary>
+# <details style='margin-bottom:1em'><summary>At 2,304</summary>
 #
 # $2nW = 4n^2LHD$ at $n = W / (2LHD) = 2{,}304$, beyond the context.
 #
@@ -613,7 +620,7 @@ figure = generate_plots.step_and_answer(costs, clock, len(prompt), machine.descr
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# <details><summary>The fixed one</summary>
+# <details style='margin-bottom:1em'><summary>The fixed one</summary>
 #
 # Early and late steps pay $t_0$ alike, which brings the ratio down.
 #
@@ -688,7 +695,7 @@ show(figure, figure.alt_text)
 # Seed, position and id do not know the batch.
 #
 # </details>
-# <details><summary>4. P = 100, N = 50: how many tokens are computed, and how many different ones?</summary>
+# <details style='margin-bottom:1em'><summary>4. P = 100, N = 50: how many tokens are computed, and how many different ones?</summary>
 #
 # $50 \cdot 100 + 50 \cdot 49 / 2 = 6{,}225$, of only 149.
 #
