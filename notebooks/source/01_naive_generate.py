@@ -3,7 +3,7 @@
 #
 # | This lesson | |
 # |---|---|
-# | Minutes | 60 |
+# | Minutes | 75 |
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used at the end if there is one |
 # | Needs | lesson 00; Python, and PyTorch tensors |
@@ -12,9 +12,9 @@
 # %% [markdown]
 # ## What hurts now
 #
-# A language model gives every token that could come next a score. To write, pick one, append it, call
-# the model again. The simplest loop hands it the *whole* text each time. It is **stage 01**, the first
-# of the course's runnable engines. We ask it for 256 tokens, on the CPU.
+# A language model scores every token that could come next. To write, pick one, append it, call the model
+# again. The simplest loop hands it the *whole* text each time. It is **stage 01**, the first of the
+# course's runnable engines. We ask it for 256 tokens, on the CPU.
 #
 # **Predict** before you run: how many times as long as the first 32 tokens do all 256 take? Write it
 # down.
@@ -45,7 +45,7 @@ stage = Recompute(folder, device="cpu", dtype="float32")
 request = LadderWorkload(prompts=[prompt], num_outputs=[256], shared_prefix=0)
 stage.prepare(request)  # loads the weights
 stage.last_logits(prompt)  # a first call is slower than all others
-answer = Recorder(num_requests=1)
+answer = Recorder(num_requests=1)  # notes each token and when it came
 stage.serve(request, answer)
 
 clock = answer.times[0]  # clock[i]: seconds until token i had come
@@ -120,7 +120,7 @@ for text in ["an unbelievable lantern", "Zürich", tokenizer.decode(prompt)]:
 # The likeliest first words of the answer, out of 4,096 tokens:
 
 # %%
-logits = stage.last_logits(prompt)[0]  # [V]
+logits = stage.last_logits(prompt)[0]  # [V], after the last token
 assert logits.shape == (stage.vocab_size,)
 probs = logits.softmax(dim=-1)
 best = probs.topk(10)
@@ -149,8 +149,8 @@ print(scores)
 # sets such scores to $-\infty$; softmax then makes weights of each row that sum to 1. The output is
 # the weighted sum of the values. The last value is four nines, so that a leak would be seen.
 #
-# **Predict** ($e^2 \approx 7.4$): the weights of row 1, whose open scores are 2 and 2; and of row 2,
-# whose open scores are 0, 2, 0.
+# **Predict** ($e^2 \approx 7.4$) the weights of row 1, with open scores 2 and 2, and of row 2, with 0, 2
+# and 0.
 
 # %%
 future = torch.ones(4, 4, dtype=torch.bool).triu(diagonal=1)  # above the diagonal
@@ -197,8 +197,8 @@ assert torch.allclose(attend(query, key, value)[:, 2:3], alone)
 print("query heads 0 to 3 use key heads", [head // (4 // 2) for head in range(4)])
 
 # %% [markdown]
-# Key head 1, with query head 3. Attention does not yet know *where* a token stands: swap two earlier
-# tokens, and the last output is the same.
+# Key head 1. Attention does not yet know *where* a token stands: swap two earlier tokens, and the last
+# output is the same.
 #
 # ## Step 4: RoPE, a position as a rotation
 #
@@ -405,7 +405,7 @@ def generate(ids, limit, temperature=0.0, seed=0):
         text = [*ids, *new]
         read.append(len(text))
         logits = logits_by_hand(text)
-        if temperature:
+        if temperature:  # the new token will stand at position len(text)
             logits = logits / temperature + noise(seed, len(text), torch.arange(len(logits)))
         new.append(int(logits.argmax()))
     return new
@@ -449,9 +449,12 @@ from nanovllm.ops.linear import gated_linear, linear
 show_source(Attention.forward, DecoderLayer.forward, Decoder.forward, linear, gated_linear)
 
 # %% [markdown]
-# Ours left out three things. `kv`: keys and values go through a **cache** (lesson 02), which stage 01
-# throws away. `batch`: tokens of many requests stand in one row. `backend`: the functions may be GPU
-# kernels (lesson 06). The sampler, too, has a row for each request.
+# Ours left out three things. `rope_store` also writes keys and values into a **cache**, `kv`, from which
+# `attend` reads them (lesson 02); stage 01 throws it away. `batch`: tokens of many requests stand in one
+# row. `backend`: the functions may be GPU kernels (lesson 06).
+#
+# The sampler has a row for each request. `philox` scrambles seed, position and a block of four ids into
+# four random words.
 
 # %%
 show_source(gumbel_noise, candidates, filter_scores)
@@ -510,7 +513,7 @@ assert detokenizer.text == "Zürich"
 # %% [markdown]
 # ## Check
 #
-# First an invariant: change the last token, and no vector before it moves, not by one bit.
+# First an invariant: change the last token, and no vector before it moves by a bit.
 
 # %%
 changed = [*prompt[:-1], prompt[0]]
@@ -616,7 +619,8 @@ print(*costs, sep="\n")
 predicted = costs[0].answer(len(prompt), 256)
 print(f"256 tokens against 32: predicted {predicted[255] / predicted[31]:.1f}, ", end="")
 print(f"measured {clock[255] / clock[31]:.1f} times as long")
-figure = generate_plots.step_and_answer(costs, clock, len(prompt), machine.describe("cpu"))
+machines = " and ".join(dict.fromkeys([machine.describe("cpu"), machine.describe()]))
+figure = generate_plots.step_and_answer(costs, clock, len(prompt), machines)
 show(figure, figure.alt_text)
 
 # %% [markdown]
