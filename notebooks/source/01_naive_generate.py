@@ -192,8 +192,11 @@ def attend(query, key, value):
 
 torch.manual_seed(0)
 query, key, value = torch.randn(4, 4, 4), torch.randn(4, 2, 4), torch.randn(4, 2, 4)
+grouped = attend(query, key, value)
 alone = attend(query[:, 2:3], key[:, 1:2], value[:, 1:2])  # query head 2 with key head 1
-assert torch.allclose(attend(query, key, value)[:, 2:3], alone)
+assert torch.allclose(grouped[:, 2:3], alone)
+swapped = [1, 0, 2, 3]  # tokens 0 and 1 change places
+assert torch.allclose(attend(query, key[swapped], value[swapped])[3], grouped[3])
 print("query heads 0 to 3 use key heads", [head // (4 // 2) for head in range(4)])
 
 # %% [markdown]
