@@ -20,6 +20,8 @@
 # down.
 
 # %%
+import time
+
 import torch
 import torch.nn.functional as F
 
@@ -46,10 +48,12 @@ request = LadderWorkload(prompts=[prompt], num_outputs=[256], shared_prefix=0)
 stage.prepare(request)  # loads the weights
 stage.last_logits(prompt)  # a first call is slower than all others
 answer = Recorder(num_requests=1)  # notes each token and when it came
+computing = time.process_time()  # stands still while other programs have the CPU
 stage.serve(request, answer)
+computing = time.process_time() - computing
 
 clock = answer.times[0]  # clock[i]: seconds until token i had come
-print(machine.describe("cpu"))
+print(f"{machine.describe('cpu')}; CPU time is {computing / clock[255]:.0%} of the clock")
 print(f" 32 tokens: {clock[31]:5.2f} s, {32 / clock[31]:4.0f} tokens a second")
 print(f"256 tokens: {clock[255]:5.2f} s, {256 / clock[255]:4.0f} tokens a second")
 print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
@@ -113,7 +117,7 @@ for text in ["an unbelievable lantern", "Zürich", tokenizer.decode(prompt)]:
 # %% [markdown]
 # <details style='margin-bottom:1em'><summary>Five tokens</summary>
 #
-# Two of them are *half* of ü each; half a character shows as �.
+# Two are *half* of ü each, shown as �.
 #
 # </details>
 #
@@ -593,7 +597,7 @@ for n in (24, 256):
 #
 # For seconds, take $t(n) = t_0 + F(n) / r$. A step costs $t_0$ at any length, to read the weights and
 # to start a hundred functions; $r$ is operations a second. Two measured steps (hollow below) give both
-# numbers. The filled ones test the shape, and so does the clock of our 256 tokens.
+# numbers. The filled ones test the shape, as does the clock of our 256 tokens.
 #
 # **Predict**: in operations alone, 256 tokens cost 32.5 times what 32 cost. Which term of $t$ makes
 # the clock say less?
@@ -613,7 +617,10 @@ def cost_of(stage, lengths):
     return generate_plots.StepCost(name, lengths, seconds, fitted=(0, 4), flops=flops)
 
 
+begin, computing = time.perf_counter(), time.process_time()
 costs = [cost_of(stage, (16, 32, 64, 128, 256, 512))]
+share = (time.process_time() - computing) / (time.perf_counter() - begin)
+print(f"CPU time is {share:.0%} of the clock")
 measured = Recompute(measured_model().path)  # on the GPU, if there is one
 if has_gpu():
     measured.prepare(request)
@@ -629,7 +636,8 @@ show(figure, figure.alt_text)
 # %% [markdown]
 # <details style='margin-bottom:1em'><summary>The fixed one</summary>
 #
-# Early and late steps pay $t_0$ alike, which brings the ratio down.
+# Early and late steps pay $t_0$ alike, which brings the ratio down. If points and line are apart, compare
+# the two shares of CPU time: with one thread, 100% means undisturbed.
 #
 # </details>
 #
@@ -637,7 +645,7 @@ show(figure, figure.alt_text)
 # $n^2$ too. On a GPU $t_0$ rules far longer, and a step is flat
 # up to thousands of tokens.
 #
-# Now the workload that every stage gets: many requests, one after the other.
+# Now the workload that every stage gets.
 
 # %%
 from textwrap import fill
