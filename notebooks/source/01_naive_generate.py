@@ -211,7 +211,7 @@ print("query heads 0 to 3 use key heads", [head // (4 // 2) for head in range(4)
 #
 # Take two numbers of a query as a point in the plane, and turn it by the angle $pf$: the token's
 # position $p$ times a fixed speed $f$. Do the same to keys. The product of a query at $m$ and a key at
-# $n$ then depends on the angle *between* them, $(m - n) f$.
+# $n$ depends on the angle *between* them, $(m - n) f$.
 #
 # **Predict**: with $f = 0.5$, positions 3 and 1 give $\cos(2 \cdot 0.5) = 0.54$. What do 103 and 101
 # give?
@@ -396,7 +396,7 @@ assert noise(7, 5, torch.tensor([2]))[0] == noise(7, 5, torch.arange(4096))[2]
 #
 # ## Step 7: the loop
 #
-# Call, pick, append, until a token that ends the text. This model asks for temperature 0.7.
+# Call, pick, append, until a token ends the text. This model asks for temperature 0.7.
 
 # %%
 from nanovllm.model.loader import stop_ids_of
@@ -500,8 +500,8 @@ assert "missing: model.norm.weight" in refused[0]
 assert "n=2" in refused[1]
 
 # %% [markdown]
-# Refuse, and name the tensor. `ModelConfig` and `SamplingParams` do so too: what would change the
-# result and is not supported is an error.
+# Refuse, and name the tensor. `ModelConfig` and `SamplingParams` do so too: what is not supported and
+# would change the result is an error.
 #
 # **Ids become text.** A token may end inside a character. `Detokenizer` holds half a character back
 # until the rest is there, and cuts the text at a **stop string**.
@@ -661,8 +661,7 @@ figure = plots.ladder(upto=1)
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# The first rung. When does it *not* hurt? When the answer is a single token, a label or a yes: nothing
-# is computed twice.
+# When does it *not* hurt? When the answer is a single token, a label or a yes: nothing is computed twice.
 #
 # ## In real vLLM
 #
