@@ -18,15 +18,15 @@ BOX = "border-left: 3px solid #0072B2; padding: 4px 12px; background: #F8F8F8"
 
 
 def show_source(*objects: Callable[..., Any]) -> None:
-    """Display functions, methods or classes: the file each stands in, and its lines."""
+    """Display functions, methods or classes: where each stands, and its lines."""
     from IPython.display import display
 
-    texts = [(file_of(item), source_of(item)) for item in objects]
+    texts = [(f"{file_of(item)}: {item.__qualname__}", source_of(item)) for item in objects]
     page = "".join(
-        f'<div style="{BOX}"><b>{html.escape(file)}</b>{highlighted(text)}</div>'
-        for file, text in texts
+        f'<div style="{BOX}"><b>{html.escape(title)}</b>{highlighted(text)}</div>'
+        for title, text in texts
     )
-    plain = "\n\n".join(f"# {file}\n{text}" for file, text in texts)
+    plain = "\n\n".join(f"# {title}\n{text}" for title, text in texts)
     display({"text/html": page, "text/plain": plain}, raw=True)
 
 

@@ -30,7 +30,7 @@ def test_the_page_names_the_file_and_holds_every_word_of_the_code(
     (page,) = shown
     text = re.sub(r"<[^>]+>", "", page["text/html"])
     assert "nanovllm/model/rope.py" in text
-    assert "nanovllm/model/decoder.py" in text
+    assert "nanovllm/model/decoder.py: Decoder.logits" in text
     assert "cos_sin[:, None].unbind(2)" in text
     assert source_of(apply_rope) in page["text/plain"]
 
