@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _say(label: str, text: str) -> None:
-    print(f"  {label:<16} {text}")
+    print(f"  {label:<22} {text}")
 
 
 def _check_python() -> list[str]:

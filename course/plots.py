@@ -7,6 +7,7 @@
 No meaning rests on colour alone: lines differ in markers, bars in hatches.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def ladder(upto: int | None = None, records: list[Record] | None = None) -> Any:
     for row in sorted(rows, key=lambda r: r.stage):
         groups.setdefault(row.source, []).append(row)
     stages = sorted({row.stage: row.name for row in rows}.items())
-    height = 2.3 + 0.3 * len(stages) + 0.12 * len(stages) * len(groups) + 0.45 * len(groups)
+    height = 2.6 + (0.22 + 0.2 * len(groups)) * len(stages)
     fig, (speed, memory) = plt.subplots(1, 2, figsize=(WIDTH, height), sharey=True)
     for i, (source, group) in enumerate(groups.items()):
         offset = (i - (len(groups) - 1) / 2) * 0.8 / max(2, len(groups))
@@ -95,16 +96,16 @@ def ladder(upto: int | None = None, records: list[Record] | None = None) -> Any:
         draw_speed(speed, at, group, i, legend_text(*source))
         draw_memory(memory, at, group, i)
     finish_axes(speed, memory, stages)
-    fig.suptitle(f"The ladder on {', '.join(sorted({r.machine for r in rows}))}", wrap=True)
-    handles, labels = speed.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower left", fontsize=9.5)
+    machines = ", and on ".join(dict.fromkeys(r.machine for r in rows))
+    fig.suptitle(f"The ladder so far, on {machines}", x=0.01, ha="left", fontsize=11.5)
+    add_legend(fig, speed)
     fig.alt_text = ladder_in_words(groups)
     return fig
 
 
 def legend_text(origin: str, machine: str, model: str) -> str:
     prefix = "recorded on" if origin == "shipped" else "yours, on"
-    return f"{prefix} {machine}\n{model}"
+    return f"{prefix} {machine}: {model}"
 
 
 def draw_speed(axes: Any, at: list[float], group: list[Record], i: int, label: str) -> None:
@@ -119,7 +120,7 @@ def draw_speed(axes: Any, at: list[float], group: list[Record], i: int, label: s
     axes.errorbar(values, at, xerr=errors, color=colour, marker=marker, label=label, capsize=3)
     for value, y in zip(values, at, strict=True):
         text = f"{value:,.0f}"
-        axes.annotate(text, (value, y), (7, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.annotate(text, (value, y), (0, 6), textcoords="offset points", ha="center", fontsize=9)
 
 
 def draw_memory(axes: Any, at: list[float], group: list[Record], i: int) -> None:
@@ -138,22 +139,33 @@ def draw_memory(axes: Any, at: list[float], group: list[Record], i: int) -> None
 
 
 def finish_axes(speed: Any, memory: Any, stages: list[tuple[int, str]]) -> None:
-    """Names, units, the first stage on top; both scales are logarithmic."""
-    from matplotlib.lines import Line2D
-
+    """Names, units, the first stage on top; both scales are logarithmic, of whole decades."""
     speed.set(xscale="log", xlabel="output tokens a second", title="Throughput")
     speed.set_yticks(range(len(stages)), [f"{number:02} {name}" for number, name in stages])
-    speed.set_ylim(len(stages) - 0.4, -0.6)
-    speed.margins(x=0.25)
+    speed.set_ylim(len(stages) - 0.4, -0.7)
     memory.set(xscale="log", xlabel="MiB", title="Memory")
-    memory.margins(x=0.12)
-    black = {"color": "#444444", "linestyle": ""}
+    for axes in (speed, memory):
+        low, high = axes.get_xlim()
+        axes.set_xlim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axes.xaxis.set_minor_formatter("")
+
+
+def add_legend(fig: Any, speed: Any) -> None:
+    """Below both panels: on the left who measured, on the right what the marks mean."""
+    from matplotlib.lines import Line2D
+
+    grey: dict[str, Any] = {"color": "#444444", "linestyle": ""}
     keys = [
-        Line2D([], [], marker="o", label="KV holding live tokens", **black),
-        Line2D([], [], marker="o", markerfacecolor="white", label="KV reserved", **black),
-        Line2D([], [], marker="|", markersize=11, markeredgewidth=3, label="peak, all", **black),
+        Line2D([], [], marker="o", label="keys and values of live tokens", **grey),
+        Line2D([], [], marker="o", markerfacecolor="white", label="reserved for them", **grey),
+        Line2D([], [], marker="|", markersize=11, markeredgewidth=3, label="peak of all", **grey),
     ]
-    memory.legend(handles=keys, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    sources = speed.get_legend_handles_labels()[0]
+    rows = max(len(sources), len(keys))
+    blank = Line2D([], [], linestyle="", marker="", label=" ")
+    padded = [column + [blank] * (rows - len(column)) for column in (sources, keys)]
+    fig.legend(handles=sum(padded, []), loc="outside lower left", ncols=2, fontsize=9)
 
 
 def ladder_in_words(groups: dict[tuple, list[Record]]) -> str:
@@ -170,5 +182,5 @@ def ladder_in_words(groups: dict[tuple, list[Record]]) -> str:
                 f"stage {row.stage:02} {row.name}: {row.numbers['tokens_per_second']:,.0f} tokens "
                 f"a second, {live} of {reserved} MiB of keys and values live, peak {peak} MiB"
             )
-        parts.append(f"{legend_text(*source)}: ".replace("\n", ", ") + "; ".join(rungs))
+        parts.append(f"{legend_text(*source)}: " + "; ".join(rungs))
     return "Throughput and memory of each stage. " + ". ".join(parts) + "."

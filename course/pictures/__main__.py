@@ -1,0 +1,22 @@
+"""python -m course.pictures [--check]: write figures/*.svg, or see that they are what code draws."""
+
+import argparse
+import sys
+
+from course.pictures import build, outdated
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if one differs")
+    if parser.parse_args().check:
+        if found := outdated():
+            print(f"not what their code draws: {', '.join(found)}; run python -m course.pictures")
+        return 1 if found else 0
+    for file in build():
+        print(f"figures/{file.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
