@@ -120,7 +120,7 @@ def draw_speed(axes: Any, at: list[float], group: list[Record], i: int, label: s
     axes.errorbar(values, at, xerr=errors, color=colour, marker=marker, label=label, capsize=3)
     for value, y in zip(values, at, strict=True):
         text = f"{value:,.0f}"
-        axes.annotate(text, (value, y), (0, 6), textcoords="offset points", ha="center", fontsize=9)
+        axes.annotate(text, (value, y), (8, 4), textcoords="offset points", fontsize=9)
 
 
 def draw_memory(axes: Any, at: list[float], group: list[Record], i: int) -> None:
@@ -146,8 +146,8 @@ def finish_axes(speed: Any, memory: Any, stages: list[tuple[int, str]]) -> None:
     memory.set(xscale="log", xlabel="MiB", title="Memory")
     for axes in (speed, memory):
         low, high = axes.get_xlim()
-        axes.set_xlim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axes.set_xlim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(1.5 * high)))
+        axes.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}")
         axes.xaxis.set_minor_formatter("")
 
 
@@ -159,13 +159,13 @@ def add_legend(fig: Any, speed: Any) -> None:
     keys = [
         Line2D([], [], marker="o", label="keys and values of live tokens", **grey),
         Line2D([], [], marker="o", markerfacecolor="white", label="reserved for them", **grey),
-        Line2D([], [], marker="|", markersize=11, markeredgewidth=3, label="peak of all", **grey),
+        Line2D([], [], marker="|", markersize=11, label="peak, weights and all", **grey),
     ]
     sources = speed.get_legend_handles_labels()[0]
     rows = max(len(sources), len(keys))
     blank = Line2D([], [], linestyle="", marker="", label=" ")
     padded = [column + [blank] * (rows - len(column)) for column in (sources, keys)]
-    fig.legend(handles=sum(padded, []), loc="outside lower left", ncols=2, fontsize=9)
+    fig.legend(handles=[*padded[0], *padded[1]], loc="outside lower left", ncols=2, fontsize=9)
 
 
 def ladder_in_words(groups: dict[tuple, list[Record]]) -> str:

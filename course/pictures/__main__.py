@@ -1,4 +1,4 @@
-"""python -m course.pictures [--check]: write figures/*.svg, or see that they are what code draws."""
+"""python -m course.pictures [--check]: write figures/*.svg, or compare them with their code."""
 
 import argparse
 import sys

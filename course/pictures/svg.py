@@ -2,7 +2,7 @@
 
     picture = Picture(700, 300, "Title", alt="What it shows, in words.")
     a = picture.box(20, 40, 160, 48, "token ids", "[tokens]")
-    b = picture.box(260, 40, 160, 48, "embedding", "[tokens, hidden]", fill=SKY)
+    b = picture.box(260, 40, 160, 48, "embedding", "[tokens, hidden]", SKY)
     picture.arrow(a.right, b.left)
     text = picture.svg()
 
@@ -10,6 +10,7 @@ x grows to the right and y down, in pixels. The picture brings its own white bac
 the same on a light and on a dark page. Numbers are rounded, so the same code gives the same bytes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
@@ -130,13 +131,9 @@ class Picture:
         (x0, y0), (x1, y1) = points[-2:]
         length = max(1e-9, ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5)
         dx, dy = (x1 - x0) / length, (y1 - y0) / length
-        base = x1 - 9 * dx, y1 - 9 * dy
-        wings = [
-            (x1, y1),
-            (base[0] - 4 * dy, base[1] + 4 * dx),
-            (base[0] + 4 * dy, base[1] - 4 * dx),
-        ]
-        self.line(*points[:-1], base, colour=colour, dashed=dashed)
+        bx, by = x1 - 9 * dx, y1 - 9 * dy  # where the head begins
+        wings = [(x1, y1), (bx - 4 * dy, by + 4 * dx), (bx + 4 * dy, by - 4 * dx)]
+        self.line(*points[:-1], (bx, by), colour=colour, dashed=dashed)
         self._parts.append(f"<polygon points='{joined(wings)}' fill='{colour}'/>")
 
     def line(self, *points: Point, colour: str = INK, dashed: bool = False) -> None:
@@ -158,5 +155,5 @@ class Picture:
         return "\n".join([head, title, desc, back, *self._parts, "</svg>"]) + "\n"
 
 
-def joined(points: object) -> str:
-    return " ".join(f"{number(x)},{number(y)}" for x, y in points)  # type: ignore[attr-defined]
+def joined(points: Iterable[Point]) -> str:
+    return " ".join(f"{number(x)},{number(y)}" for x, y in points)

@@ -75,19 +75,16 @@ class EngineStage(Stage):
 
     def serve(self, workload: LadderWorkload, recorder: Recorder) -> None:
         seqs = self.add(workload)
-        fewest = self.engine.block_manager.num_blocks
-        reserved = fewest * self.engine.block_manager.block_size
-        seen = [0] * len(seqs)
+        request_of = {seq: i for i, seq in enumerate(seqs)}
+        manager = self.engine.block_manager
+        fewest = manager.num_blocks
         while self.engine.has_unfinished_requests():
-            self.engine.advance()
-            for i, seq in enumerate(seqs):
-                for token_id in seq.output_ids[seen[i] :]:
-                    recorder.token(i, token_id)
-                seen[i] = len(seq.output_ids)
-            free = self.engine.block_manager.num_free_blocks
-            if free < fewest:  # only a new peak is worth counting
-                fewest = free
-                recorder.cache(reserved, live_tokens(seqs, self.engine.block_manager.block_size))
+            for seq in self.engine.advance():  # those that got a token
+                recorder.token(request_of[seq], seq.token_ids[-1])
+            if manager.num_free_blocks < fewest:  # only a new peak is worth counting
+                fewest = manager.num_free_blocks
+                reserved = manager.num_blocks * manager.block_size
+                recorder.cache(reserved, live_tokens(seqs, manager.block_size))
 
     def add(self, workload: LadderWorkload) -> list[Sequence]:
         """Queue all requests at once: greedy, each to its exact number of tokens."""

@@ -1,0 +1,290 @@
+"""What lessons measure and draw with: timings, the choice of a model, records, plots, pictures."""
+
+import json
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+
+from course import doctor, machine, models, pictures, plots, records, timing
+from course.cli import main
+from course.lessons import FILES_OF_LESSON
+from course.pictures.svg import Picture
+from course.stages import Recompute
+from course.workload import ladder_workload
+
+matplotlib.use("agg")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def result(tiny_model):
+    workload = ladder_workload(290, "cpu").first(2)
+    return Recompute(tiny_model(), "cpu").run(replace(workload, num_outputs=[4, 2]))
+
+
+# -- timing --------------------------------------------------------------------------------------
+
+
+def test_measure_warms_up_and_counts_the_rest():
+    calls = []
+    timed = timing.measure(lambda: calls.append(1), repeats=3, warmup=2)
+    assert len(calls) == 5
+    assert len(timed.seconds) == 3
+    with pytest.raises(ValueError, match="repeats must be at least 1"):
+        timing.measure(list, repeats=0)
+
+
+def test_a_timing_says_its_median_and_its_spread():
+    assert str(timing.Timing((0.003, 0.001, 0.002))) == "2 ms (1 to 3 ms, 3 runs)"
+    assert str(timing.Timing((2.5,))) == "2.5 s (2.5 to 2.5 s, 1 runs)"
+    assert str(timing.Timing((4e-6, 5e-6))).startswith("4.5 µs")
+
+
+def test_the_machines_peaks_are_measured_in_what_the_engine_computes_in(monkeypatch):
+    import torch
+
+    asked = []
+    monkeypatch.setattr(timing, "measure_peaks", lambda device, dtype: asked.append(dtype))
+    timing.machine_peaks("cpu")
+    assert asked == [torch.float32]
+
+
+def test_a_peak_of_memory_begins_anew():
+    def peak_of(megabytes):
+        machine.reset_peak_memory("cpu")
+        held = bytearray(megabytes * 2**20)
+        held[:: 2**12] = b"x" * len(held[:: 2**12])  # touch every page
+        return machine.peak_memory_bytes("cpu")
+
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux resets a process's peak")
+    assert peak_of(400) - peak_of(1) > 300 * 2**20
+
+
+# -- the choice of a model -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A checkpoint of the course's own, and no variable set."""
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.json").write_text("{}")
+    monkeypatch.setattr(models, "CHECKPOINTS", tmp_path)
+    monkeypatch.delenv("COURSE_MODEL", raising=False)
+    return str(tmp_path / "small")
+
+
+def test_on_a_cpu_everything_runs_the_courses_own_model(own, monkeypatch):
+    monkeypatch.setattr(models, "has_gpu", lambda: False)
+    assert models.pick_model() == models.text_model().path == models.measured_model().path == own
+
+
+def test_on_a_gpu_text_and_measuring_differ_and_say_so(own, monkeypatch):
+    monkeypatch.setattr(models, "has_gpu", lambda: True)
+    monkeypatch.setattr(models, "random_model_dir", lambda: Path("/made/random"))
+    monkeypatch.setattr(models, "is_downloaded", lambda model: False)
+    assert models.text_model().path == own
+    assert models.measured_model().path == "/made/random"
+    assert "a random model of Qwen3-0.6B's shape" in str(models.measured_model())
+    monkeypatch.setattr(models, "is_downloaded", lambda model: True)
+    assert models.text_model().path == "Qwen/Qwen3-0.6B"
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_one_variable_decides_for_everything(own, monkeypatch, gpu):
+    monkeypatch.setattr(models, "has_gpu", lambda: gpu)
+    monkeypatch.setenv("COURSE_MODEL", "some/model")
+    chosen = [models.pick_model(), models.text_model().path, models.measured_model().path]
+    assert chosen == ["some/model"] * 3
+    assert models.pick_model("named") == "named"
+
+
+def test_make_passes_its_variable_on():
+    for arguments in (["MODEL=a/b"], ["COURSE_MODEL=a/b"]):
+        made = subprocess.run(
+            ["make", "--dry-run", "--old-file=.venv/installed", "run", *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+        )
+        assert "COURSE_MODEL='a/b'" in made.stdout
+
+
+def test_nothing_is_asked_of_the_hub():
+    assert not models.is_downloaded("nobody/never-made-such-a-model")
+
+
+def test_doctor_says_what_each_lesson_uses(own, monkeypatch, capsys):
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for lesson in FILES_OF_LESSON:
+        assert re.search(rf"^  {lesson} +\S", printed, re.MULTILINE), lesson
+    assert "text                   small, the course's own model." in printed
+    monkeypatch.setattr(doctor, "_version", lambda package: package != "triton" or None)
+    main(["doctor"])
+    assert "plain torch twins of the kernels" in capsys.readouterr().out
+
+
+# -- records -------------------------------------------------------------------------------------
+
+
+def test_a_record_comes_back_as_it_was_written(result, tmp_path):
+    file = tmp_path / "stages.json"
+    runs = [replace(result, seconds=seconds) for seconds in (1.0, 4.0, 2.0)]
+    written = records.record(runs, file, command="course ladder 1 --runs 3")
+    assert records.load(file, tmp_path / "none") == [written]
+    assert written.numbers["tokens_per_second"] == 3.0
+    assert written.spread["tokens_per_second"] == [1.5, 6.0]
+    assert written.command == "course ladder 1 --runs 3"
+    assert written.machine == machine.describe("cpu")
+    assert "torch" in written.versions
+    assert "/" not in written.model
+
+
+def test_measuring_again_replaces_a_record_and_keeps_the_others(result, tmp_path):
+    file = tmp_path / "stages.json"
+    records.record(replace(result, number=2), file)
+    records.record(result, file)
+    records.record(replace(result, seconds=1.0), file)
+    found = records.load(file, tmp_path)
+    assert [row.stage for row in found] == [1, 2]
+    assert found[0].numbers["seconds"] == 1.0
+    with pytest.raises(ValueError, match="one stage and one workload"):
+        records.make_record([result, replace(result, number=2)])
+
+
+def test_shipped_records_come_first_and_a_spoilt_file_is_named(result, tmp_path):
+    shipped, own = tmp_path / "shipped", tmp_path / "own.json"
+    records.record(result, shipped / "stages_h200.json")
+    records.record(result, own)
+    assert [row.origin for row in records.load(own, shipped)] == ["shipped", "yours"]
+    own.write_text(json.dumps([{"stage": 1}]))
+    with pytest.raises(ValueError, match=r"own\.json holds no stage records"):
+        records.load(own, shipped)
+
+
+def test_the_ladder_command_measures_records_and_draws(tiny_model, tmp_path, monkeypatch, capsys):
+    file, picture = tmp_path / "own.json", tmp_path / "ladder.svg"
+    model = str(tiny_model())
+    arguments = ["1", "2", "--model", model, "--requests", "2", "--json", str(file)]
+    monkeypatch.setattr(plots, "load", lambda: records.load(file, tmp_path / "none"))
+    assert main(["ladder", *arguments, "--draw", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    assert "01 recompute:" in printed
+    assert "against stage 01" in printed
+    assert [row.stage for row in records.read(file, "yours")] == [1, 2]
+    assert "contiguous cache" in picture.read_text()
+    assert main(["ladder", "99"]) == 2
+
+
+# -- plots ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_sources(result):
+    ours = [records.make_record(replace(result, number=n, name=f"stage {n}")) for n in (1, 2)]
+    theirs = [replace(row, origin="shipped", machine="NVIDIA H200") for row in ours]
+    return [*theirs, *ours]
+
+
+def test_the_ladder_shows_both_sources_up_to_a_stage(two_sources, tmp_path):
+    plots.use_style()
+    file = tmp_path / "ladder.svg"
+    figure = plots.ladder(records=two_sources)
+    plots.save(figure, file)
+    drawn = file.read_text()
+    for text in (
+        "recorded on NVIDIA H200",
+        "yours, on",
+        "output tokens a second",
+        "MiB",
+        "02 stage",
+    ):
+        assert text in drawn
+    assert "stage 02" in figure.alt_text
+    assert "NVIDIA H200" in figure.alt_text
+    first = plots.ladder(upto=1, records=two_sources)
+    assert "stage 02" not in first.alt_text
+    assert len(drawn) < 100_000
+    with pytest.raises(ValueError, match="no stage is recorded"):
+        plots.ladder(records=[])
+
+
+def test_the_same_figure_gives_the_same_bytes(two_sources, tmp_path):
+    plots.use_style()
+    for name in ("a.svg", "b.svg"):
+        plots.save(plots.ladder(records=two_sources), tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_colours_never_stand_alone():
+    assert len(plots.COLOURS) == len(plots.MARKERS) == len(plots.HATCHES)
+    for kinds in (plots.COLOURS, plots.MARKERS, plots.HATCHES):
+        assert len(set(kinds)) == len(kinds)
+    plots.use_style()
+    assert {"color", "marker"} == matplotlib.rcParams["axes.prop_cycle"].keys
+
+
+def test_a_figure_names_its_machine():
+    plots.use_style()
+    fig, axes = plots.figure("Cost", "Some CPU, 1 thread", columns=2)
+    assert fig.get_suptitle() == "Cost\nSome CPU, 1 thread"
+    assert len(axes) == 2
+
+
+# -- pictures ------------------------------------------------------------------------------------
+
+
+def test_pictures_are_what_their_code_draws():
+    assert pictures.outdated() == [], "run: python -m course.pictures"
+
+
+def test_a_changed_picture_is_found(tmp_path):
+    files = pictures.build(tmp_path)
+    assert pictures.outdated(tmp_path) == []
+    files[0].write_text(files[0].read_text() + " ")
+    assert pictures.outdated(tmp_path) == [files[0].stem]
+    files[1].unlink()
+    assert pictures.outdated(tmp_path) == list(pictures.PICTURES)
+
+
+@pytest.mark.parametrize("name", pictures.PICTURES)
+def test_a_picture_is_whole_has_alt_text_and_keeps_inside_its_frame(name):
+    picture = pictures.PICTURES[name]()
+    root = ElementTree.fromstring(picture.svg())
+    assert len(pictures.alt_text(name)) > 80
+    assert picture.width <= 700, "readable without scaling on a laptop"
+    assert "http" not in picture.svg().replace("http://www.w3.org/2000/svg", "")
+    for element in root.iter("{http://www.w3.org/2000/svg}text"):
+        size, text = float(element.get("font-size")), element.text
+        width = size * len(text) * (0.605 if "Mono" in element.get("font-family") else 0.66)
+        left = (
+            float(element.get("x"))
+            - width * {"start": 0, "middle": 0.5}[element.get("text-anchor")]
+        )
+        assert left >= 0, text
+        assert left + width <= picture.width, text
+        assert 0 < float(element.get("y")) < picture.height, text
+        assert size >= 10, text
+
+
+def test_the_map_shows_every_lesson_and_every_file():
+    drawn = pictures.PICTURES["course_map"]().svg()
+    for stem, files in FILES_OF_LESSON.items():
+        assert f">{stem[3:].replace('_', ' ')}<" in drawn
+        for file in files:
+            assert f">{file}<" in drawn
+
+
+def test_text_is_escaped_and_numbers_are_short():
+    picture = Picture(100, 50, "a < b", "x & y")
+    picture.text((10.123, 20), "1 < 2")
+    assert "1 &lt; 2" in picture.svg()
+    assert "x='10.1'" in picture.svg()
+    ElementTree.fromstring(picture.svg())
