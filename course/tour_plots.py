@@ -6,6 +6,8 @@ from typing import Any
 from course import plots
 from course.benchmarks.roofline import Peaks
 
+FOLDERS = ("", "model", "engine", "ops")
+FOLDER_COLOURS = (plots.BLUE, plots.PURPLE, plots.ORANGE, plots.GREEN)  # those of course_map.svg
 Point = tuple[Any, float, float, float]  # label, bytes, FLOPs and seconds of one step
 
 
@@ -14,18 +16,21 @@ def lesson_sizes(lines: Mapping[str, Mapping[str, int]]) -> Any:
     totals = {lesson: sum(files.values()) for lesson, files in lines.items()}
     title = "The engine's lines: a bar a lesson, a piece a file"
     fig, ax = plots.figure(title, f"{sum(totals.values()):,} lines with comments and blanks")
+    looks = dict(zip(FOLDERS, zip(FOLDER_COLOURS, plots.HATCHES, strict=False), strict=True))
     for row, files in enumerate(lines.values()):
         left = 0
-        for i, count in enumerate(files.values()):
-            colour, hatch = plots.COLOURS[i % 7], plots.HATCHES[i % 7]
+        for name, count in files.items():
+            colour, hatch = looks[name.rpartition("/")[0]]
             ax.barh(row, count, left=left, color=colour, hatch=hatch, edgecolor="white")
             left += count
         text = f"{left:,}" if left else "no file of its own"
         ax.annotate(text, (left, row), (5, 0), textcoords="offset points", va="center")
     ax.set_yticks(range(len(lines)), [name.replace("_", " ") for name in lines])
-    ax.invert_yaxis()
+    ax.set(xlabel="lines", ylim=(len(lines) - 0.4, -0.6))
     ax.margins(x=0.1)
-    ax.set(xlabel="lines")
+    for folder, (colour, hatch) in looks.items():
+        ax.bar(0, 0, color=colour, hatch=hatch, edgecolor="white", label=f"nanovllm/{folder}")
+    ax.legend(loc="lower right")
     fig.alt_text = f"{title}. " + ", ".join(f"{name}: {n:,}" for name, n in totals.items()) + "."
     return fig
 
@@ -46,8 +51,9 @@ def bandwidth_curve(
     ticks = [size / 2**20 for size in sizes[::2]]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
-    points = ", ".join(f"{s / 2**20:g} MiB {r / 1e9:.3g}" for s, r in zip(sizes, rates, strict=True))
-    fig.alt_text = f"GB/s read against the buffer's size: {points}. Memory gives {memory / 1e9:.3g}."
+    read = zip(sizes, rates, strict=True)
+    points = ", ".join(f"{size / 2**20:g} MiB {rate / 1e9:.3g}" for size, rate in read)
+    fig.alt_text = f"GB/s read, by size of the buffer: {points}. Memory gives {memory / 1e9:.3g}."
     return fig
 
 
@@ -84,9 +90,12 @@ def roofline(peaks: Peaks, series: Mapping[str, Sequence[Point]], at: str) -> An
         colour, marker = plots.COLOURS[i], plots.MARKERS[i]
         ax.plot(xs, ys, linestyle=":", label=name, color=colour, marker=marker)
         for (label, *_), x, y in zip(steps, xs, ys, strict=True):
-            ax.annotate(str(label), (x, y), (5, -13), textcoords="offset points")
+            place = (-4, 8) if i == 0 else (3, -15)  # two series may meet in a point
+            ax.annotate(str(label), (x, y), place, textcoords="offset points", color=colour)
             words.append(f"{name}, {label}: {x:.3g} FLOP a byte, {y:.3g} GFLOP/s")
     ax.set(xscale="log", yscale="log", xlabel="FLOP for each byte read", ylabel="GFLOP/s")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
     ax.legend(loc="lower right")
     fig.alt_text = "; ".join(words) + "."
     return fig

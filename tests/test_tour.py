@@ -3,8 +3,8 @@
 import matplotlib
 import pytest
 
-from course import peaks, random_model, tour_plots
-from course.benchmarks.roofline import Peaks
+from course import peaks, random_model, shapes, tour_plots
+from course.benchmarks.roofline import Peaks, layer_weights
 from nanovllm import LLM, SamplingParams
 
 matplotlib.use("agg")
@@ -49,3 +49,16 @@ def test_the_tours_other_figures_say_their_numbers():
     assert "1 MiB 3, 4 MiB 2. Memory gives 1." in curve.alt_text
     times = tour_plots.step_times([1, 4], {"bound": [0.001, 0.002]}, "here")
     assert "bound: 1, 2." in times.alt_text
+
+
+def test_a_published_shape_counts_as_many_weights_as_the_random_model_has():
+    shape = shapes.PUBLISHED["Qwen3-0.6B"]
+    assert all(getattr(shape, name) == random_model.SHAPE[name] for name in vars(shape))
+    billions = {
+        name: (s.num_hidden_layers * layer_weights(s) + s.vocab_size * s.hidden_size) / 1e9
+        for name, s in shapes.PUBLISHED.items()
+    }
+    # without the second matrix of Qwen3-8B and Llama, the embedding, which is only looked up
+    assert billions == pytest.approx(
+        {"Qwen3-0.6B": 0.596, "Qwen3-8B": 8.19 - 0.622, "Llama-3.1-70B": 70.55 - 1.05}, rel=2e-3
+    )

@@ -1,5 +1,7 @@
 """figures/request_path.svg: the way of one request through the engine's files, and its steps."""
 
+from itertools import pairwise
+
 from course.pictures.svg import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, Box, Picture
 
 TITLE = "The way of one request"
@@ -41,7 +43,7 @@ def loop(p: Picture, queue: Box, answer: Box) -> None:
         p.box(30 + i * (STEP + 12), 180, STEP, 48, label, file, colour, size=13)
         for i, (label, file, colour) in enumerate(names)
     ]
-    for left, right in zip(boxes, boxes[1:], strict=False):
+    for left, right in pairwise(boxes):
         p.arrow(left.right, right.left)
     (x0, bottom), (x1, _) = boxes[-1].bottom, boxes[0].bottom
     p.arrow((x0, bottom), (x0, 252), (x1, 252), (x1, bottom))
