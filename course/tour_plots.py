@@ -30,7 +30,7 @@ def lesson_sizes(lines: Mapping[str, Mapping[str, int]]) -> Any:
     ax.margins(x=0.1)
     for folder, (colour, hatch) in looks.items():
         ax.bar(0, 0, color=colour, hatch=hatch, edgecolor="white", label=f"nanovllm/{folder}")
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper right", bbox_to_anchor=(1, 0.8))  # beside the short bars
     fig.alt_text = f"{title}. " + ", ".join(f"{name}: {n:,}" for name, n in totals.items()) + "."
     return fig
 
@@ -90,8 +90,8 @@ def roofline(peaks: Peaks, series: Mapping[str, Sequence[Point]], at: str) -> An
         colour, marker = plots.COLOURS[i], plots.MARKERS[i]
         ax.plot(xs, ys, linestyle=":", label=name, color=colour, marker=marker)
         for (label, *_), x, y in zip(steps, xs, ys, strict=True):
-            place = (-4, 8) if i == 0 else (3, -15)  # two series may meet in a point
-            ax.annotate(str(label), (x, y), place, textcoords="offset points", color=colour)
+            place, side = ((-7, 5), "right") if i == 0 else ((6, -14), "left")  # points may meet
+            ax.annotate(str(label), (x, y), place, textcoords="offset points", ha=side)
             words.append(f"{name}, {label}: {x:.3g} FLOP a byte, {y:.3g} GFLOP/s")
     ax.set(xscale="log", yscale="log", xlabel="FLOP for each byte read", ylabel="GFLOP/s")
     for axis in (ax.xaxis, ax.yaxis):

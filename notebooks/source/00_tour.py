@@ -172,9 +172,9 @@ for kind, arguments in attempts:
 #
 # Inside `advance` a request meets the other files. The number is the lesson that rebuilds each.
 #
-# ![llm.py checks a request, llm_engine.py queues it; scheduler, block manager, runner, decoder and sampler
-# run step after step; outputs.py holds the answer. A prefill step reads the whole prompt, a decode step
-# only the newest token.](../figures/request_path.svg)
+# ![llm.py checks a request, llm_engine.py queues it; scheduler, block manager, runner, decoder, sampler run
+# in a loop; outputs.py holds the answer. Below: what prefill and decode steps
+# read.](../figures/request_path.svg)
 #
 # A request's first step, **prefill**, reads the whole prompt. Each later one, a **decode** step, reads
 # only the newest token: what was computed for the others, their *keys and values* (KV), is kept. The two
@@ -455,18 +455,18 @@ show(fig, fig.alt_text)
 # %% [markdown]
 # <details><summary>How to read it</summary>
 #
-# **1 request.** On one thread of a server: bound 2.4 ms, hollow 1.7, measured 3.5. The fixed cost is nearly
-# as large as the bound: a small model is as fast as its engine's overhead lets it be. The sum of both is
-# too much, since 28 MB of weights stayed in that processor's large cache; the dotted line in your
-# bandwidth curve says what yours does with them.
+# **1 request.** On one thread of a server CPU: bound 2.7 ms, hollow 1.7, measured 3.9. The fixed cost is
+# nearly as large as the bound: a small model is as fast as its engine's overhead lets it be. The sum of
+# both is a little too much, since part of the 28 MB of weights stayed in a cache: look at the dotted line
+# in the bandwidth curve.
 #
-# **64 requests** share the fixed cost, and arithmetic takes over. Now we miss what the bound leaves out:
-# norms, gathering keys and values, softmax, choosing the token; and products of 64 rows run slower than
-# the large one that gave $F$.
+# **More requests** share the fixed cost. Now a CPU misses the sum, mostly since products of few rows are
+# slower than the large one that gave $F$: 4 rows ran at a fifth of its rate, 16 at half. The rest is what
+# the bound leaves out: norms, gathering keys and values, softmax, choosing the token.
 #
 # </details>
 #
-# 64 times the tokens for a few times the step: that is what a batch is worth. It does *not* help the single
+# 64 times the tokens for a few times the step: that is what a batch is worth. It does *not* help a single
 # user, whose tokens now come more slowly.
 #
 # ## Predict prefill
@@ -498,9 +498,9 @@ for T, need, seconds in zip(lengths, prompt_needs, prefills, strict=True):
 # %% [markdown]
 # <details><summary>Why short and long prompts miss it</summary>
 #
-# 16 tokens pay the fixed cost. 1,000 tokens pay for what lies between the products. In the shipped model
-# 1,000 × 2,560 inner numbers, 10 MB in float32, are written and read again several times in each layer;
-# and on a CPU attention also computes the half of its scores that is then masked.
+# 16 tokens pay the fixed cost. At 1,000 tokens on a CPU half of the time goes into attention: in each layer
+# 4 × 1,000 × 1,000 scores, 16 MB, are written and read again to mask them and to take their softmax. A
+# GPU's kernel never writes them: lesson 06.
 #
 # </details>
 #
@@ -524,8 +524,8 @@ show(fig, fig.alt_text)
 
 # %% [markdown]
 # Decode of one request stands far left, where arithmetic waits for memory. A batch moves it to the right.
-# A prompt of 64 tokens and 64 requests are nearly the same point: a matrix cannot tell whose a token is.
-# Every lesson moves points to the right (batches, shared prefixes) or up to the roof (kernels, graphs).
+# 64 requests and a prompt of 64 tokens are nearly the same point: a matrix cannot tell whose a token is.
+# The lessons move points to the right (batches) or up to the roof (kernels, graphs).
 #
 # ## Predict what you cannot run
 #
