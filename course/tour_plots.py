@@ -42,8 +42,8 @@ def bandwidth_curve(
     fig, ax = plots.figure("Reading the same buffer again and again", at)
     ax.plot([size / 2**20 for size in sizes], [rate / 1e9 for rate in rates])
     ax.axhline(memory / 1e9, color=plots.VERMILLION, linestyle="--", marker="")
-    end = (sizes[-1] / 2**20, memory / 1e9)
-    ax.annotate("memory, the first number", end, (0, -13), textcoords="offset points", ha="right")
+    start = (sizes[0] / 2**20, memory / 1e9)
+    ax.annotate("memory, the first number", start, (0, -14), textcoords="offset points")
     for name, num_bytes in marks.items():
         ax.axvline(num_bytes / 2**20, color=plots.BLACK, linestyle=":", marker="")
         ax.annotate(name, (num_bytes / 2**20, max(rates) / 1e9), (5, 0), textcoords="offset points")

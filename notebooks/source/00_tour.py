@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 00 · A tour: the speed of a language model from two numbers
+# # 00 · A tour: a model's speed from two numbers
 #
 # | This lesson | |
 # |---|---|
@@ -10,8 +10,8 @@
 # | Ends in | `nanovllm/llm.py`, `nanovllm/config.py`, `nanovllm/outputs.py`, `nanovllm/validation.py` |
 
 # %% [markdown]
-# A language model writes its answer word by word. Why not faster? Here you meet the engine that this
-# course rebuilds, and find out. Afterwards you can
+# A language model writes word by word. Why not faster? Here you meet the engine that this course rebuilds,
+# and find out. Afterwards you can
 #
 # 1. **run** requests and read every field of an answer,
 # 2. **count** the bytes and the arithmetic that one token costs,
@@ -49,7 +49,8 @@ print(HERE)
 from course.models import own_model
 from nanovllm import LLM, SamplingParams
 
-llm = LLM(own_model(), dtype="float32", num_gpu_blocks_override=512, use_tqdm_on_load=False)
+options = {"num_gpu_blocks_override": 512, "use_tqdm_on_load": False}  # little memory, no bars
+llm = LLM(own_model(), dtype="float32", **options)  # compared with a reference below
 greedy = SamplingParams(temperature=0, max_tokens=120)
 question = [{"role": "user", "content": "Tell me a story about a fox who finds a key."}]
 (answer,) = llm.chat(question, greedy, use_tqdm=False)
@@ -64,7 +65,7 @@ print(textwrap.fill(answer.outputs[0].text, 90))
 ids = answer.outputs[0].token_ids
 pieces = [llm.get_tokenizer().decode([i]) for i in ids]
 num_words = len(answer.outputs[0].text.split())
-print(" | ".join(pieces[:16]), "| ...")
+print(", ".join(f"{i} {piece!r}" for i, piece in zip(ids[:9], pieces, strict=False)), "...")
 print(f"{num_words} words, {len(ids)} tokens, the last is {pieces[-1]!r}")
 assert len(ids) > num_words
 
@@ -229,7 +230,7 @@ peaks = machine_peaks(device)
 record_peaks(peaks)  # into .course/peaks.json
 sizes = [2**n for n in range(18, 32 if device == "cuda" else 30)]
 buffer = torch.zeros(sizes[-1] // 4, device=device)
-rates = [size / measure(buffer[: size // 4].sum, warmup=2).median for size in sizes]
+rates = [size / measure(buffer[: size // 4].sum, repeats=9).lowest for size in sizes]
 del buffer
 marks = {"the shipped model": 27_800_000}  # its weights in bytes, counted below
 fig = tour_plots.bandwidth_curve(sizes, rates, peaks.bandwidth, marks, HERE)
@@ -238,8 +239,8 @@ show(fig, fig.alt_text)
 # %% [markdown]
 # <details><summary>Steps down to a floor</summary>
 #
-# On a CPU each step down is a cache that no longer holds the buffer: on one thread of a server, from 53
-# GB/s at 1 MiB to 22 at 16 MiB, and to memory's 12 at 512 MiB. On a GPU small buffers look slow, since
+# On a CPU each step down is a cache that no longer holds the buffer. On one thread of a server: 53 GB/s at 1
+# MiB, 22 at 16 MiB, and memory's 12 at 512 MiB. The smallest buffers look slow, on a GPU all small ones:
 # starting a read takes longer than reading.
 #
 # </details>
@@ -302,7 +303,7 @@ assert bound(64, 4 * 32, 16, 32) == bound(64, 32, 16, 32)
 #
 # In the shipped model a token is 256 numbers. Each of 5 layers has attention (4 query heads, 2 key and
 # value heads, of 64 numbers each) and an MLP with 1,280 inner numbers. A last matrix, the head, scores
-# 4,096 possible tokens.
+# 4,096 possible tokens. What they do is lesson 01; here only their sizes matter.
 #
 # | matrix | inputs × outputs | parameters |
 # |:--|:--|--:|
@@ -334,9 +335,9 @@ print(f"k = {4 * kept:,} bytes")
 
 # %% [markdown]
 # **Check** it against a reference: transformers runs the same model on $T$ = 100 tokens while PyTorch
-# counts FLOPs. We expect 2 for each token and parameter of a layer, and the head once, since only the
-# last token's successor is wanted. Attention multiplies each query with each key, and the result with the
-# values: $4\,T^2 \cdot 4 \cdot 64$ in each layer.
+# counts FLOPs. We expect 2 for each token and layer parameter, and the head once, since only the last
+# token's successor is wanted. In each layer, attention multiplies every query with every key, $2\,T^2
+# \cdot 4 \cdot 64$ FLOPs, and the result with the values, as many again.
 
 # %%
 from torch.utils.flop_counter import FlopCounterMode
@@ -351,7 +352,7 @@ with torch.no_grad(), FlopCounterMode(display=False) as counter:
 counted = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
 print(counted)
 assert counted["aten.mm"] == 2 * layers * T + 2 * head  # the matrices
-assert counted["aten.bmm"] == 5 * 4 * T**2 * 4 * 64  # attention
+assert counted["aten.bmm"] == 5 * 2 * (2 * T**2 * 4 * 64)  # attention
 assert reference.num_parameters() - (layers + head) == 3456  # the norms: vectors, 0.05%
 
 # %% [markdown]
@@ -375,8 +376,8 @@ assert behind.max() < 1e-3
 # $$\text{bytes} = P\,b + R\,C\,k \qquad \text{FLOPs} \approx 2\,P\,R \qquad
 # \text{seconds} \ge \max\left(\frac{\text{bytes}}{\beta},\ \frac{\text{FLOPs}}{F}\right)$$
 #
-# We measure the shipped model on a CPU. On a GPU it is a larger one with random weights, since speed
-# depends on shapes, not on what the weights know. (`COURSE_MODEL` names another.)
+# On a CPU we measure the shipped model, on a GPU a larger one with random weights: speed depends on
+# shapes, not on what the weights know. (`COURSE_MODEL` names another.)
 
 # %%
 from course.models import measured_model
@@ -393,8 +394,8 @@ def work(config, requests, new, context):
 
 
 choice = measured_model()
-options = {"num_gpu_blocks_override": 512, "max_num_seqs": 64, "max_num_batched_tokens": 1024}
-llm = LLM(choice.path, use_tqdm_on_load=False, **options)
+options |= {"max_num_seqs": 64, "max_num_batched_tokens": 1024}  # requests and tokens a step
+llm = LLM(choice.path, **options)
 config = llm.llm_engine.model_config
 layers, head, kept = count(config)
 size = config.dtype.itemsize
@@ -438,7 +439,7 @@ from course.random_model import hollow_model
 
 with tempfile.TemporaryDirectory() as scratch:
     name = hollow_model(Path(scratch), config.num_hidden_layers)
-    hollow = LLM(name, dtype=config.dtype, use_tqdm_on_load=False, **options)
+    hollow = LLM(name, dtype=config.dtype, **options)
 fixed = [decode_seconds(hollow, R) for R in batches]
 hollow.close()
 sums = [least + cost for least, cost in zip(bounds, fixed, strict=True)]
@@ -455,10 +456,10 @@ show(fig, fig.alt_text)
 # %% [markdown]
 # <details><summary>How to read it</summary>
 #
-# **1 request.** On one thread of a server CPU: bound 2.7 ms, hollow 1.7, measured 3.9. The fixed cost is
-# nearly as large as the bound: a small model is as fast as its engine's overhead lets it be. The sum of
-# both is a little too much, since part of the 28 MB of weights stayed in a cache: look at the dotted line
-# in the bandwidth curve.
+# **1 request.** On one thread of a server CPU: bound 2.1 ms, hollow 1.7, measured 3.4. The fixed cost is
+# nearly as large as the bound: a small model is as fast as its engine's overhead lets it be. The sum is a
+# little too much, since some of the 28 MB of weights stayed in a cache: see the dotted line in the
+# bandwidth curve.
 #
 # **More requests** share the fixed cost. Now a CPU misses the sum, mostly since products of few rows are
 # slower than the large one that gave $F$: 4 rows ran at a fifth of its rate, 16 at half. The rest is what
@@ -568,7 +569,7 @@ print(f"recorded on the H200 for Qwen3-0.6B's shape, one request: {W2:,.0f} toke
 # 1. `EngineArgs` has 139 fields there, 34 here.
 # 2. Its `RequestOutput` drops unknown arguments with a warning; here nothing unknown is let in.
 # 3. Its `RequestOutput.metrics` stays `None`: the engine
-#    [does not fill it](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/engine/output_processor.py#L250).
+#    [does not fill it](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/engine/output_processor.py#L251).
 #    `LLM.get_metrics()` has sums over all requests instead.
 #
 # ## Exercises
