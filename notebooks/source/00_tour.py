@@ -43,13 +43,14 @@ print(HERE)
 # ## A first answer
 #
 # The course ships with a model of 7 million parameters that does one thing: it tells short stories.
-# Temperature 0 always takes the likeliest next token.
+# Temperature 0 always takes the likeliest next token. The `options` keep the engine small: at most 64
+# requests at once, and room for 512 · 16 tokens.
 
 # %%
 from course.models import own_model
 from nanovllm import LLM, SamplingParams
 
-options = {"num_gpu_blocks_override": 512, "use_tqdm_on_load": False}  # little memory, no bars
+options = {"num_gpu_blocks_override": 512, "max_num_seqs": 64, "use_tqdm_on_load": False}
 llm = LLM(own_model(), dtype="float32", **options)  # compared with a reference below
 greedy = SamplingParams(temperature=0, max_tokens=120)
 question = [{"role": "user", "content": "Tell me a story about a fox who finds a key."}]
@@ -72,8 +73,8 @@ assert len(ids) > num_words
 # %% [markdown]
 # <details><summary>More: punctuation, and an end</summary>
 #
-# Commas and full stops are tokens too, and `<|im_end|>` says that the answer is over. No token can be
-# computed before the one ahead of it is chosen: 89 tokens take 89 runs, on any machine.
+# Full stops are tokens too, and `<|im_end|>` ends the answer. No token can be computed before the one
+# ahead of it is chosen: 89 tokens take 89 runs, on any machine.
 #
 # </details>
 #
@@ -117,8 +118,8 @@ pace = (times.finished_time - times.first_token_time) / (len(ids) - 1)
 assert abs(answer.tpot - pace) < 1e-9
 
 # %% [markdown]
-# The engine's own code divides by one token less, since the first came with the TTFT. Times differ between
-# runs: the course prints them and never asserts them.
+# The engine divides by one token less, since the first came with the TTFT. Times differ between runs: the
+# course prints them, and never asserts them.
 #
 # ## The door
 #
@@ -302,16 +303,16 @@ assert bound(64, 4 * 32, 16, 32) == bound(64, 32, 16, 32)
 # ## Count the real model
 #
 # In the shipped model a token is 256 numbers. Each of 5 layers has attention (4 query heads, 2 key and
-# value heads, of 64 numbers each) and an MLP with 1,280 inner numbers. A last matrix, the head, scores
-# 4,096 possible tokens. What they do is lesson 01; here only their sizes matter.
+# value heads, of 64 numbers each) and an MLP with 1,280 inner numbers; the head scores 4,096 possible
+# tokens. Lesson 01 says what they do; here only sizes matter.
 #
-# | matrix | inputs × outputs | parameters |
-# |:--|:--|--:|
-# | query, output | 256 × 256, two | 131,072 |
-# | key, value | 256 × 128, two | 65,536 |
-# | gate, up, down | 256 × 1,280, three | 983,040 |
-# | **one layer** | | **1,179,648** |
-# | **head** | 256 × 4,096 | **1,048,576** |
+# | matrices | parameters |
+# |:--|--:|
+# | query, output: 256 × 256 each | 131,072 |
+# | key, value: 256 × 128 each | 65,536 |
+# | gate, up, down: 256 × 1,280 each | 983,040 |
+# | **one layer** | **1,179,648** |
+# | **head**: 256 × 4,096 | **1,048,576** |
 #
 # **Predict** $P$; and $k$: a token keeps a key and a value, in 5 layers, for 2 heads of 64 numbers of 4
 # bytes.
@@ -394,7 +395,7 @@ def work(config, requests, new, context):
 
 
 choice = measured_model()
-options |= {"max_num_seqs": 64, "max_num_batched_tokens": 1024}  # requests and tokens a step
+options["max_num_batched_tokens"] = 1024  # a prompt of 1,000 tokens fits into one step
 llm = LLM(choice.path, **options)
 config = llm.llm_engine.model_config
 layers, head, kept = count(config)
@@ -429,8 +430,8 @@ print(f"one request: at most {1 / bounds[0]:,.0f} tokens/s, measured {1 / steps[
 #
 # Suspect a cost that each step has, whatever the model's size: on a CPU Python, and the start of hundreds
 # of small operations; on a GPU the start of as many kernels. To see it alone, run a **hollow** model: as
-# many layers, hardly any weights, the same engine. **Predict** its milliseconds a step, if the suspicion
-# is right.
+# many layers, hardly any weights. **Predict** its milliseconds a step, if the suspicion is right: the
+# measured ones less the bound.
 
 # %%
 import tempfile
@@ -457,13 +458,12 @@ show(fig, fig.alt_text)
 # <details><summary>How to read it</summary>
 #
 # **1 request.** On one thread of a server CPU: bound 2.1 ms, hollow 1.7, measured 3.4. The fixed cost is
-# nearly as large as the bound: a small model is as fast as its engine's overhead lets it be. The sum is a
-# little too much, since some of the 28 MB of weights stayed in a cache: see the dotted line in the
-# bandwidth curve.
+# nearly as large as the bound: a small model is as fast as its engine's overhead lets it be. The sum is
+# too much, since some of the 28 MB of weights stayed in a cache (the dotted line in the bandwidth curve).
 #
-# **More requests** share the fixed cost. Now a CPU misses the sum, mostly since products of few rows are
-# slower than the large one that gave $F$: 4 rows ran at a fifth of its rate, 16 at half. The rest is what
-# the bound leaves out: norms, gathering keys and values, softmax, choosing the token.
+# **More requests** share the fixed cost. Now a CPU misses the sum, since products of few rows are slower
+# than the large one that gave $F$: 4 rows ran at a fifth of its rate, 16 at half. The bound also leaves
+# out norms, gathering keys and values, softmax, and choosing the token.
 #
 # </details>
 #
@@ -472,9 +472,8 @@ show(fig, fig.alt_text)
 #
 # ## Predict prefill
 #
-# A prompt is a batch by itself: each parameter is read for $T$ tokens, so $F$ is the limit, and prefill
-# takes at least about $2\,P\,T / F$ seconds. (`work` counts exactly: the head once, and attention.)
-# **Predict** the milliseconds for 256 tokens.
+# A prompt is a batch by itself: each parameter is read for $T$ tokens. So $F$ is the limit, and prefill
+# takes at least about $2\,P\,T / F$ seconds. **Predict** the milliseconds for 256 tokens.
 
 
 # %%
@@ -499,18 +498,17 @@ for T, need, seconds in zip(lengths, prompt_needs, prefills, strict=True):
 # %% [markdown]
 # <details><summary>Why short and long prompts miss it</summary>
 #
-# 16 tokens pay the fixed cost. At 1,000 tokens on a CPU half of the time goes into attention: in each layer
-# 4 × 1,000 × 1,000 scores, 16 MB, are written and read again to mask them and to take their softmax. A
-# GPU's kernel never writes them: lesson 06.
+# 16 tokens pay the fixed cost. 1,000 tokens on a CPU spend half of their time in attention: in each layer
+# 4 × 1,000 × 1,000 scores, 16 MB, are written and read again to be masked and summed. A GPU's kernel never
+# writes them: lesson 06.
 #
 # </details>
 #
-# A model reads far more tokens a second than one request writes: long questions cost little, long answers
-# much.
+# Long questions cost little, long answers much.
 #
 # ## The roofline
 #
-# One picture holds it all. To the right: FLOPs for each byte read. Upwards: FLOP/s. The roof is
+# To the right: FLOPs for each byte read. Upwards: FLOP/s. The roof is
 # $\min(F,\ \beta \cdot \text{FLOP a byte})$. Each point is a step that you measured.
 
 # %%
@@ -530,8 +528,8 @@ show(fig, fig.alt_text)
 #
 # ## Predict what you cannot run
 #
-# The shapes below are published; `course bench` recorded an H200's two numbers. **Predict** from $P\,b$
-# alone: how fast does a model with $P$ = 7.6 billion and $b$ = 2 write for one request here?
+# `course bench` recorded an H200's two numbers; the shapes below are published. **Predict** from $P\,b$
+# alone: how fast is Qwen3-8B, $P$ = 7.6 billion and $b$ = 2, for one request here?
 
 # %%
 import json
@@ -570,22 +568,20 @@ print(f"recorded on the H200 for Qwen3-0.6B's shape, one request: {W2:,.0f} toke
 # 2. Its `RequestOutput` drops unknown arguments with a warning; here nothing unknown is let in.
 # 3. Its `RequestOutput.metrics` stays `None`: the engine
 #    [does not fill it](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/engine/output_processor.py#L251).
-#    `LLM.get_metrics()` has sums over all requests instead.
 #
 # ## Exercises
 #
 # In `exercises/00_tour.ipynb`:
 #
-# 1. **Predict** (5 minutes): a model on a laptop, and the $R$ at which its decode turns compute-bound.
-# 2. **Implement** (20 minutes, 12 lines): how many requests fit into memory beside the weights, and how
-#    fast they are together.
+# 1. **Predict** (5 minutes): the $R$ at which a laptop's decode turns compute-bound.
+# 2. **Implement** (20 minutes, 12 lines): how many requests fit beside the weights, and their speed.
 # 3. **Break and fix** (15 minutes): a benchmark that reports twice the true tokens a second.
 #
 # ## Recap
 #
 # An answer is one prefill and a decode step for each further token. Decode is limited by what it reads,
-# $(P\,b + R\,C\,k)/\beta$, prefill by arithmetic, $2\,P\,T/F$. A fixed cost a step comes on top, and a batch
-# shares both the reading and that cost.
+# $(P\,b + R\,C\,k)/\beta$, prefill by arithmetic, $2\,P\,T/F$. A fixed cost comes on top of each step; a batch
+# shares it, and the reading.
 #
 # <details><summary>1. Weights of 10 GB, read at 500 GB/s: how fast is one request at most?</summary>
 #
