@@ -128,7 +128,7 @@ assert abs(answer.tpot - pace) < 1e-9
 
 # %%
 source = inspect.getsource(LLM.generate)
-print(source[source.index("        seqs =") :])
+print(textwrap.dedent(source[source.index("        seqs =") :]))
 
 # %% [markdown]
 # `LLM` takes the fields of a dataclass in `config.py`. Beside its default each field says what it accepts;
@@ -143,9 +143,10 @@ from nanovllm.config import EngineArgs
 wanted = ("max_num_seqs", "block_size", "enable_prefix_caching", "quantization")
 for line in inspect.getsource(EngineArgs).splitlines():
     if line.strip().startswith(wanted):
-        print(line)
+        print(line.strip())
 print("\n" + inspect.getsource(validation.check_fields))
-print(len(fields(EngineArgs)), "fields;", inspect.getsource(EngineArgs).count("= only("), "only()")
+num_only = inspect.getsource(EngineArgs).count("= only(")
+print(f"{len(fields(EngineArgs))} fields, {num_only} of them only(...)")
 
 # %% [markdown]
 # Names and defaults are vLLM's. `only(None)` marks what vLLM has and this engine lacks: a script that
