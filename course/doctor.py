@@ -20,8 +20,8 @@ HELPFUL = {
     "triton": "lesson 06 runs its torch twin without it (no macOS or Windows build exists)",
     "jupyterlab": "the notebooks open in it: make lab",
     "matplotlib": "the lessons draw with it",
-    "gguf": "converting SmolLM2 needs it",
-    PACKAGE: "SmolLM2's weights are in it",
+    "gguf": "converting SmolLM2 needs it, which wrote what the storyteller learned from",
+    PACKAGE: "SmolLM2's weights are in it; only the storyteller's recipe needs them",
 }
 
 PLAIN = ("the GPU", "the CPU, in plain torch")
@@ -120,7 +120,7 @@ def _describe_lessons() -> None:
 
 def _describe_models() -> None:
     shipped = sorted(config.parent.name for config in CHECKPOINTS.glob("*/config.json"))
-    _say("checkpoints", ", ".join(shipped) or "none yet; SmolLM2 is used")
+    _say("checkpoints", ", ".join(shipped) or "none; SmolLM2 is used")
     folder = cache_dir() / FOLDER
     state = "converted" if is_complete(folder) else "converted on first use"
     _say("SmolLM2", f"{state}: {folder}")

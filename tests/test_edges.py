@@ -336,6 +336,18 @@ def test_enforce_eager_is_accepted(folder, expected):
         assert ids(answer(llm)) == expected
 
 
+def test_a_rehearsed_step_is_the_largest_and_leaves_no_trace(folder, expected):
+    """What a GPU does before it sizes the cache: one decode row, and prompts to the budget."""
+    with make(folder, max_num_seqs=3, max_num_batched_tokens=200) as llm:
+        runner, seen = llm.llm_engine.core.runner, []
+        plain = runner.model.forward
+        runner.model.forward = lambda ids, *rest: seen.append(len(ids)) or plain(ids, *rest)
+        runner.rehearse(200)
+        assert seen == [201]
+        runner.model.forward = plain
+        assert ids(answer(llm)) == expected
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_torch_compile_changes_no_tokens(folder, expected):
     with make(folder, enable_torch_compile=True) as llm:

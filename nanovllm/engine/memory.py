@@ -1,7 +1,8 @@
 """How large the KV cache may be, and for which batch sizes a step is captured.
 
 On a GPU the cache takes what is left. So first everything else is made to happen once, with a cache
-of one block: the largest step, and the capture of the largest graph. What that took is set aside.
+of one block: the capture of the largest graph, then the largest step. The graph is dropped, and its
+memory set aside; what the step took stays with torch, whose later steps are smaller and fit in it.
 """
 
 import gc
@@ -65,19 +66,18 @@ def count_blocks(runner: ModelRunner, args: EngineArgs, reserved_before: int) ->
 def gpu_budget(runner: ModelRunner, args: EngineArgs, reserved_before: int) -> int:
     """Bytes for the cache: this engine's share of the GPU, less what all else takes at the most."""
     device = runner.device
-    torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved(device)
-    runner.rehearse(args.max_num_batched_tokens)
     runner.capture(graph_sizes(runner, args)[-1:])
-    after = torch.cuda.memory_reserved(device)
+    graphs = torch.cuda.memory_reserved(device) - before + OTHER_GRAPHS_BYTES
     runner.graphs.clear()
     gc.collect()
     torch.cuda.empty_cache()
+    runner.rehearse(args.max_num_batched_tokens)  # torch keeps what it took, for every later step
     free, total = torch.cuda.mem_get_info(device)
-    context = total - free - torch.cuda.memory_reserved(device)
-    ours = after - reserved_before + min(context, MOST_CONTEXT_BYTES) + OTHER_GRAPHS_BYTES
-    share = int(args.gpu_memory_utilization * total / runner.ranks.per_gpu()) - ours
-    return min(share, free - (after - before) - OTHER_GRAPHS_BYTES)
+    reserved = torch.cuda.memory_reserved(device)
+    context = min(total - free - reserved, MOST_CONTEXT_BYTES)
+    share = int(args.gpu_memory_utilization * total / runner.ranks.per_gpu())
+    return min(share - context - (reserved - reserved_before), free) - graphs
 
 
 def graph_sizes(runner: ModelRunner, args: EngineArgs) -> list[int]:

@@ -200,7 +200,7 @@ class ModelRunner:
 
     @on_its_device
     def rehearse(self, max_num_batched_tokens: int) -> None:
-        """Run the step that needs the most memory; it reads block 0 and writes nothing."""
+        """Run the step that needs the most memory, over a cache whose block 0 may be spoiled."""
         num_rows, longest = len(self.rows.ids), self.max_blocks * self.block_size
         tokens = min(max_num_batched_tokens, num_rows * longest)
         starts = [*range(0, tokens, longest), tokens]
@@ -212,9 +212,10 @@ class ModelRunner:
             starts=torch.tensor(starts, dtype=torch.int32, device=self.device),
             longest=max(lengths),
         )
-        zeros = torch.zeros(tokens, dtype=torch.int32, device=self.device)
-        hidden = self.model(zeros, self.kv_cache, AttentionMetadata(zeros, None, prompts))
-        hidden = hidden[zeros[: min(tokens, num_rows)]]
+        self.rows.positions.zero_()
+        zeros = torch.zeros(1 + tokens, dtype=torch.int32, device=self.device)
+        metadata = AttentionMetadata(zeros, self._plan_decodes(1), prompts)
+        hidden = self.model(zeros, self.kv_cache, metadata)[zeros[:num_rows]]
         self._sample(hidden, slice(len(hidden)))
         chunk = slice(min(len(hidden), FILTERED_AT_ONCE))
         logits, asked = self.model.logits(hidden[chunk]), self._asked(chunk)

@@ -53,9 +53,9 @@ class Backend:
 TORCH = Backend("torch")
 NAMES = ("torch", "triton", "flash")
 LARGEST_HEAD = 256
-# What "auto" takes for decode rows and for prompts, by the GPU's capability; as measured by
-# `course bench attention` and `course bench W3` (figures/data/NOTES.md).
-AUTO = {(9, 0): ("triton", "triton")}
+# What "auto" takes for decode rows and for prompts, by the GPU's capability, as far as it is
+# installed; measured with FlashAttention-3 (figures/data/NOTES.md).
+AUTO = {(9, 0): ("triton", "flash")}
 AUTO_ELSEWHERE = ("triton", "triton")
 
 
