@@ -49,7 +49,7 @@ def loop(p: Picture, queue: Box, answer: Box) -> None:
     p.arrow((x0, bottom), (x0, 252), (x1, 252), (x1, bottom))
     p.arrow((queue.bottom[0] - 60, queue.bottom[1]), (queue.bottom[0] - 60, 146))
     p.arrow((answer.bottom[0], 146), answer.bottom)
-    p.text((answer.bottom[0] + 8, 130), "ids → text · 01", 12, "start", GREY)
+    p.text((answer.bottom[0] - 84, 130), "ids → text · 01", 12, "middle", GREY)
 
 
 def passes(p: Picture) -> None:
@@ -63,5 +63,5 @@ def passes(p: Picture) -> None:
             reads, gives = first <= token < last, token == last
             colour = BLUE if reads else ORANGE if gives else GREY
             p.box(150 + token * 52, y, 44, 24, f"t{token}", colour=colour, dashed=gives, size=12)
-        words = "the whole prompt at once" if i == 0 else "only the newest token"
+        words = "the whole prompt" if i == 0 else "the newest token"
         p.text((530, y + 12), words, 12, "start", INK)
