@@ -2,6 +2,7 @@
 
 import matplotlib
 import pytest
+from transformers.utils import logging
 
 from course import peaks, random_model, shapes, tour_plots
 from course.benchmarks.roofline import Peaks, layer_weights
@@ -11,6 +12,7 @@ matplotlib.use("agg")
 
 
 def test_a_hollow_model_has_the_layers_asked_for_and_hardly_a_weight(tmp_path, capfd):
+    logging.enable_progress_bar()
     name = random_model.hollow_model(tmp_path, layers=3)
     assert capfd.readouterr().err == ""  # nothing that a notebook would keep
     with LLM(name, device="cpu", use_tqdm_on_load=False) as llm:

@@ -102,13 +102,17 @@ assert "".join(text for i, text in arrived if i == 1) == stream.outputs[1].outpu
 #
 # ## What an answer holds
 #
-# `chat` and `generate` return a `RequestOutput` for each prompt. Its `metrics` are points in time. Users
-# feel two differences of them: **TTFT**, the time to the first token, and **TPOT**, the time per output
-# token after that.
+# `chat` and `generate` return a `RequestOutput` for each prompt. Its `outputs` hold one completion, which
+# ended by `stop`, `length` or `abort`. Its `metrics` are points in time. Users feel two differences of
+# them: **TTFT**, the time to the first token, and **TPOT**, the time per output token after that.
 
 # %%
-print("prompt       ", repr(answer.prompt[:38]), "... is", len(answer.prompt_token_ids), "tokens")
-print("finish_reason", repr(answer.outputs[0].finish_reason), "(others: 'length', 'abort')")
+from dataclasses import fields
+
+for part in (answer, answer.outputs[0]):
+    for field in fields(part):
+        print(f"{field.name:<17}", repr(getattr(part, field.name))[:68])
+    print()
 times = answer.metrics
 for name in ("first_scheduled_time", "first_token_time", "finished_time"):
     print(f"{name:<21}{1000 * (getattr(times, name) - times.arrival_time):7.1f} ms after arrival")
@@ -135,8 +139,6 @@ print(textwrap.dedent(source[source.index("        seqs =") :]))
 # `validation.py` holds it to that. Some of the lines, and the loop that checks them:
 
 # %%
-from dataclasses import fields
-
 from nanovllm import validation
 from nanovllm.config import EngineArgs
 
