@@ -243,8 +243,8 @@ show(fig, fig.alt_text)
 # %% [markdown]
 # <details><summary>Steps down to a floor</summary>
 #
-# On a CPU each step down is a cache that no longer holds the buffer. On one thread of a server: 53 GB/s at 1
-# MiB, 22 at 16 MiB, and memory's 12 at 512 MiB. The smallest buffers look slow, on a GPU all small ones:
+# On a CPU each step down is a cache that no longer holds the buffer. On one thread of a server: 79 GB/s at 1
+# MiB, 28 at 16 MiB, and memory's 13 at 512 MiB. The smallest buffers look slow, on a GPU all small ones:
 # starting a read takes longer than reading.
 #
 # </details>
@@ -460,7 +460,7 @@ show(fig, fig.alt_text)
 # %% [markdown]
 # <details><summary>How to read it</summary>
 #
-# **1 request.** On one thread of a server CPU: bound 2.1 ms, hollow 1.7, measured 3.4. The fixed cost is
+# **1 request.** On one thread of a server CPU: bound 2.1 ms, hollow 1.7, measured 3.5. The fixed cost is
 # nearly as large as the bound: a small model is as fast as its engine's overhead lets it be. The sum is
 # too much, since some of the 28 MB of weights stayed in a cache (the dotted line in the bandwidth curve).
 #
