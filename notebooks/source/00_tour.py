@@ -501,9 +501,9 @@ for T, need, seconds in zip(lengths, prompt_needs, prefills, strict=True):
 # %% [markdown]
 # <details><summary>Why short and long prompts miss it</summary>
 #
-# 16 tokens pay the fixed cost. 1,000 tokens on a CPU spend half of their time in attention: in each layer
-# 4 × 1,000 × 1,000 scores, 16 MB, are written and read again to be masked and summed. A GPU's kernel never
-# writes them: lesson 06.
+# 16 tokens pay the fixed cost. At 1,000 tokens a CPU spends a good part of its time in attention: it
+# computes all 1,000 × 1,000 scores of a head and masks half of them, while the bound counts only those that
+# are needed. A GPU's kernel skips the others: lesson 06.
 #
 # </details>
 #
