@@ -51,7 +51,7 @@ def failed_cell(notebook: Any, path: Path) -> str:
 
 def without_paths(output: Any) -> None:
     """Write this machine's folders as any reader's: the repository `.`, the home `~`."""
-    shorter = {f"{ROOT}/": "", str(ROOT): ".", f"{sys.prefix}/": "", str(Path.home()): "~"}
+    shorter = {f"{sys.prefix}/": "", f"{ROOT}/": "", str(ROOT): ".", str(Path.home()): "~"}
     for holder, key in ((output, "text"), (output.get("data", {}), "text/plain")):
         if key in holder:
             for folder, short in shorter.items():
