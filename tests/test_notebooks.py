@@ -179,6 +179,14 @@ def test_links_in_code_spans_and_to_tags_are_fine(tmp_path):
     assert lint(write(notebook, tmp_path)) == []
 
 
+def test_code_shown_as_html_is_no_markdown(tmp_path):
+    notebook = good_notebook()
+    displays("text/html", "<pre>norms[0](query)</pre>")(notebook)
+    assert lint(write(notebook, tmp_path)) == []
+    displays("text/html", '<a href="nowhere.ipynb">it</a>')(notebook)
+    assert "nowhere.ipynb leads nowhere" in "".join(lint(write(notebook, tmp_path)))
+
+
 def test_the_notebook_format_is_valid():
     for path in NOTEBOOKS:
         nbformat.validate(nbformat.read(path, as_version=4))

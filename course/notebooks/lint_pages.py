@@ -36,14 +36,18 @@ class Elements(HTMLParser):
 
 
 def pages(notebook: Notebook) -> Iterator[tuple[int, str]]:
-    """Everything that is shown as HTML: markdown cells and HTML outputs."""
+    """Everything that is shown as HTML: markdown cells and HTML outputs.
+
+    HTML is no markdown: `norms[0](query)` in code that is shown is not a link.
+    """
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":
             yield index, without_code(cell.source)
         for output in cell.get("outputs", []):
             for kind in ("text/html", "text/markdown"):
                 if kind in output.get("data", {}):
-                    yield index, output.data[kind]
+                    page = output.data[kind]
+                    yield index, page.replace("](", "] (") if kind == "text/html" else page
 
 
 def without_code(markdown: str) -> str:

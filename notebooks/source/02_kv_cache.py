@@ -1,0 +1,590 @@
+# %% [markdown]
+# # 02 · Keep the keys and values
+#
+# | This lesson | |
+# |---|---|
+# | Minutes | 55 |
+# | Difficulty | medium |
+# | Hardware | any laptop; a GPU is used in measurements if there is one |
+# | Needs | lessons 00 and 01 |
+# | Ends in | `nanovllm/ops/attention.py` (preview; lesson 03 completes it) |
+
+# %% [markdown]
+# Lesson 01's loop computes the whole text again for every new token. Here you keep what it threw away,
+# and pay in memory: you compute how much, and measure how much of it a simple cache wastes.
+#
+# ## What hurts now
+#
+# A prompt has $P$ tokens, the answer $N$. In stage 01, lesson 01's loop, `last_logits(ids)` computes all
+# of `ids` and returns the scores of the next one. Stories come from the course's own model, on the CPU in
+# float32; timings are of one CPU thread, or of your GPU.
+
+# %%
+import textwrap
+
+import torch
+from transformers import AutoTokenizer
+
+from course import machine, plots
+from course.models import own_model
+from course.stages import ContiguousCache, Recompute
+from course.stages.common import greedy
+from course.workload import LadderWorkload
+
+torch.set_num_threads(1)
+torch.set_grad_enabled(False)
+plots.use_style()
+tokenizer = AutoTokenizer.from_pretrained(own_model())
+chat = [{"role": "user", "content": "Tell me a story about a fox who finds a key."}]
+prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+P, N = len(prompt), 64
+print(f"P = {P}, N = {N}; {machine.describe()}")
+
+# %% [markdown]
+# **Predict** before you run: the loop makes 64 passes. The first computes 24 tokens, the next 25, and
+# so on. How many tokens does it compute in all? How many would do, if each were computed once? Write it
+# down.
+
+# %%
+job = LadderWorkload([prompt], [N], shared_prefix=0)
+old = Recompute(own_model(), device="cpu")
+old.prepare(job)  # loads the weights
+
+ids, computed = list(prompt), 0
+for _ in range(N):
+    computed += len(ids)
+    [next_id], _ = greedy(old.last_logits(ids))  # the best token, and by how much it won
+    ids.append(next_id)
+answer = ids[P:]
+print(textwrap.fill(tokenizer.decode(answer), 90))
+print(f"{computed:,} tokens computed, {P + N - 1} of them different")
+assert computed == N * P + N * (N - 1) // 2
+
+# %% [markdown]
+# <details>
+# <summary>Where the numbers come from</summary>
+#
+# $24 + 25 + \dots + 87 = 64 \cdot 24 + 64 \cdot 63 / 2 = 3{,}552$. Once each would be $24 + 63 = 87$ (nothing
+# follows the last token, so nobody computes it): a factor of 41, and it grows with $N$.
+#
+# </details>
+#
+# ## What you will be able to do
+#
+# 1. **Show** why keys and values can be kept and queries need not be, and write a cache by hand.
+# 2. **Compute** a cache's bytes from a config, and say what limits prefill and decode.
+# 3. **Measure** what a padded, reserved cache wastes when requests differ.
+
+# %% [markdown]
+# ## The picture, and the symbols
+#
+# ![Prefill: four queries over a triangle of keys; four keys and values are stored. Decode: one query reads these from the cache, and its own, stored first.](../figures/kv_cache.svg)
+#
+# | symbol | meaning | the course's model |
+# |:--|:--|--:|
+# | $P$, $N$ | tokens of the prompt, of the answer | 24, 64 |
+# | $n$ | tokens computed in one pass | |
+# | $L$ | layers | 5 |
+# | $H$, $H_{kv}$ | query heads; key and value heads, each shared by a group of query heads | 4, 2 |
+# | $D$ | numbers in a head | 64 |
+# | $b$ | bytes a number: 4 in float32, 2 in bfloat16 | 4 on a CPU |
+# | $Q$ | a layer's queries in a pass: `[n, H, D]` | |
+# | $K$, $V$ | its keys, its values: `[tokens so far, H_kv, D]` | |
+
+# %% [markdown]
+# ## Step 1: the past does not change
+#
+# Take one head of dimension 4, and four tokens made of small whole numbers. As in lesson 01, a token
+# sees itself and those before it.
+#
+# **Predict**: compute three tokens, then all four. In $K$, $V$ and the output, which of the first three
+# rows change?
+
+# %%
+torch.manual_seed(0)
+x = torch.randint(-2, 3, (4, 4)).double()  # four tokens of dimension 4
+W_q, W_k, W_v = torch.randint(-1, 2, (3, 4, 4)).double()
+
+
+def attention(q, k, v):
+    """Row i of q is token len(k) - len(q) + i, and sees the tokens up to its own."""
+    scores = q @ k.T / 2  # the root of the dimension
+    later = torch.ones(len(q), len(k)).triu(1 + len(k) - len(q)).bool()
+    return scores.masked_fill(later, -torch.inf).softmax(-1) @ v
+
+
+Q, K, V = x @ W_q, x @ W_k, x @ W_v
+out = attention(Q, K, V)
+Q3, K3, V3 = x[:3] @ W_q, x[:3] @ W_k, x[:3] @ W_v
+print("keys of three tokens:", K3.int().tolist())
+print("keys of four tokens: ", K.int().tolist())
+assert torch.equal(K3, K[:3])
+assert torch.equal(V3, V[:3])
+assert torch.allclose(attention(Q3, K3, V3), out[:3])
+
+# %% [markdown]
+# None. The fourth token adds a row and touches no other. The new row of the output takes all keys, all
+# values, and **one** query, its own. No other row takes that query:
+
+# %%
+new_row = attention(Q[3:], K, V)
+print(new_row.round(decimals=3).tolist())
+assert torch.allclose(new_row, out[3:])
+
+# %% [markdown]
+# So keys and values are worth keeping, and a query is used once. Deeper layers mix tokens, but only
+# with earlier ones, so this holds in every layer. See it on the real model: compute the story twice, the
+# second time with every token from 40 on replaced. `new_cache` makes the tensor that keeps keys and
+# values (the 2): `[L, 2, rows, places, H_kv, D]`.
+
+# %%
+cached = ContiguousCache(own_model(), device="cpu")
+cached.prepare(job)
+
+
+def keys_and_values(token_ids):
+    cache = cached.new_cache(1, len(token_ids))
+    cached.prefill([token_ids], cache)
+    return cache
+
+
+changed = ids[:40] + [(token + 7) % cached.vocab_size for token in ids[40:]]
+one, two = keys_and_values(ids), keys_and_values(changed)
+same = [torch.equal(one[:, :, :, t], two[:, :, :, t]) for t in range(len(ids))]
+print(f"equal to the last bit, in all {len(one)} layers: tokens 0 to {same.index(False) - 1}")
+assert same == [True] * 40 + [False] * (len(ids) - 40)
+
+cut = (keys_and_values(ids[:40]) - one[:, :, :, :40]).abs().amax((1, 2, 3, 4, 5))
+print("text cut off at 40, largest difference by layer:", [f"{d:.0e}" for d in cut.tolist()])
+assert cut.max() < 1e-3
+
+# %% [markdown]
+# The last line cuts the text off instead. Products of another size may add in another order, so results
+# differ by rounding. Nothing else separates a cached answer from a recomputed one.
+#
+# ## Step 2: a cache by hand
+#
+# A cache is two tables with room for four tokens. For each token: compute its query, key and value,
+# **store** key and value, and only then **read** the tables, since a token sees itself too.
+
+# %%
+from course.cache_pictures import token_frame
+from course.display import show, steps
+
+k_cache, v_cache = torch.zeros(2, 4, 4).double()
+frames, new_rows = [], []
+for t in range(4):
+    q, k, v = (x[t : t + 1] @ W for W in (W_q, W_k, W_v))  # [1, 4] each
+    k_cache[t], v_cache[t] = k, v
+    new_rows.append(attention(q, k_cache[: t + 1], v_cache[: t + 1]))
+    frames.append(token_frame(k_cache, v_cache, q, t))
+captions = [f"store token {t}; its query reads rows 0 to {t}" for t in range(4)]
+steps(frames, captions, "One token's query beside the tables of cached keys and of cached values")
+assert torch.allclose(torch.cat(new_rows), out)
+
+# %% [markdown]
+# Four passes of one token give the rows of one pass of four, and nobody missed an old query.
+#
+# ## Step 3: two phases
+#
+# A prompt is known, so its tokens go through together: **prefill**, $n = P$. Answer tokens come one at
+# a time: **decode**, $n = 1$. Either way a pass reads every weight once: with $W$ weights, $bW$ bytes, and
+# $2nW$ FLOPs (a multiplication and an addition for each weight and token).
+#
+# $$\text{intensity} = \frac{2nW}{bW} = \frac{2n}{b}\ \text{FLOPs a byte}$$
+#
+# Lesson 00's roofline has a ridge, FLOP/s over bytes/s: below it memory limits a pass, above it
+# arithmetic does.
+
+# %%
+from course.benchmarks.roofline import layer_weights
+from course.models import measured_model
+from course.timing import machine_peaks, measure
+
+timed = ContiguousCache(measured_model().path)
+timed.prepare(job)
+config, peaks = timed.config, machine_peaks()
+W = config.num_hidden_layers * layer_weights(config) + config.vocab_size * config.hidden_size
+b, ridge = config.dtype.itemsize, peaks.flops / peaks.bandwidth
+print(measured_model())
+print(f"W = {W / 1e6:,.1f} million, b = {b}; ridge {ridge:.1f} FLOPs a byte; decode {2 / b:g}")
+
+# %% [markdown]
+# **Predict**: up to which $n$ should a pass cost as much as a pass of one token? Solve $2n/b =$ ridge.
+# The next cell times passes of 1 to 512 tokens, each the fastest of five runs.
+
+# %%
+from course.cache_pictures import pass_times
+
+begin = torch.zeros(1, dtype=torch.int64, device=timed.device)  # a text starts at position 0
+
+
+def pass_ms(n):
+    some, cache = torch.randint(timed.vocab_size, (1, n)).to(timed.device), timed.new_cache(1, n)
+    return 1e3 * measure(lambda: timed.model.logits(timed.forward(some, begin, cache))).lowest
+
+
+sizes = [2**i for i in range(10)]
+passes = [pass_ms(n) for n in sizes]
+fig = pass_times(sizes, passes, 1e3 * b * W / peaks.bandwidth, 1e3 * 2 * W / peaks.flops)
+show(fig, f"A pass of 1 token: {passes[0]:.1f} ms; of 32: {passes[5]:.1f}; of 512: {passes[9]:.1f}")
+
+# %% [markdown]
+# <details>
+# <summary>How to read it</summary>
+#
+# The floors cross at your $n = b \cdot \text{ridge} / 2$. Left of it more tokens cost little more time:
+# arithmetic waits for memory. The measured line lies above the floors, most of all on the left:
+# starting some hundred small operations takes milliseconds whatever their size (lesson 07).
+#
+# </details>
+#
+# So prefill is limited by **compute**, decode by **memory** (here also by overhead). Rows of a batch share
+# one reading of the weights, which lifts decode's intensity. They do not share caches: in attention each
+# cached number of $b$ bytes serves the $H / H_{kv}$ heads of its group, $2H/(bH_{kv})$ FLOPs a byte, for
+# any batch and any length.
+#
+# ## Step 4: bytes a token
+#
+# Each layer keeps a key and a value, of $H_{kv}$ heads of $D$ numbers, for every token:
+#
+# $$\text{bytes a token} = 2 \cdot L \cdot H_{kv} \cdot D \cdot b$$
+#
+# **Predict** those of Qwen3-32B: $L = 64$, $H_{kv} = 8$, $D = 128$, $b = 2$.
+
+
+# %%
+def bytes_per_token(L, H_kv, D, b):
+    return 2 * L * H_kv * D * b
+
+
+shapes = {  # L, H, H_kv, D, b
+    "the course's, float32": (5, 4, 2, 64, 4),
+    "Qwen3-0.6B": (28, 16, 8, 128, 2),
+    "Qwen3-32B": (64, 64, 8, 128, 2),
+    "Llama-3-70B": (80, 64, 8, 128, 2),
+}
+print(f"{'':24}{'a token':>14}{'4,096 tokens':>14}{'if H_kv were H':>17}")
+for name, (L, H, H_kv, D, b) in shapes.items():
+    size = bytes_per_token(L, H_kv, D, b)
+    mib = size * 4096 / 2**20
+    print(f"{name:24}{size:>8,} bytes{mib:>10,.0f} MiB{mib * H / H_kv:>13,.0f} MiB")
+cache = cached.new_cache(num_rows=3, length=100)
+assert cache.numel() * cache.element_size() == 300 * bytes_per_token(5, 2, 64, 4)
+
+# %% [markdown]
+# Qwen3-32B needs a quarter of a MiB a token: a GiB for one request of 4,096. If each of its 64 query
+# heads had its own key and value head it would take eight. Grouping saves the factor $H / H_{kv}$.
+#
+# ## Assemble: rows, positions, masks
+#
+# In a batch, stage 02 gives each request a row of `max_len` **places**. Shorter prompts are **padded** on
+# the right to the longest. Positions count from 0 in each row, and a mask hides all places after a
+# token's own. Take prompts of 2 and 4 tokens; a row's context is the tokens it reads.
+
+
+# %% tags=["nbval-check-output"]
+def mask_of(contexts, new):
+    """[rows, new, places]: which places each of a row's last `new` tokens reads."""
+    own_place = contexts[:, None] - new + torch.arange(new)
+    return (torch.arange(contexts.max()) <= own_place[..., None]).int()
+
+
+prefill_mask = mask_of(torch.tensor([4, 4]), new=4)
+decode_mask = mask_of(torch.tensor([2 + 1, 4 + 1]), new=1)
+print("prefill, row 0, a line for each token; the last two are padding", prefill_mask[0], sep="\n")
+print("decode, row 0 and row 1", decode_mask[:, 0], sep="\n")
+assert decode_mask.sum(-1).flatten().tolist() == [3, 5]
+
+# %% [markdown]
+# In prefill, tokens 0 and 1 never look right; what padding computes is rubbish that nobody reads. In
+# decode, row 0's new token **overwrites** the rubbish at place 2, and the mask hides place 3. In stage 02
+# `attend` is your `attention` for many rows and heads; `enable_gqa` is for the groups.
+
+# %%
+from course.reading import show_source
+from course.stages import contiguous
+
+show_source(contiguous.attend, ContiguousCache.prefill, ContiguousCache.decode)
+
+# %% [markdown]
+# The other half tells the decoder where tokens go: row $i$'s token at position $p$ is written to
+# **slot** $i \cdot \text{max\_len} + p$. (Block tables belong to lesson 03. Here a row is one long block.)
+
+# %%
+show_source(ContiguousCache.forward, ContiguousCache.serve_batch)
+
+# %% [markdown]
+# Every layer writes its slots in the engine's own code. `rope_store` stores; after it, `attend` reads the
+# cache and nothing else, so fresh and old tokens need no separate code.
+
+# %%
+from nanovllm.ops import attention as ops
+
+show_source(ops.rope_store, ops.store_kv)
+
+# %% [markdown]
+# The toy left out **RoPE**, which turns a key before it is stored, so that a cached key is right at its
+# own position only; the norms of queries and keys; and slots of −1, which are not stored (lesson 03).
+#
+# **Predict**: fill the whole cache with 99 before the prompts are stored. How many answer tokens change?
+
+
+# %%
+def generate(prompts, count, fill=0.0):
+    """Greedy answers to a padded batch, over a cache that held `fill` everywhere."""
+    lengths = torch.tensor([len(p) for p in prompts])
+    cache = cached.new_cache(len(prompts), int(lengths.max()) + count).fill_(fill)
+    logits, answers = cached.prefill(prompts, cache), []
+    for step in range(count):
+        next_ids, _ = greedy(logits)
+        answers.append(next_ids)
+        logits = cached.decode(next_ids, lengths + step, cache)
+    return torch.tensor(answers).T, logits
+
+
+batch = [prompt, prompt[:12], prompt[3:]]
+clean, _ = generate(batch, 20)
+dirty, _ = generate(batch, 20, fill=99.0)
+print(f"{(clean != dirty).sum()} of {clean.numel()} tokens changed")
+assert torch.equal(clean, dirty)
+
+# %% [markdown]
+# None: a hidden place has weight exactly 0. (But $0 \cdot \text{NaN}$ is NaN: a cache starts as zeros.)
+#
+# ## Check: the same answer
+#
+# First logits in float32, against `transformers`, which computes the whole text at once. Then greedy
+# tokens, up to the first whose lead is below 0.0001: rounding may decide such a tie either way.
+
+# %%
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+logging.disable_progress_bar()
+reference = AutoModelForCausalLM.from_pretrained(own_model(), dtype=torch.float32)
+ours, logits = generate([prompt], N)
+theirs = reference(torch.cat([torch.tensor([prompt]), ours], dim=1)).logits[0]
+print(f"logits after {P + N} tokens differ by {(logits[0] - theirs[-1]).abs().max():.0e} at most")
+torch.testing.assert_close(logits[0], theirs[-1], atol=1e-3, rtol=1e-3)
+
+best, second = theirs[P - 1 : -1].topk(2).values.T
+certain = ([*(best - second < 1e-4).tolist(), True]).index(True)
+expected = theirs[P - 1 : -1].argmax(-1).tolist()
+assert ours[0].tolist()[:certain] == expected[:certain] == answer[:certain]
+print(f"{certain} of {N} tokens compared with transformers and stage 01: all equal")
+
+# %% [markdown]
+# ## Measure: speed
+#
+# For the next token of a text of $n$ tokens, stage 01 makes a pass of $n$ tokens, stage 02 of one.
+# **Predict** from the plot of passes: how many times faster is stage 02 at 16 tokens? At 900?
+
+# %%
+from course.cache_pictures import next_token_times
+
+again = Recompute(measured_model().path)
+again.prepare(job)
+
+
+def next_token_ms(n):
+    some, at = torch.randint(timed.vocab_size, (n,)).tolist(), torch.tensor([n]).to(timed.device)
+    cache = timed.new_cache(1, n + 1)
+    all_again = measure(lambda: again.last_logits(some), repeats=3)
+    only_one = measure(lambda: timed.decode([5], at, cache), repeats=9)
+    return 1e3 * all_again.lowest, 1e3 * only_one.lowest
+
+
+lengths = [n for n in (4, 16, 64, 256, 900, 3600, 7200) if n < config.max_position_embeddings]
+times = [next_token_ms(n) for n in lengths]
+gains = {n: round(a / k, 1) for n, (a, k) in zip(lengths, times, strict=True)}
+show(next_token_times(lengths, times), f"Times faster with a cache, by tokens so far: {gains}")
+
+# %% [markdown]
+# <details>
+# <summary>What the plot of passes says, and what it leaves out</summary>
+#
+# The factor is a pass of $n$ over a pass of one: little at 16, dozens at 900 on one CPU thread. At the end
+# it grows faster than that plot: stage 01's attention compares every token with all before it, $n^2/2$
+# pairs; stage 02's compares one with $n$.
+#
+# </details>
+#
+# When it does **not** help: a **short text** (on a GPU, of some hundreds of tokens) computes as fast as one
+# token. An answer of **one token**, as in classification, is a prefill and nothing else. And where
+# **memory** is scarcer than time, keys and values may better be computed again (lesson 05).
+#
+# A cache also makes **batches** cheap, as rows share each reading of the weights. **Predict**: with four
+# prompts of 64 tokens and 24 to answer, which gains more, the cache or the batch? `compare` asserts that
+# the tokens are stage 01's.
+
+# %%
+from dataclasses import replace
+
+from course.stages import compare
+from course.workload import ladder_workload
+
+workload = ladder_workload(timed.vocab_size)
+even = LadderWorkload([ids[-64:] for ids in workload.prompts[:4]], [24] * 4, 0, kv_tokens=4 * 88)
+stage = ContiguousCache(measured_model().path)
+plain = again.run(even)
+for name, room in (("one row at a time", 88), ("four rows together", 4 * 88)):
+    result = stage.run(replace(even, kv_tokens=room))
+    gain = result.tokens_per_second / plain.tokens_per_second
+    print(f"cache, {name}: {gain:.1f} times stage 01; {compare(result, plain)}")
+
+# %% [markdown]
+# Now the workload that every stage of the ladder gets. Where lesson 01 left no record of stage 01, the
+# cell makes one, which takes a while.
+
+# %%
+from course.records import load, record
+
+del reference
+for used in (old, cached, timed):
+    used.release()  # so that their weights are not counted as this stage's memory
+print(workload)
+runs = [stage.run(workload) for _ in range(2)]
+row = record(runs)
+print(runs[0])
+if not any((r.stage, r.machine, r.model) == (1, row.machine, row.model) for r in load()):
+    record(Recompute(measured_model().path).run(workload))
+
+# %%
+fig = plots.ladder(upto=2)
+show(fig, fig.alt_text)
+
+# %% [markdown]
+# Faster, and hungrier: stage 01 kept nothing. Between the filled and the hollow mark lies memory that,
+# even at the best moment, held no token that anybody needed. (On a CPU the peak is the whole process.)
+#
+# ## Measure: waste
+#
+# Stage 02 reserves rows before it knows how long answers get, and a batch ends with its slowest row. Take
+# prompts of 3, 5 and 2 tokens, and answers of 6, 2 and 4. A row has $5 + 6 = 11$ places; 33 are
+# reserved. Prefill gives each row its first answer token, a decode step one more.
+#
+# **Predict**: after 4 decode steps, how many of the 33 places hold a token of a request that still runs?
+# Three rows compute 18 answer tokens in all: how many does somebody want?
+
+# %%
+from course.cache_pictures import batch_map, row_spans, share
+
+prompts, outputs = [3, 5, 2], [6, 2, 4]
+moments = [row_spans(prompts, outputs, step, max_len=11) for step in range(6)]
+maps = [batch_map(rows, "Three rows of 11 places", cells=True) for rows in moments]
+captions = [f"{i} decode steps, {share(rows, 'live'):.0%} live" for i, rows in enumerate(moments)]
+steps(maps, captions, "Three rows of a cache fill up, finish and wait for the slowest")
+assert share(moments[4], "live") == 7 / 33
+assert sum(outputs) / (len(outputs) * max(outputs)) == 12 / 18
+
+# %% [markdown]
+# <details>
+# <summary>7 of 33, and 12 of 18</summary>
+#
+# Only row 0 still runs, with 3 + 4 tokens: 21%. Rows 1 and 2 are done; they keep their places, and compute
+# tokens that are thrown away. Six rounds of three rows are 18 tokens; $6 + 2 + 4 = 12$ are wanted.
+#
+# </details>
+#
+# Now a mix like a chat's: 16 requests, prompts of 8 to 64 tokens, answers mostly short and at most 128, room
+# for 8 rows of 192 places. Stage 02 reports the places reserved and live at every step; a `Recorder` of
+# our own keeps the reports. **Predict** the average share that is live.
+
+# %% tags=["nbval-check-output"]
+import random
+
+from course.stages import Recorder
+
+rng = random.Random(1)
+prompts = [64, *(rng.randint(8, 64) for _ in range(15))]
+outputs = [*(min(128, 1 + int(rng.expovariate(1 / 30))) for _ in range(15)), 128]
+mix = LadderWorkload([[7] * n for n in prompts], outputs, 0, kv_tokens=8 * 192)
+
+
+class Log(Recorder):
+    reports = ()
+
+    def cache(self, reserved, live):
+        self.reports += ((reserved, live),)
+
+
+log = Log(len(prompts))
+stage.prepare(mix)
+stage.serve(mix, log)
+reserved, live = map(sum, zip(*log.reports, strict=True))
+rounds = 8 * max(outputs[:8]) + 8 * max(outputs[8:])
+print("answers:", outputs)
+print(f"live, on average over {len(log.reports)} steps: {live / reserved:.0%} of what is reserved")
+print(f"answer tokens that nobody wanted: {rounds - sum(outputs)} of {rounds}")
+assert sum(map(len, log.token_ids)) == sum(outputs)
+
+# %%
+spans = row_spans(prompts[:8], outputs[:8], step=30, max_len=192)
+title = f"First batch after 30 decode steps: {share(spans, 'live'):.0%} live"
+show(batch_map(spans, title), f"{title}. Five of eight rows are finished and held; most is empty")
+assert share(spans, "live") == log.reports[30][1] / log.reports[30][0]
+
+fig, axes = plots.figure("Live share of the reserved cache", "this mix, on any machine", height=2.6)
+axes.plot([100 * live / reserved for reserved, live in log.reports], marker="")
+axes.set(xlabel="steps of the first batch, then of the second", ylabel="% live", ylim=(0, 50))
+show(fig, "The live share begins near a fifth and falls as rows finish, in both batches")
+
+# %% [markdown]
+# An eighth of the memory is in use, and two thirds of the answer tokens are thrown away. Lost are places
+# **reserved** for an answer that stays short, rows **finished** and held, and **padding**. vLLM's authors
+# found 20 to 38% of the cache in use in engines of 2023
+# ([Kwon et al.](https://arxiv.org/abs/2309.06180)).
+#
+# ## In real vLLM
+#
+# Release v0.11.0 has your formula as `page_size_bytes`, in
+# [`vllm/v1/kv_cache_interface.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/kv_cache_interface.py#L63-L66).
+# Three differences:
+#
+# 1. It counts a **block** of `block_size` tokens in one layer. No request has a row of `max_len`.
+# 2. The cache's size is found by trial:
+#    [`determine_available_memory`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/worker/gpu_worker.py#L222)
+#    runs the largest step once, and the cache gets what `gpu_memory_utilization` leaves.
+# 3. The cache has its own type: with `kv_cache_dtype="fp8"` a number takes one byte.
+#
+# ## Exercises
+#
+# In `exercises/02_kv_cache.ipynb`:
+#
+# 1. **Predict** (5 min): how many requests of 2,048 tokens fit beside Qwen3-32B on a GPU of 80 GB.
+# 2. **Implement** (20 min): the mask and the positions of a batch padded on the *left*.
+# 3. **Break and fix** (15 min): a batch whose positions count the padding.
+
+# %% [markdown]
+# ## Recap
+#
+# A token's keys and values depend on no later token, so they are kept; its query is used once. Prefill
+# computes many tokens a pass and is limited by arithmetic, decode one and is limited by memory. A
+# contiguous cache gives the same answer faster, and wastes most of its memory when requests differ.
+#
+# **Check yourself.**
+#
+# <details><summary>1. Why is there no cache of queries?</summary>
+#
+# Query $t$ is used in row $t$ of the output alone, in the pass that computes it.
+#
+# </details>
+# <details><summary>2. Qwen3-0.6B: L = 28, H<sub>kv</sub> = 8, D = 128, bfloat16. Bytes a token?</summary>
+#
+# $2 \cdot 28 \cdot 8 \cdot 128 \cdot 2 = 114{,}688$, which is 112 KiB.
+#
+# </details>
+# <details><summary>3. Which phase gains from batching eight requests?</summary>
+#
+# Decode: one reading of the weights serves eight tokens. A long prefill is limited by arithmetic already.
+#
+# </details>
+# <details><summary>4. Four rows have answers of 10, 10, 10 and 90 tokens. How much decode work is wanted?</summary>
+#
+# $120$ of $4 \cdot 90 = 360$ tokens, a third.
+#
+# </details>
+#
+# **The next question**: could a request take memory as it grows, wherever some is free, and give it back
+# when it is done?
