@@ -9,7 +9,7 @@ A new picture: write a module with `draw() -> Picture`, and name it in PICTURES.
 from collections.abc import Callable
 from pathlib import Path
 
-from course.pictures import course_map, decoder, kv_cache
+from course.pictures import course_map, decoder, kv_cache, paged_blocks
 from course.pictures.svg import Picture
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
@@ -17,6 +17,7 @@ PICTURES: dict[str, Callable[[], Picture]] = {
     "course_map": course_map.draw,
     "decoder": decoder.draw,
     "kv_cache": kv_cache.draw,
+    "paged_blocks": paged_blocks.draw,
 }
 
 
