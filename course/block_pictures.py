@@ -63,9 +63,9 @@ def strip(
 ) -> Picture:
     """One row of memory with its owners' letters; block_size: mark blocks, and number them."""
     shown = [kind for kind in KINDS if count(cells, kind)]
-    numbers = ", ".join(f"{count(cells, kind)} places {KINDS[kind]}" for kind in shown)
+    numbers = "; ".join(f"{KINDS[kind]}: {count(cells, kind)}" for kind in shown)
     height = TOP + SIZE + 62 + 22 * len(lines)
-    p = Picture(700, height, title, alt=f"{title}: {numbers}.")
+    p = Picture(700, height, title, alt=f"{title}. Places: {numbers}.")
     p.text((LEFT, 24), title, 15, "start", bold=True)
     for i, cell in enumerate(cells):
         draw_cell(p, LEFT + i * SIZE, TOP, *cell)
@@ -90,10 +90,10 @@ def draw_cell(p: Picture, x: float, y: float, owner: str, kind: str) -> None:
     """One place: filled if live, struck through if reserved and empty, crossed if of no use."""
     colour = COLOURS.get(owner, GREY)
     if kind == "live":
-        p.box(x, y, SIZE, SIZE, owner, colour=colour, size=13)
+        p.box(x, y, SIZE, SIZE, owner, colour=colour, size=13, radius=0)
         return
     colour = VERMILLION if kind == "outside" else colour
-    p.box(x, y, SIZE, SIZE, colour=colour, dashed=True)
+    p.box(x, y, SIZE, SIZE, colour=colour, dashed=True, radius=0)
     if kind != "free":
         p.line((x + 3, y + SIZE - 3), (x + SIZE - 3, y + 3), colour=colour)
     if kind == "outside":
@@ -126,10 +126,11 @@ def waste_plot(
         left.plot(sizes, wasted[name], ls="", label=name)
         right.plot(sizes, [100 * share for share in shares[name]], label=name)
     left.plot(sizes, expected, color=BLACK, marker="", lw=1, label="(block_size - 1) / 2")
-    left.set(ylabel="empty places a request (tokens)", yscale="symlog")
+    left.set(ylabel="empty places a request (tokens)", yscale="symlog", ylim=(-0.2, 400))
     left.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
     right.set(ylabel="% of held places", ylim=0)
-    left.legend()
+    right.legend(loc="upper left")
+    left.legend(handles=[left.lines[-1]], loc="upper left")
     for axes in (left, right):
         axes.set(xscale="log", xlabel="block size (tokens)")
         axes.set_xticks(sizes, [str(size) for size in sizes])
@@ -146,10 +147,9 @@ def held_plot(runs: Mapping[str, Sequence[tuple[int, int]]], room: int) -> Any:
     for panel, (name, history) in zip(axes, runs.items(), strict=True):
         held, live = zip(*history, strict=True)
         at = range(len(history))
-        panel.fill_between(
-            at, held, live, color=ORANGE, alpha=0.35, hatch="//", label="held, empty"
-        )
-        panel.fill_between(at, live, color=BLUE, alpha=0.75, label="live")
+        style = {"facecolor": "#FCF0D6", "edgecolor": ORANGE, "hatch": "//", "linewidth": 0.8}
+        panel.fill_between(at, live, held, label="held, empty", **style)
+        panel.fill_between(at, live, color=BLUE, label="live")
         panel.axhline(room, color="black", lw=1, ls="--", marker="")
         panel.set(title=name, xlabel="step", xlim=(0, longest), ylim=(0, 1.08 * room))
     axes[0].set_ylabel(f"places (the room has {room:,})")

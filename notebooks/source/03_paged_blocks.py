@@ -10,15 +10,14 @@
 # | Ends in | `nanovllm/ops/attention.py`; previews `nanovllm/engine/block_manager.py` |
 
 # %% [markdown]
-# Lesson 02's cache gives every request a row as long as the longest may become. Most of it stays empty.
+# Lesson 02's cache gives each request a row as long as the longest may become, and most of it stays empty.
 # Here a request takes memory as it grows, in small blocks, wherever one is free.
 #
 # ## What hurts now
 #
 # The mix from the end of lesson 02: 16 requests, prompts of 8 to 64 tokens, answers of at most 128, and
-# room for the keys and values of 1,536 tokens. A **place** holds one token's. A row has
-# $64 + 128 = 192$ places. `Log` keeps, for each step, the places reserved and those that are **live**: they
-# hold a token of a request that still runs.
+# room for 1,536 **places**. A place holds the key and value of one token, so a row has
+# $64 + 128 = 192$ of them. A place is **live** if it holds a token of a request that still runs.
 
 # %%
 import random
@@ -40,25 +39,25 @@ outputs = [*(min(128, 1 + int(rng.expovariate(1 / 30))) for _ in range(15)), 128
 mix = LadderWorkload([[7] * n for n in prompts], outputs, 0, kv_tokens=1536)
 print("places each request will need:", [p + n - 1 for p, n in zip(prompts, outputs, strict=True)])
 
-
-class Log(Recorder):
-    reports = ()
-
-    def cache(self, reserved, live):
-        self.reports += ((reserved, live),)
-
-
 # %% [markdown]
 # (The last token of an answer is never computed, so it needs no place.)
 #
 # **Predict** before you run: how many of the 16 can stage 02 hold at once? How many could the room hold if
 # each took what it needs and no more? Write both down.
 
+
 # %% tags=["nbval-check-output"]
-log, contiguous_stage = Log(len(prompts)), ContiguousCache(measured_model().path)
-contiguous_stage.prepare(mix)
-contiguous_stage.serve(mix, log)
-contiguous_stage.release()
+class Log(Recorder):
+    reports = ()
+
+    def cache(self, reserved, live):  # the stage reports this at every step, in places
+        self.reports += ((reserved, live),)
+
+
+log, stage_02 = Log(len(prompts)), ContiguousCache(measured_model().path)
+stage_02.prepare(mix)
+stage_02.serve(mix, log)
+stage_02.release()
 live = sum(live for _, live in log.reports) / len(log.reports)
 print(f"rows at once: {mix.kv_tokens // mix.max_len}; steps: {len(log.reports)}")
 print(f"live on average: {live:.0f} of {mix.kv_tokens:,} places, {live / mix.kv_tokens:.0%}")
@@ -66,7 +65,7 @@ print(f"needed by all 16 together: {sum(prompts) + sum(outputs) - 16} places")
 assert sum(prompts) + sum(outputs) - 16 < mix.kv_tokens
 
 # %% [markdown]
-# Eight at once, in two batches. All sixteen would have fitted.
+# Eight at once, in two batches. All sixteen would fit.
 #
 # ## What you will be able to do
 #
@@ -89,8 +88,7 @@ assert sum(prompts) + sum(outputs) - 16 < mix.kv_tokens
 # %% [markdown]
 # ## Step 1: two kinds of waste
 #
-# Take a memory of 32 places. A request reserves, in one piece, all it may ever need: the first run of
-# free places that is long enough.
+# Take 32 places. A request reserves all it may ever need in one piece: the first free run that is long enough.
 
 # %%
 memory = [None] * 32  # who has reserved each place
@@ -118,8 +116,7 @@ def release(name):
 from course.block_pictures import block_cells, count, reserved_cells, strip
 from course.display import show, steps
 
-for name, size in {"A": 8, "B": 10, "C": 6, "D": 8}.items():
-    assert reserve(name, size)
+assert all([reserve("A", 8), reserve("B", 10), reserve("C", 6), reserve("D", 8)])
 tokens = {"A": 3, "B": 4, "C": 2, "D": 3}  # stored: the prompts
 frames = [strip(reserved_cells(memory, tokens), "Four prompts are stored")]
 tokens = {name: n + 2 for name, n in tokens.items()}
@@ -137,14 +134,14 @@ assert (count(cells, "live"), count(cells, "inside"), count(cells, "outside")) =
 # <details>
 # <summary>14 are free, and E waits</summary>
 #
-# A left 8, C left 6, and the two holes do not touch. Of 32 places 11 hold a token. **Inside** reservations,
-# 7 are empty: B and D may need them later, or never. **Outside**, 14 are free, and in pieces too small for
-# E. These are internal and external fragmentation.
+# A left 8 and C left 6, but the two holes do not touch. 11 of 32 places hold a token. 7 are empty **inside**
+# reservations: B and D may need them later, or never. 14 are free **outside**, in pieces too small for E.
+# The words for it are internal and external fragmentation.
 #
 # </details>
 #
-# Moving B to close the gap would copy all its keys and values, again and again. The other way is the one
-# operating systems took: give memory out in pieces of one size, and any free piece fits.
+# Moving B would close the gap, at the price of copying its keys and values. The other way is the one
+# operating systems took: give memory out in pieces of one size, so that any free piece fits.
 #
 # ## Step 2: table and slots, by hand
 #
@@ -162,12 +159,11 @@ for row in zip(positions, index, table[index], offset, slots, strict=True):
 assert (slots[4], slots[9]) == (8, 29)
 
 # %% [markdown]
-# Token 4 opens the second block, 2: slot $2 \cdot 4 + 0 = 8$. Neighbours in a block are neighbours in memory;
-# tokens 3 and 4 are far apart.
+# Token 4 opens block 2, at slot $2 \cdot 4 + 0 = 8$. Tokens 3 and 4 are neighbours in the text, not in memory.
 #
-# Some tokens of a batch must not be stored at all. A recorded step (lesson 07) always has the same number
-# of rows, and rows with no request compute rubbish. Their slot is −1. **Predict**: what does `memory[slots] =
-# numbers` do with it?
+# Some rows of a batch have no request behind them: a recorded step (lesson 07) always has the same number
+# of rows. What they compute is not to be stored, and their slot is −1. **Predict**: what does
+# `memory[slots] = numbers` do with slot −1?
 
 # %% tags=["nbval-check-output"]
 numbers, targets = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([8, 29, -1])
@@ -180,60 +176,62 @@ print("careful:  slots", careful.nonzero().flatten().tolist())
 assert careful[-1] == 0
 
 # %% [markdown]
-# Index −1 is the **last** slot, some other request's token. Nothing would crash; an answer would be wrong.
+# Python's index −1 is the **last** slot, somebody else's. Nothing crashes; another answer goes wrong. So −1
+# must be taken out first.
 #
-# Now the story of step 1 again. Free blocks stand in a queue. A request takes the one at the head when its
-# last block is full, and gives all back when it is done. **Predict** E's table for 10 tokens.
+# Now the story of step 1 again. Free blocks stand in a queue. A request takes the one at its head when its
+# last block is full, and gives all back when it is done, the last one first. **Predict** E's table once it
+# has 10 tokens.
 
 # %%
 from collections import deque
 
-free, tables = deque(range(8)), {name: [] for name in "ABCDE"}
+free, table_of = deque(range(8)), {name: [] for name in "ABCDE"}
 
 
 def grow(name, num_tokens):
     """Take blocks from the queue until the table has room for num_tokens tokens."""
-    while len(tables[name]) * block_size < num_tokens:
-        tables[name].append(free.popleft())
+    while len(table_of[name]) * block_size < num_tokens:
+        table_of[name].append(free.popleft())
 
 
 def give_back(name):
-    while tables[name]:
-        free.append(tables[name].pop())  # the last block first
+    while table_of[name]:
+        free.append(table_of[name].pop())  # the last block first
 
 
 # %%
-def frame(title, tokens):
+def frame(title, **tokens):
     for name, n in tokens.items():
         grow(name, n)
-    lines = ["  ".join(f"{name}: {t}" for name, t in tables.items() if t), f"free: {list(free)}"]
-    return strip(block_cells(tables, tokens, 8, block_size), title, lines, block_size)
+    lines = ["  ".join(f"{name}: {t}" for name, t in table_of.items() if t), f"free: {list(free)}"]
+    return strip(block_cells(table_of, tokens, 8, block_size), title, lines, block_size)
 
 
-frames = [frame("Four prompts are stored", {"A": 3, "B": 4, "C": 2, "D": 3})]
-frames.append(frame("Two tokens later", {"A": 5, "B": 6, "C": 4, "D": 5}))
+frames = [frame("Four prompts are stored", A=3, B=4, C=2, D=3)]
+frames += [frame("Two tokens later", A=5, B=6, C=4, D=5)]
 give_back("A"), give_back("C")
-frames.append(frame("A and C are done", {"B": 6, "D": 5}))
-frames.append(frame("E stores a prompt of 4", {"B": 6, "D": 5, "E": 4}))
-frames.append(frame("E has grown to 10 tokens", {"B": 6, "D": 5, "E": 10}))
+frames += [frame("A and C are done", B=6, D=5), frame("E stores 4 tokens", B=6, D=5, E=4)]
+frames += [frame("E has grown to 10 tokens", B=6, D=5, E=10)]
 steps([f.svg() for f in frames], [f.title for f in frames], "The same memory as 8 blocks of 4")
-assert tables["E"] == [7, 4, 0]
-held = sum(tables.values(), [])
+assert table_of["E"] == [7, 4, 0]
+held = [block for table in table_of.values() for block in table]
 assert len(held) == len(set(held)), "a block has one owner"
 
 # %% [markdown]
-# E fits, and nothing was reserved ahead. Outside, nothing is wasted: every free block is of use to anybody.
-# Inside, only a request's **last** block can have empty places, at most `block_size` − 1.
+# E fits, in blocks that do not touch. Outside, nothing is wasted: any free block serves anybody. Inside,
+# only a request's **last** block can have empty places, at most `block_size` − 1.
 #
 # ## Step 3: attention over scattered blocks
 #
-# Attention wants a request's keys in order. `k_cache[table]` fetches them: indexing with a tensor copies the
-# blocks it names, in its order. This is a **gather**.
+# Attention wants a request's keys in order. `k_cache[table]` copies the blocks that the table names, in its
+# order: a **gather**.
 #
 # **Predict**: all of memory holds 99 before ten keys are stored. How many rows does the gather bring, and
 # what is in the last ones?
 
-# %% tags=["nbval-check-output"]
+
+# %%
 def attention(q, k, v):
     return (q @ k.T / 2).softmax(-1) @ v  # one query; 2 is the root of the dimension
 
@@ -250,12 +248,12 @@ paged = attention(q, gathered[:10], v_cache[table].flatten(0, 1)[:10])
 assert torch.equal(paged, attention(q, K, V))
 
 # %% [markdown]
-# Three blocks are twelve rows. The two of 99 belong to no token and are cut off. The rest are the very same
-# numbers, so the result is equal **to the last bit**: where a key lies does not enter the formula.
+# Twelve rows; the two of 99 belong to no token and are cut off. The rest are the very same numbers, so the
+# result is equal **to the last bit**: where a key lies does not enter the formula.
 #
-# In a batch, requests differ in length. Tables are padded to the longest with any id, and a mask hides all
-# that stands after a row's own tokens. **Predict**: with tables of 3 and 1 blocks and contexts of 10 and 3
-# tokens, how many of the gathered places are masked?
+# In a batch, tables are padded to the longest with any id, and a mask hides all that stands after a row's
+# own tokens. **Predict**: with tables of 3 blocks and of 1, and contexts of 10 and 3 tokens, how many of the
+# gathered places are masked?
 
 # %% tags=["nbval-check-output"]
 both = torch.tensor([[5, 2, 7], [1, 0, 0]])  # the second request has block 1; the zeros are padding
@@ -270,21 +268,22 @@ torch.testing.assert_close(out[:1], attention(q, K, V))
 torch.testing.assert_close(out[1:], attention(q, K[:3], V[:3]))
 
 # %% [markdown]
-# $2 + 9 = 11$. Block 0, which the zeros name, may be another request's: it is read, and has weight 0.
+# $2 + 9 = 11$. Block 0, which the padding names, may be another request's. It is read, with weight 0.
 #
 # ## Step 4: the engine's own
 #
-# `nanovllm/ops/attention.py` does this for all heads. First what a step says about its rows, and the store:
+# `nanovllm/ops/attention.py` does this for all heads and layers. First what a step says about its rows (a row
+# is one request in one step), and the store:
 
 # %%
 from course.reading import show_source
 from nanovllm.ops import attention as ops
 
-show_source(ops.Rows, ops.store_kv)
+show_source(ops.Rows, ops.AttentionMetadata, ops.store_kv)
 
 # %% [markdown]
-# A row is one request in one step. `starts` says which tokens of the flat batch are its new ones. For decode
-# rows, which have one new token each, everything follows from positions and tables:
+# All rows' new tokens stand in one flat batch, decode rows first; `starts` says whose is which. `longest` and
+# `plan` are for kernels (lesson 06). For decode rows all follows from positions and tables:
 
 # %%
 show_source(ops.plan_decodes)
@@ -311,17 +310,17 @@ assert rows.slot_mapping.tolist() == [29, 6, -1]
 show_source(ops.attend_decodes)
 
 # %% [markdown]
-# `tables` is cut to the blocks that the longest context needs (`-(-a // b)` rounds up); then gather, mask,
-# attention, as in step 3. `grouped` puts the query heads that share a key head where a prompt's tokens would
-# stand, so no key is copied for them. Prompts go one by one, as each has another length:
+# This is step 3: cut the tables to what the longest context needs (`-(-a // b)` rounds up), gather, mask, attend.
+# `grouped` puts the query heads that share a key head where a prompt's tokens would stand, so no key is
+# copied for them. Prompts go one by one, as each has another length:
 
 # %%
 show_source(ops.attend_prompts, ops._attend_prompt)
 
 # %% [markdown]
-# The mask's `diagonal` is for a row whose first tokens were computed earlier: new token $i$ of the last
-# `num_new` sees tokens up to `length - num_new + i`. Check both against attention over keys that were never
-# scattered; the last case is such a row, the last 4 of 10 tokens.
+# `diagonal` is for a row whose first tokens were stored earlier: the $i$-th of `num_new` tokens sees those up
+# to `length - num_new + i`. Check all of it against keys that were never scattered; the last case is such a
+# row, the last 4 of 10 tokens.
 
 
 # %%
@@ -333,72 +332,81 @@ def unscattered(query, key, value):
     return attend(q, k, v, attn_mask=mask, scale=0.5, enable_gqa=True).transpose(0, 1)
 
 
+# %%
+def agrees(out, query, new):
+    """Both requests' part of `out` [tokens, H, D] is attention over their own keys."""
+    for i, (ours, q) in enumerate(zip(out.split(new), query.split(new), strict=True)):
+        torch.testing.assert_close(ours, unscattered(q, keys[i], values[i]))
+
+
 query = torch.randn(3, H, D)
 out = ops.attend_decodes(query, k_cache, v_cache, rows, scale=0.5)
-for i in range(2):
-    torch.testing.assert_close(out[i : i + 1], unscattered(query[i : i + 1], keys[i], values[i]))
-
+agrees(out[:2], query[:2], new=(1, 1))
 for new in ((10, 3), (4, 3)):
     query, starts = torch.randn(sum(new), H, D), torch.tensor([0, new[0], sum(new)])
     some = ops.Rows(torch.empty(0), torch.tensor(lengths), tables[:2], starts)
-    out = ops.attend_prompts(query, k_cache, v_cache, some, scale=0.5)
-    for i, part in enumerate(query.split(new)):
-        expected = unscattered(part, keys[i], values[i])
-        torch.testing.assert_close(out[starts[i] : starts[i + 1]], expected)
+    agrees(ops.attend_prompts(query, k_cache, v_cache, some, scale=0.5), query, new)
 print("decode rows, prompts and the rest of a prompt: equal to contiguous attention")
 
 # %% [markdown]
-# That is the file but for `rope_store`, read in lesson 02, and `AttentionMetadata`, which holds a step's decode
-# rows and its prompts. Note the order in every layer: all rows **store**, then all **read the cache**. Fresh and
-# old keys need no separate code.
+# With `rope_store`, read in lesson 02, that is the whole file. Mind the order in every layer: all rows **store**,
+# then all **read the cache**. So fresh and old keys need no separate code.
 #
 # ## Assemble: the BlockManager
 #
-# Your `free`, `grow` and `give_back` are this part of the engine's `BlockManager`. It never sees a tensor.
+# Your `grow` and `give_back` are half of the engine's `BlockManager`. It never sees a tensor.
 
 # %%
-from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.block_manager import Block, BlockManager
 
-parts = "__init__ num_missing allocate _take_oldest_free _acquire free".split()
-show_source(*(getattr(BlockManager, part) for part in parts))
+m = BlockManager
+show_source(Block, m.__init__, m.num_missing, m.allocate, m._take_oldest_free, m._acquire, m.free)
 
 # %% [markdown]
-# What the toy left out is for lesson 04, where requests share blocks. `ref_count` counts the tables that a block
-# stands in; here it is 0 or 1. `_cached`, `_uncache` and `num_registered` are about finding blocks by content. And
-# the free queue is a **dict**, which keeps the order of insertion: its first key is the oldest, and unlike a
-# deque it lets go of one in the middle at once.
+# What the toy left out is for lesson 04, where requests share blocks: `ref_count`, in how many tables a block
+# stands (here 0 or 1), and `hash`, `_cached`, `_uncache` and `num_registered`, by which blocks are found. A found
+# block may have to leave the middle of the free queue, so this is an `OrderedDict`: a deque does that slowly.
 #
-# **Predict**: a manager has 4 blocks of 4. A takes room for 6 tokens, B for 3; A is freed; C takes room for
-# 9. What is C's table?
+# Tell it the story of step 2. **Predict**: what is E's table this time?
 
 # %% tags=["nbval-check-output"]
 from nanovllm.engine.sequence import Sequence
 from nanovllm.sampling_params import SamplingParams
 
 
-def sequence(name, num_tokens):
-    return Sequence(name, None, [0] * num_tokens, SamplingParams(), max_length=64)
+def sequence(num_tokens):
+    """A request, as the engine holds it."""
+    return Sequence("some id", None, [0] * num_tokens, SamplingParams(), max_length=64)
 
 
-manager = BlockManager(num_blocks=4, block_size=4, enable_prefix_caching=False)
-a, b, c = sequence("A", 6), sequence("B", 3), sequence("C", 9)
-manager.allocate(a, 6)
-manager.allocate(b, 3)
-print("A:", a.block_table, " B:", b.block_table, " free:", list(manager._free))
-manager.free(a)
-print("A is freed; free:", list(manager._free))
-manager.allocate(c, 9)
-print("C:", c.block_table)
-assert c.block_table == [3, 1, 0]
+manager = BlockManager(num_blocks=8, block_size=4, enable_prefix_caching=False)
+seqs = {name: sequence(10) for name in "ABCDE"}
+for name, num_tokens in zip("ABCDABCD", (3, 4, 2, 3, 5, 6, 4, 5), strict=True):
+    manager.allocate(seqs[name], num_tokens)
+manager.free(seqs["A"]), manager.free(seqs["C"])
+manager.allocate(seqs["E"], 10)
+print({name: seq.block_table for name, seq in seqs.items()}, " free:", manager.num_free_blocks)
+assert {name: seq.block_table for name, seq in seqs.items()} == table_of
 
 # %% [markdown]
 # ## Check
 #
-# First the **invariants**, after each of 2,000 random arrivals, growths and ends: no block is held twice, none
-# is lost, and the slots of all live tokens are distinct.
+# First the **invariants**, after each of 2,000 random arrivals and growths: no block is held twice, none is lost,
+# and the slots of all tokens are distinct.
 
 
-# %% tags=["nbval-check-output"]
+# %%
+def advance(manager, running):
+    """A request arrives or grows by a token; the first in line end until there is room."""
+    arrives = not running or rng.random() < 0.1
+    seq = sequence(rng.randint(1, 40)) if arrives else running.pop(rng.randrange(len(running)))
+    seq.token_ids.append(0)
+    while manager.num_missing(seq, len(seq.token_ids)) > manager.num_free_blocks:
+        manager.free(running.pop(0))
+    manager.allocate(seq, len(seq.token_ids))
+    running.append(seq)
+
+
 def check(manager, running):
     held = [block for seq in running for block in seq.block_table]
     assert len(held) == len(set(held)), "a block has two owners"
@@ -408,23 +416,17 @@ def check(manager, running):
     return len(slots)
 
 
-manager, running, most = BlockManager(64, 4, enable_prefix_caching=False), [], 0
+# %% tags=["nbval-check-output"]
+manager, running = BlockManager(64, 4, enable_prefix_caching=False), []
+live = []
 for _ in range(2000):
-    seq = rng.choice(running) if running and rng.random() < 0.9 else sequence("", rng.randint(1, 40))
-    if seq in running:
-        seq.token_ids.append(0)
-    if manager.num_missing(seq, len(seq.token_ids)) <= manager.num_free_blocks:
-        manager.allocate(seq, len(seq.token_ids))
-        running += [seq] if seq not in running else []
-    else:  # no room: the oldest ends, and this one tries no more
-        manager.free(running.pop(0))
-        running = [r for r in running if r is not seq or manager.free(r)]
-    most = max(most, check(manager, running))
-print(f"at most {most} of 256 places live; every invariant held")
+    advance(manager, running)
+    live.append(check(manager, running))
+print(f"up to {max(live)} of 256 places live; every invariant held, 2,000 times")
 
 # %% [markdown]
-# Then **logits**, in float32. The real model, its cache in blocks of 4 that lie in random order; the prompt in one
-# pass, then a token a pass. `transformers` computes the whole text at once and has no cache at all.
+# Then **logits**, in float32: the real model, its cache in blocks of 4 in random order, the prompt in one pass and
+# then a token a pass. `transformers` computes the whole text at once, with no cache at all.
 
 # %%
 from transformers import AutoTokenizer
@@ -435,24 +437,25 @@ from course.stages.common import greedy
 tokenizer = AutoTokenizer.from_pretrained(own_model())
 chat = [{"role": "user", "content": "Tell me a story about a fox who finds a key."}]
 prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-plain = Recompute(own_model(), device="cpu")  # for its model, loaded with the torch twin
+plain = Recompute(own_model(), device="cpu")  # for its model and the torch attention
 plain.prepare(mix)
 
 
+# %%
 def generate(prompt, count):
     """Greedy ids over scattered blocks, and the logits [count, vocab_size] they were taken from."""
     P, blocks = len(prompt), -(-(len(prompt) + count) // block_size)
     table = torch.randperm(blocks, dtype=torch.int32)[None]
     cache = plain.new_cache(blocks, block_size)  # [layers, 2, num_blocks, block_size, H_kv, D]
-    at, starts = torch.arange(P), torch.tensor([0, P])
+    at = torch.arange(P)
     slots = table[0, at // block_size].long() * block_size + at % block_size
-    rows = ops.Rows(slots, torch.tensor([P]), table, starts, longest=P)
+    rows = ops.Rows(slots, torch.tensor([P]), table, starts=torch.tensor([0, P]))
     batch, ids, logits = ops.AttentionMetadata(at, None, rows), list(prompt), []
-    for position in range(P, P + count):
-        hidden = plain.model(torch.tensor(ids[-len(at) :]), cache, batch)
+    while len(logits) < count:
+        hidden = plain.model(torch.tensor(ids[-len(at) :]), cache, batch)  # the new tokens
         logits.append(plain.model.logits(hidden[-1:]))
+        at = torch.tensor([len(ids)])  # where the next token will stand
         ids += greedy(logits[-1])[0]
-        at = torch.tensor([position])
         rows = ops.plan_decodes(at, table, cache[0, 0], plain.config.num_attention_heads)
         batch = ops.AttentionMetadata(at, rows, None)
     return ids[P:], torch.cat(logits)
@@ -481,124 +484,143 @@ print(f"{certain} of {N} greedy tokens compared: all equal")
 # %% [markdown]
 # ## Measure: waste against block size
 #
-# When a request has $n$ tokens, its last block has $-n \bmod \text{block\_size}$ empty places. If all remainders
-# are equally likely, these are 0 to `block_size` − 1, and $(\text{block\_size} - 1) / 2$ on average.
+# Of a request with $n$ tokens, the last block has $-n \bmod \text{block\_size}$ empty places: 0 to `block_size` − 1,
+# and if all are equally likely $(\text{block\_size} - 1) / 2$ on average.
 #
-# **Predict** for block sizes of 16 and 256: how many empty places a request, and which share of what it holds, if
-# requests have some 300 tokens? And if they have 50?
+# **Predict** for block sizes of 16 and 256: how many empty places a request, and which share of what it holds,
+# if requests have some 350 tokens? And if they have 70?
 
 
 # %%
+import math
+
 from course.block_pictures import waste_plot
 
 
 def lengths_of(count, prompt_median, output_mean):
     """Each request's tokens at every step of its life: from its prompt on, one more each time."""
     for _ in range(count):
-        prompt = 1 + int(rng.lognormvariate(torch.tensor(prompt_median).log().item(), 0.8))
+        prompt = 1 + int(rng.lognormvariate(math.log(prompt_median), 0.8))
         yield from range(prompt, prompt + 1 + int(rng.expovariate(1 / output_mean)))
 
 
 sizes, wasted, shares = (1, 4, 16, 64, 256), {}, {}
-for name, shape in {"long requests": (150, 150), "short requests": (30, 25)}.items():
-    lengths = torch.tensor(list(lengths_of(1000, *shape)))
-    name += f": {lengths.float().mean():.0f} tokens on average"
-    empty = torch.stack([-lengths % size for size in sizes]).float().mean(1)
-    wasted[name], shares[name] = empty.tolist(), (empty / (empty + lengths.float().mean())).tolist()
-    print(name, "->", [f"{w:.1f} ({s:.0%})" for w, s in zip(wasted[name], shares[name], strict=True)])
-show(waste_plot(sizes, wasted, shares), "Empty places follow the line; their share grows with size")
+for name, shape in {"long": (150, 150), "short": (30, 25)}.items():
+    lengths = torch.tensor(list(lengths_of(1000, *shape))).double()
+    name += f": {lengths.mean():.0f} tokens on average"
+    wasted[name] = [(-lengths % size).mean().item() for size in sizes]
+    shares[name] = [w / (w + lengths.mean().item()) for w in wasted[name]]
+    print(name, [f"{w:.1f} ({s:.1%})" for w, s in zip(wasted[name], shares[name], strict=True)])
+show(waste_plot(sizes, wasted, shares), f"Empty places a request at block sizes {sizes}: {wasted}")
 assert abs(wasted[name][2] - 7.5) < 0.5
 
 # %% [markdown]
 # <details>
 # <summary>Where the line holds, and where it does not</summary>
 #
-# At 16 either mix wastes 7.5 places a request. At 256 the long ones follow the line, near 127. The short ones
-# waste far more, as hardly any fills its first block: there is no remainder to be equally likely.
+# At 16 both waste 7.5 places a request: 2% of what long ones hold, 10% of what short ones do. At 256 the long ones
+# still follow the line, near 127, a quarter of what they hold. Few of the short ones fill even their first
+# block, so the remainders are not equally likely, and three quarters are waste.
 #
 # </details>
 #
-# So why not blocks of 1, which waste nothing? Each block is an entry in a table, 4 bytes, sent to the GPU and
-# looked up for every read. **Predict** how large the tables of 8 requests with 1,024 tokens are at block size 1, and
-# which block size gathers their keys fastest.
+# So why not blocks of 1, which waste nothing? A block is an entry in a table (4 bytes), an index to look up at
+# every read, and a step for the manager. Take 8 requests of 1,024 tokens. **Predict** the bytes of their tables at
+# block size 1. Is that much, beside their keys and values?
 
 # %%
 from course import machine
+from course.benchmarks.roofline import kv_bytes_per_token
 from course.timing import measure
 
-device, config = contiguous_stage.device, contiguous_stage.config
-heads = (config.num_key_value_heads, config.head_dim)
-print(f"one layer's keys, 8 x 1,024 tokens; {machine.describe()}")
+device, config = stage_02.device, stage_02.config
+token_bytes = kv_bytes_per_token(config)
+print(f"keys and values of 8 x 1,024 tokens: {8192 * token_bytes:,} bytes; {machine.describe()}")
+print("block size  table bytes  empty, expected  gather a layer's keys  take and free all")
+
+
+def times(size):
+    """Bytes of the tables; µs to gather one layer's keys, and to take and free all blocks."""
+    keys = torch.randn(8192 // size, size, config.num_key_value_heads, config.head_dim)
+    keys = keys.to(device, config.dtype)
+    table = torch.randperm(len(keys), dtype=torch.int32, device=device).view(8, -1)
+    manager, seq = BlockManager(len(keys), size), sequence(0)
+    take_and_free = measure(lambda: (manager.allocate(seq, 8192), manager.free(seq)), 15)
+    return 4 * table.numel(), measure(lambda: keys[table], 15).lowest, take_and_free.lowest
+
+
 for size in sizes:
-    blocks = 8 * 1024 // size
-    keys = torch.randn(blocks, size, *heads, dtype=config.dtype, device=device)
-    table = torch.randperm(blocks, dtype=torch.int32, device=device).view(8, -1)
-    empty = [size / 2 - 0.5] * 8
-    time = measure(lambda keys=keys, table=table: keys[table], repeats=9)
-    print(f"block size {size:>3}: tables {4 * table.numel():>6,} bytes; gather {time}")
-rows = keys.view(8, 1024, *heads)
-print(f"a plain copy of contiguous keys: {measure(lambda: rows.clone(), repeats=9)}")
+    table_bytes, gather, manage = times(size)
+    empty = f"{8 * (size - 1) / 2 * token_bytes:,.0f} bytes"
+    print(f"{size:10}{table_bytes:13,}{empty:>17}{1e6 * gather:20,.0f} µs{1e6 * manage:16,.0f} µs")
 
 # %% [markdown]
-# Small blocks cost table and index work, large ones cost memory: 16 wastes a few percent, and its gather is near a
-# plain copy. Our engine takes 16, as vLLM does on most GPUs.
+# (Times are the fastest of 15.) Tables are small: 32 KiB at most. What small blocks cost is work, in the gather and
+# above all in the manager; large blocks cost memory. 16 is near the best of both, and the engine's default.
 #
 # ## Measure: the same room, more requests
 #
-# Stage 03 is the engine with all later lessons switched off: blocks of 16, batches that start together. A request
-# is let in if there are blocks for all it may need. **Predict** for the mix of the first cell: how many of the 16 run
-# at once in 96 blocks, and how many steps does it take? (Stage 02 took two batches.)
+# Stage 03 is the engine with what later lessons add switched off: blocks of 16, and batches that start together.
+# A request is let in if there are blocks for all it may need. **Predict** for the mix of the first cell: how many run
+# at once in 96 blocks? How many steps does it take? (Stage 02 took two batches, 196 steps.)
 
-# %%
+# %% tags=["nbval-check-output"]
 from course.block_pictures import held_plot
 from course.stages import PagedStatic
 from course.stages.paged import live_tokens
 
-paged_stage = PagedStatic(measured_model().path)
-paged_stage.prepare(mix)
-engine, manager = paged_stage.engine, paged_stage.engine.block_manager
-seqs, history, most = paged_stage.add(mix), [], 0
+stage_03 = PagedStatic(measured_model().path)
+stage_03.prepare(mix)
+engine, manager = stage_03.engine, stage_03.engine.block_manager
+seqs, history = stage_03.add(mix), []
 while engine.has_unfinished_requests():
     engine.advance()  # one step
     held = (manager.num_blocks - manager.num_free_blocks) * manager.block_size
     history.append((held, live_tokens(seqs, manager.block_size)))
-    most = max(most, sum(bool(seq.block_table) for seq in seqs))
-paged_stage.release()
-live, held = sum(live for _, live in history), sum(held for held, _ in history)
-print(f"{most} at once, {len(history)} steps; {live / held:.0%} of the held places are live")
-runs = {"02: rows": log.reports, "03: blocks of 16": history}
-show(held_plot(runs, mix.kv_tokens), "Rows hold all and fill little; blocks hold what is live")
+    if len(history) == 1:
+        print(f"{sum(seq.num_admissions for seq in seqs)} requests in the first step")
+stage_03.release()
+held, live = map(sum, zip(*history, strict=True))
+print(f"{len(history)} steps; {live / held:.0%} of the held places are live")
+show(
+    held_plot({"02: rows": log.reports, "03: blocks of 16": history}, mix.kv_tokens),
+    "Stage 02 holds all places and fills an eighth; stage 03 holds little more than is live",
+)
 assert all(live <= held for held, live in history)
 
 # %% [markdown]
-# What blocks hold is live but for the last ones. Now the workload of the ladder. **Predict**: stage 03 gathers, that
-# is copies, all keys and values at every step, which stage 02 need not. Its batches are larger. Which is faster
-# here?
+# All sixteen at once. Of what is held, 91% is live, not 12%; the rest stands free below the dashed line. (Nobody may
+# come in before the batch is done. That is lesson 05.)
+#
+# Now the ladder's workload, twice for each stage, in turns. **Predict**: stage 03 gathers, that is copies, all keys
+# and values in every layer at every step, which stage 02 need not. Its batches are larger. Which is faster here?
 
 # %%
-from course.records import load, record
+from course.records import record
 from course.stages import compare
 from course.workload import ladder_workload
 
 del reference
 plain.release()
-workload = ladder_workload(paged_stage.vocab_size)
+workload = ladder_workload(stage_03.vocab_size)
 print(workload)
-old, new = ([stage.run(workload) for _ in range(2)] for stage in (contiguous_stage, paged_stage))
-for runs in (old, new):
-    print(runs[1])
-    record(runs)
-print(compare(new[0], old[0]))
+runs = [(stage_02.run(workload), stage_03.run(workload)) for _ in range(2)]
+for results in zip(*runs, strict=True):
+    speed = record(results).numbers["tokens_per_second"]
+    print(f"{results[0].number:02} {results[0].name}: {speed:,.0f} tokens a second")
+print(compare(runs[0][1], runs[0][0]))
 
 # %%
 fig = plots.ladder(upto=3)
 show(fig, fig.alt_text)
 
 # %% [markdown]
-# On a CPU stage 03 **need not be faster**, and for some workloads it is slower: each layer copies the whole context
-# of every row before it attends. Paging is about memory; speed comes from what fits in it. It does **not** help
-# when all requests have one length, known ahead: rows fit them exactly and need no gather. The gather itself goes away
-# in lesson 06, where a kernel reads blocks where they lie.
+# The marks for memory have not moved: both stages have the same room, and at their best moment fill most of it. What
+# changed is how many requests fit. On a CPU stage 03 **need not be faster**: larger batches may win what copying every
+# context in every layer loses, or not. Paging saves memory; speed comes from what fits.
+#
+# It does **not** help if all requests have one length, known ahead: rows then fit exactly, with no gather. In lesson 06
+# a kernel reads blocks where they lie, and the gather is gone.
 #
 # ## In real vLLM
 #
