@@ -140,8 +140,9 @@ assert (count(cells, "live"), count(cells, "inside"), count(cells, "outside")) =
 #
 # </details>
 #
-# Moving B would close the gap, at the price of copying its keys and values. The other way is the one
-# operating systems took: give memory out in pieces of one size, so that any free piece fits.
+# Moving B would close the gap, and copy all its keys and values. The other way is the one operating systems
+# took: memory in pieces of one size, so that any free piece fits. For keys and values it is called PagedAttention
+# ([Kwon et al.](https://arxiv.org/abs/2309.06180)).
 #
 # ## Step 2: table and slots, by hand
 #
@@ -161,9 +162,9 @@ assert (slots[4], slots[9]) == (8, 29)
 # %% [markdown]
 # Token 4 opens block 2, at slot $2 \cdot 4 + 0 = 8$. Tokens 3 and 4 are neighbours in the text, not in memory.
 #
-# Some rows of a batch have no request behind them: a recorded step (lesson 07) always has the same number
-# of rows. What they compute is not to be stored, and their slot is −1. **Predict**: what does
-# `memory[slots] = numbers` do with slot −1?
+# Some rows of a batch have no request behind them, as a recorded step (lesson 07) always has the same number of
+# rows. What they compute must not be stored; their slot is −1. **Predict**: what does `memory[slots] =
+# numbers` do with it?
 
 # %% tags=["nbval-check-output"]
 numbers, targets = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([8, 29, -1])
@@ -176,8 +177,7 @@ print("careful:  slots", careful.nonzero().flatten().tolist())
 assert careful[-1] == 0
 
 # %% [markdown]
-# Python's index −1 is the **last** slot, somebody else's. Nothing crashes; another answer goes wrong. So −1
-# must be taken out first.
+# Index −1 is the **last** slot, somebody else's. Nothing crashes; another answer goes wrong.
 #
 # Now the story of step 1 again. Free blocks stand in a queue. A request takes the one at its head when its
 # last block is full, and gives all back when it is done, the last one first. **Predict** E's table once it
@@ -268,12 +268,13 @@ torch.testing.assert_close(out[:1], attention(q, K, V))
 torch.testing.assert_close(out[1:], attention(q, K[:3], V[:3]))
 
 # %% [markdown]
-# $2 + 9 = 11$. Block 0, which the padding names, may be another request's. It is read, with weight 0.
+# $2 + 9 = 11$. Block 0, which the padding names, may be another request's: it is read, with weight 0.
 #
 # ## Step 4: the engine's own
 #
-# `nanovllm/ops/attention.py` does this for all heads and layers. First what a step says about its rows (a row
-# is one request in one step), and the store:
+# `nanovllm/ops/attention.py` does this for all heads. Each layer has its own `k_cache` and `v_cache`; a block id
+# means the same block in all of them, so one table serves all layers. First what a step says about its rows (a
+# row is one request in one step), and the store:
 
 # %%
 from course.reading import show_source
@@ -354,7 +355,8 @@ print("decode rows, prompts and the rest of a prompt: equal to contiguous attent
 #
 # ## Assemble: the BlockManager
 #
-# Your `grow` and `give_back` are half of the engine's `BlockManager`. It never sees a tensor.
+# Your `grow` and `give_back` are half of the engine's `BlockManager`. It never sees a tensor: a `Sequence`, the
+# engine's request, carries its `block_table` as a list.
 
 # %%
 from nanovllm.engine.block_manager import Block, BlockManager
@@ -589,11 +591,11 @@ show(
 assert all(live <= held for held, live in history)
 
 # %% [markdown]
-# All sixteen at once. Of what is held, 91% is live, not 12%; the rest stands free below the dashed line. (Nobody may
-# come in before the batch is done. That is lesson 05.)
+# All sixteen at once. Of what is held 91% is live, not 12%, and what is white below the dashed line, the room, is
+# free. (Nobody uses it before the batch is done. That is lesson 05.)
 #
-# Now the ladder's workload, twice for each stage, in turns. **Predict**: stage 03 gathers, that is copies, all keys
-# and values in every layer at every step, which stage 02 need not. Its batches are larger. Which is faster here?
+# Now the ladder's workload, three times for each stage, in turns. **Predict**: at every step stage 03 gathers, that is
+# copies, the keys and values of all rows in every layer; stage 02 need not. Its batches are larger. Which is faster?
 
 # %%
 from course.records import record
@@ -604,7 +606,7 @@ del reference
 plain.release()
 workload = ladder_workload(stage_03.vocab_size)
 print(workload)
-runs = [(stage_02.run(workload), stage_03.run(workload)) for _ in range(2)]
+runs = [(stage_02.run(workload), stage_03.run(workload)) for _ in range(3)]
 for results in zip(*runs, strict=True):
     speed = record(results).numbers["tokens_per_second"]
     print(f"{results[0].number:02} {results[0].name}: {speed:,.0f} tokens a second")
@@ -615,9 +617,9 @@ fig = plots.ladder(upto=3)
 show(fig, fig.alt_text)
 
 # %% [markdown]
-# The marks for memory have not moved: both stages have the same room, and at their best moment fill most of it. What
-# changed is how many requests fit. On a CPU stage 03 **need not be faster**: larger batches may win what copying every
-# context in every layer loses, or not. Paging saves memory; speed comes from what fits.
+# The marks for memory have not moved: both stages have the same room, and at their best moment fill most of it. On a
+# CPU stage 03 **need not be faster**: what larger batches win, copying may lose. Paging saves memory; speed comes from
+# what fits, and here lengths differ little, so little more fits.
 #
 # It does **not** help if all requests have one length, known ahead: rows then fit exactly, with no gather. In lesson 06
 # a kernel reads blocks where they lie, and the gather is gone.
@@ -635,7 +637,7 @@ show(fig, fig.alt_text)
 #    tables where nothing is to be read.
 # 2. The free queue is a
 #    [linked list](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/kv_cache_utils.py#L216-L231) through the
-#    blocks themselves, which allocates no Python object; ours is a dict.
+#    blocks themselves, which allocates no object; ours is an `OrderedDict`, which keeps such a list inside.
 # 3. Nothing is gathered: FlashAttention takes cache and tables, and asks for a block size
 #    [that 16 divides](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/attention/backends/flash_attn.py#L85-L87).
 #
@@ -650,9 +652,9 @@ show(fig, fig.alt_text)
 # %% [markdown]
 # ## Recap
 #
-# Memory in blocks of one size has no useless holes, and a request's waste is less than one block. A block table
-# and a slot, `block_id * block_size + offset`, say where each token lies. Attention that gathers through the table
-# gives the same numbers as over contiguous keys, so paging changes what fits, not what is answered.
+# Memory in blocks of one size has no useless holes, and a request wastes less than one block. Its block table says
+# in which slot, `block_id * block_size + offset`, each token lies. Attention that gathers through the table gives the
+# numbers of contiguous keys: paging changes what fits, not what is answered.
 #
 # **Check yourself.**
 #
@@ -666,17 +668,12 @@ show(fig, fig.alt_text)
 # 3 blocks, 48 places, 15 empty: the worst case.
 #
 # </details>
-# <details><summary>3. Why may a table be padded with any block's id?</summary>
-#
-# What it brings stands after the row's own tokens, and the mask gives it weight 0.
-#
-# </details>
-# <details><summary>4. Why is the slot of a token that must not be stored −1 and not 0?</summary>
+# <details><summary>3. Why is the slot of a token that must not be stored −1 and not 0?</summary>
 #
 # Slot 0 is somebody's. A slot below 0 exists nowhere, so it can be told apart and skipped.
 #
 # </details>
-# <details><summary>5. Half of a cache's blocks are free. Can a request be refused for fragmentation?</summary>
+# <details><summary>4. Half of a cache's blocks are free. Can a request be refused for fragmentation?</summary>
 #
 # No. Any free block will do; it is refused only if there are too few.
 #
