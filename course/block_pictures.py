@@ -15,7 +15,7 @@ Cell = tuple[str, str]  # who holds a place ("" if nobody), and its kind
 COLOURS = {"A": BLUE, "B": ORANGE, "C": GREEN, "D": PURPLE, "E": SKY}
 KINDS = {
     "live": "holds a token",
-    "inside": "reserved, empty",
+    "inside": "taken, empty",
     "free": "free",
     "outside": "free, of no use to who asks",
 }
@@ -122,8 +122,8 @@ def waste_plot(
 
     fig, (left, right) = figure("Empty places in held blocks", "counted, on any machine", 2)
     expected = [(size - 1) / 2 for size in sizes]
-    for name in wasted:
-        left.plot(sizes, wasted[name], ls="", label=name)
+    for i, name in enumerate(wasted):  # hollow and shrinking, so that equal points are all seen
+        left.plot(sizes, wasted[name], ls="", markersize=11 - 4 * i, markerfacecolor="none")
         right.plot(sizes, [100 * share for share in shares[name]], label=name)
     left.plot(sizes, expected, color=BLACK, marker="", lw=1, label="(block_size - 1) / 2")
     left.set(ylabel="empty places a request (tokens)", yscale="symlog", ylim=(-0.2, 400))

@@ -28,7 +28,7 @@ def test_tokens_fill_blocks_in_the_order_of_the_table() -> None:
 def test_a_strip_names_its_blocks_and_says_its_numbers_in_words() -> None:
     cells = block_cells({"A": [2, 0]}, {"A": 3}, num_blocks=3, block_size=2)
     picture = strip(cells, "Three blocks", ["A: [2, 0]"], block_size=2)
-    words = "Three blocks. Places: holds a token: 3; reserved, empty: 1; free: 2."
+    words = "Three blocks. Places: holds a token: 3; taken, empty: 1; free: 2."
     assert picture.alt == words
     for text in ("block 2", "A: [2, 0]", "free: 2"):
         assert text in picture.svg()

@@ -65,7 +65,7 @@ print(f"needed by all 16 together: {sum(prompts) + sum(outputs) - 16} places")
 assert sum(prompts) + sum(outputs) - 16 < mix.kv_tokens
 
 # %% [markdown]
-# Eight at once, in two batches. All sixteen would fit.
+# Eight at once, as $1536 / 192 = 8$, in two batches. All sixteen would fit.
 #
 # ## What you will be able to do
 #
@@ -219,8 +219,9 @@ held = [block for table in table_of.values() for block in table]
 assert len(held) == len(set(held)), "a block has one owner"
 
 # %% [markdown]
-# E fits, in blocks that do not touch. Outside, nothing is wasted: any free block serves anybody. Inside,
-# only a request's **last** block can have empty places, at most `block_size` − 1.
+# E takes 7, the oldest free one, then 4 and 0, which A gave back: three blocks that do not touch. Outside, nothing
+# is wasted, as any free block serves anybody. Inside, only a request's **last** block can have empty places, at
+# most `block_size` − 1.
 #
 # ## Step 3: attention over scattered blocks
 #
@@ -298,14 +299,18 @@ H, H_kv, D, lengths = 4, 2, 4, (10, 3)
 keys, values = ([torch.randn(n, H_kv, D) for n in lengths] for _ in range(2))
 k_cache, v_cache = torch.full((2, 8, block_size, H_kv, D), 99.0)
 tables = torch.tensor([[5, 2, 7], [1, 0, 0], [0, 0, 0]], dtype=torch.int32)
-for row, n in enumerate(lengths):
-    at = torch.arange(n)
+for row, n in enumerate(lengths):  # all but the newest token, as earlier steps stored them
+    at = torch.arange(n - 1)
     where = tables[row, at // block_size].long() * block_size + at % block_size
-    ops.store_kv(keys[row], values[row], k_cache, v_cache, where)
+    ops.store_kv(keys[row][:-1], values[row][:-1], k_cache, v_cache, where)
 
 rows = ops.plan_decodes(torch.tensor([9, 2, -1]), tables, k_cache, H)
 print("slots:", rows.slot_mapping.tolist(), " tokens to read:", rows.context_lens.tolist())
+rubbish = torch.zeros(1, H_kv, D)
+newest = (torch.cat([x[0][-1:], x[1][-1:], rubbish]) for x in (keys, values))
+ops.store_kv(*newest, k_cache, v_cache, rows.slot_mapping)
 assert rows.slot_mapping.tolist() == [29, 6, -1]
+assert (k_cache[7, 3] == 99).all(), "slot 31, the last one, was written"
 
 # %%
 show_source(ops.attend_decodes)
@@ -506,6 +511,7 @@ def lengths_of(count, prompt_median, output_mean):
         yield from range(prompt, prompt + 1 + int(rng.expovariate(1 / output_mean)))
 
 
+# %%
 sizes, wasted, shares = (1, 4, 16, 64, 256), {}, {}
 for name, shape in {"long": (150, 150), "short": (30, 25)}.items():
     lengths = torch.tensor(list(lengths_of(1000, *shape))).double()
@@ -536,9 +542,6 @@ from course.benchmarks.roofline import kv_bytes_per_token
 from course.timing import measure
 
 device, config = stage_02.device, stage_02.config
-token_bytes = kv_bytes_per_token(config)
-print(f"keys and values of 8 x 1,024 tokens: {8192 * token_bytes:,} bytes; {machine.describe()}")
-print("block size  table bytes  empty, expected  gather a layer's keys  take and free all")
 
 
 def times(size):
@@ -551,6 +554,10 @@ def times(size):
     return 4 * table.numel(), measure(lambda: keys[table], 15).lowest, take_and_free.lowest
 
 
+# %%
+token_bytes = kv_bytes_per_token(config)
+print(f"keys and values of 8 x 1,024 tokens: {8192 * token_bytes:,} bytes; {machine.describe()}")
+print("block size  table bytes  empty, expected  gather a layer's keys  take and free all")
 for size in sizes:
     table_bytes, gather, manage = times(size)
     empty = f"{8 * (size - 1) / 2 * token_bytes:,.0f} bytes"
@@ -594,8 +601,9 @@ assert all(live <= held for held, live in history)
 # All sixteen at once. Of what is held 91% is live, not 12%, and what is white below the dashed line, the room, is
 # free. (Nobody uses it before the batch is done. That is lesson 05.)
 #
-# Now the ladder's workload, three times for each stage, in turns. **Predict**: at every step stage 03 gathers, that is
-# copies, the keys and values of all rows in every layer; stage 02 need not. Its batches are larger. Which is faster?
+# Now the ladder's workload, three times for each stage, in turns. Its lengths differ less: on a CPU stage 02 has 4 rows,
+# and stage 03 holds 4 or 5 requests (on a GPU 16, and about 20). At every step stage 03 gathers, that is copies, the
+# keys and values of all rows in every layer; stage 02 need not. **Predict**: which is faster?
 
 # %%
 from course.records import record
@@ -619,7 +627,7 @@ show(fig, fig.alt_text)
 # %% [markdown]
 # The marks for memory have not moved: both stages have the same room, and at their best moment fill most of it. On a
 # CPU stage 03 **need not be faster**: what larger batches win, copying may lose. Paging saves memory; speed comes from
-# what fits, and here lengths differ little, so little more fits.
+# what fits in what was saved.
 #
 # It does **not** help if all requests have one length, known ahead: rows then fit exactly, with no gather. In lesson 06
 # a kernel reads blocks where they lie, and the gather is gone.
