@@ -15,9 +15,9 @@
 #
 # ## What hurts now
 #
-# The mix from the end of lesson 02: 16 requests, prompts of 8 to 64 tokens, answers of at most 128, and
-# room for 1,536 **places**. A place holds the key and value of one token, so a row has
-# $64 + 128 = 192$ of them. A place is **live** if it holds a token of a request that still runs.
+# The mix of lesson 02's end: 16 requests, prompts of 8 to 64 tokens, answers of at most 128, and room for 1,536
+# **places**, each for one token's key and value. A row has $64 + 128 = 192$. A place is **live** if its
+# token's request still runs.
 
 # %%
 import random
@@ -42,8 +42,8 @@ print("places each request will need:", [p + n - 1 for p, n in zip(prompts, outp
 # %% [markdown]
 # (The last token of an answer is never computed, so it needs no place.)
 #
-# **Predict** before you run: how many of the 16 can stage 02 hold at once? How many could the room hold if
-# each took what it needs and no more? Write both down.
+# **Predict** before you run: how many of the 16 does stage 02 hold at once? How many could it, if each took what
+# it needs and no more? Write both down.
 
 
 # %% tags=["nbval-check-output"]
@@ -135,13 +135,13 @@ assert (count(cells, "live"), count(cells, "inside"), count(cells, "outside")) =
 # <summary>14 are free, and E waits</summary>
 #
 # A left 8 and C left 6, but the two holes do not touch. 11 of 32 places hold a token. 7 are empty **inside**
-# reservations: B and D may need them later, or never. 14 are free **outside**, in pieces too small for E.
-# The words for it are internal and external fragmentation.
+# reservations, for tokens that may never come. 14 are free **outside**, in pieces too small for E. These are
+# internal and external fragmentation.
 #
 # </details>
 #
-# Moving B would close the gap, and copy all its keys and values. The other way is the one operating systems
-# took: memory in pieces of one size, so that any free piece fits. For keys and values it is called PagedAttention
+# Moving B would close the gap, and copy all its keys and values. Operating systems took another way: memory in
+# pieces of one size, so that any free piece fits. For keys and values this is PagedAttention
 # ([Kwon et al.](https://arxiv.org/abs/2309.06180)).
 #
 # ## Step 2: table and slots, by hand
@@ -179,9 +179,8 @@ assert careful[-1] == 0
 # %% [markdown]
 # Index −1 is the **last** slot, somebody else's. Nothing crashes; another answer goes wrong.
 #
-# Now the story of step 1 again. Free blocks stand in a queue. A request takes the one at its head when its
-# last block is full, and gives all back when it is done, the last one first. **Predict** E's table once it
-# has 10 tokens.
+# Now step 1's story again. Free blocks stand in a queue. A request takes the one at its head when its last block is
+# full, and gives all back when it is done, the last one first. **Predict** E's table at 10 tokens.
 
 # %%
 from collections import deque
@@ -219,9 +218,9 @@ held = [block for table in table_of.values() for block in table]
 assert len(held) == len(set(held)), "a block has one owner"
 
 # %% [markdown]
-# E takes 7, the oldest free one, then 4 and 0, which A gave back: three blocks that do not touch. Outside, nothing
-# is wasted, as any free block serves anybody. Inside, only a request's **last** block can have empty places, at
-# most `block_size` − 1.
+# E takes 7, the oldest free one, then 4 and 0, which A gave back. They need not touch: any free block serves
+# anybody, and nothing is wasted outside. Inside, only a request's **last** block can have empty places, at most
+# `block_size` − 1.
 #
 # ## Step 3: attention over scattered blocks
 #
@@ -250,11 +249,10 @@ assert torch.equal(paged, attention(q, K, V))
 
 # %% [markdown]
 # Twelve rows; the two of 99 belong to no token and are cut off. The rest are the very same numbers, so the
-# result is equal **to the last bit**: where a key lies does not enter the formula.
+# result is equal **to the last bit**.
 #
-# In a batch, tables are padded to the longest with any id, and a mask hides all that stands after a row's
-# own tokens. **Predict**: with tables of 3 blocks and of 1, and contexts of 10 and 3 tokens, how many of the
-# gathered places are masked?
+# In a batch, tables are padded to the longest with any id, and a mask hides what stands after a row's own tokens.
+# **Predict**: with tables of 3 blocks and of 1, and 10 and 3 tokens, how many of the gathered places are masked?
 
 # %% tags=["nbval-check-output"]
 both = torch.tensor([[5, 2, 7], [1, 0, 0]])  # the second request has block 1; the zeros are padding
@@ -274,8 +272,8 @@ torch.testing.assert_close(out[1:], attention(q, K[:3], V[:3]))
 # ## Step 4: the engine's own
 #
 # `nanovllm/ops/attention.py` does this for all heads. Each layer has its own `k_cache` and `v_cache`; a block id
-# means the same block in all of them, so one table serves all layers. First what a step says about its rows (a
-# row is one request in one step), and the store:
+# means the same block in all of them, so one table serves all layers. First a step's rows (a row is one request in
+# one step), and the store:
 
 # %%
 from course.reading import show_source
@@ -317,16 +315,15 @@ show_source(ops.attend_decodes)
 
 # %% [markdown]
 # This is step 3: cut the tables to what the longest context needs (`-(-a // b)` rounds up), gather, mask, attend.
-# `grouped` puts the query heads that share a key head where a prompt's tokens would stand, so no key is
-# copied for them. Prompts go one by one, as each has another length:
+# `grouped` puts query heads that share a key head where a prompt's tokens would stand, so no key is copied for
+# them. Prompts go one by one:
 
 # %%
 show_source(ops.attend_prompts, ops._attend_prompt)
 
 # %% [markdown]
 # `diagonal` is for a row whose first tokens were stored earlier: the $i$-th of `num_new` tokens sees those up
-# to `length - num_new + i`. Check all of it against keys that were never scattered; the last case is such a
-# row, the last 4 of 10 tokens.
+# to `length - num_new + i`. Check it all against keys that were never scattered; the last case is such a row.
 
 
 # %%
@@ -372,7 +369,7 @@ show_source(Block, m.__init__, m.num_missing, m.allocate, m._take_oldest_free, m
 # %% [markdown]
 # What the toy left out is for lesson 04, where requests share blocks: `ref_count`, in how many tables a block
 # stands (here 0 or 1), and `hash`, `_cached`, `_uncache` and `num_registered`, by which blocks are found. A found
-# block may have to leave the middle of the free queue, so this is an `OrderedDict`: a deque does that slowly.
+# block may leave the middle of the free queue, which a deque does slowly: hence the `OrderedDict`.
 #
 # Tell it the story of step 2. **Predict**: what is E's table this time?
 
@@ -433,7 +430,7 @@ print(f"up to {max(live)} of 256 places live; every invariant held, 2,000 times"
 
 # %% [markdown]
 # Then **logits**, in float32: the real model, its cache in blocks of 4 in random order, the prompt in one pass and
-# then a token a pass. `transformers` computes the whole text at once, with no cache at all.
+# then a token a pass. `transformers` computes the whole text at once, with no cache.
 
 # %%
 from transformers import AutoTokenizer
@@ -494,8 +491,8 @@ print(f"{certain} of {N} greedy tokens compared: all equal")
 # Of a request with $n$ tokens, the last block has $-n \bmod \text{block\_size}$ empty places: 0 to `block_size` − 1,
 # and if all are equally likely $(\text{block\_size} - 1) / 2$ on average.
 #
-# **Predict** for block sizes of 16 and 256: how many empty places a request, and which share of what it holds,
-# if requests have some 350 tokens? And if they have 70?
+# **Predict** for block sizes of 16 and 256: how many empty places a request, and which share of what it holds, if
+# requests have some 350 tokens? If they have 70?
 
 
 # %%
@@ -527,14 +524,15 @@ assert abs(wasted[name][2] - 7.5) < 0.5
 # <summary>Where the line holds, and where it does not</summary>
 #
 # At 16 both waste 7.5 places a request: 2% of what long ones hold, 10% of what short ones do. At 256 the long ones
-# still follow the line, near 127, a quarter of what they hold. Few of the short ones fill even their first
-# block, so the remainders are not equally likely, and three quarters are waste.
+# still follow the line, near 127, a quarter of what they hold. Few short ones fill even their first block: remainders
+# are not equally likely, and three quarters are waste.
 #
 # </details>
 #
 # So why not blocks of 1, which waste nothing? A block is an entry in a table (4 bytes), an index to look up at
-# every read, and a step for the manager. Take 8 requests of 1,024 tokens. **Predict** the bytes of their tables at
-# block size 1. Is that much, beside their keys and values?
+# every read, and a step for the manager. **Predict** the bytes of the tables of 8 requests of 1,024 tokens at block
+# size 1. Is that much, beside their keys and values?
+
 
 # %%
 from course import machine
@@ -564,14 +562,14 @@ for size in sizes:
     print(f"{size:10}{table_bytes:13,}{empty:>17}{1e6 * gather:20,.0f} µs{1e6 * manage:16,.0f} µs")
 
 # %% [markdown]
-# (Times are the fastest of 15.) Tables are small: 32 KiB at most. What small blocks cost is work, in the gather and
-# above all in the manager; large blocks cost memory. 16 is near the best of both, and the engine's default.
+# (Times are the fastest of 15.) Tables are small: 32 KiB at most. Small blocks cost work, in the gather and above
+# all in the manager; large blocks cost memory. The engine's default is 16.
 #
 # ## Measure: the same room, more requests
 #
-# Stage 03 is the engine with what later lessons add switched off: blocks of 16, and batches that start together.
-# A request is let in if there are blocks for all it may need. **Predict** for the mix of the first cell: how many run
-# at once in 96 blocks? How many steps does it take? (Stage 02 took two batches, 196 steps.)
+# Stage 03 is the engine with later lessons' work switched off: blocks of 16, and batches that start together. A
+# request is let in if there are blocks for all it may need. **Predict** for the first cell's mix: how many run at
+# once in 96 blocks, and in how many steps? (Stage 02 took two batches, 196 steps.)
 
 # %% tags=["nbval-check-output"]
 from course.block_pictures import held_plot
@@ -598,8 +596,8 @@ show(
 assert all(live <= held for held, live in history)
 
 # %% [markdown]
-# All sixteen at once. Of what is held 91% is live, not 12%, and what is white below the dashed line, the room, is
-# free. (Nobody uses it before the batch is done. That is lesson 05.)
+# All sixteen at once. Of what is held 91% is live, not 12%. White below the dashed line is free; nobody uses it before
+# the batch is done (lesson 05).
 #
 # Now the ladder's workload, three times for each stage, in turns. Its lengths differ less: on a CPU stage 02 has 4 rows,
 # and stage 03 holds 4 or 5 requests (on a GPU 16, and about 20). At every step stage 03 gathers, that is copies, the
@@ -629,8 +627,8 @@ show(fig, fig.alt_text)
 # CPU stage 03 **need not be faster**: what larger batches win, copying may lose. Paging saves memory; speed comes from
 # what fits in what was saved.
 #
-# It does **not** help if all requests have one length, known ahead: rows then fit exactly, with no gather. In lesson 06
-# a kernel reads blocks where they lie, and the gather is gone.
+# It does **not** help if all requests have one length, known ahead: rows then fit exactly, with no gather. In lesson
+# 06 a kernel reads blocks where they lie, and the gather is gone.
 #
 # ## In real vLLM
 #
