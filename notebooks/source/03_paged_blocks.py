@@ -147,7 +147,7 @@ assert (count(cells, "live"), count(cells, "inside"), count(cells, "outside")) =
 # ## Step 2: table and slots, by hand
 #
 # A request with a prompt of ten tokens and a block size of 4 needs $\lceil 10 / 4 \rceil = 3$ blocks. Say it
-# got blocks 5, 2 and 7. **Predict** the slots of tokens 4 and 9.
+# got blocks 5, 2 and 7, as in the picture. **Predict** the slots of tokens 4 and 6.
 
 # %% tags=["nbval-check-output"]
 block_size, table = 4, torch.tensor([5, 2, 7])
@@ -157,13 +157,13 @@ slots = table[index] * block_size + offset
 print("position  index  block  offset  slot")
 for row in zip(positions, index, table[index], offset, slots, strict=True):
     print("{:8}{:7}{:7}{:8}{:6}".format(*map(int, row)))
-assert (slots[4], slots[9]) == (8, 29)
+assert (slots[4], slots[6], slots[9]) == (8, 10, 29)
 
 # %% [markdown]
-# Token 4 opens block 2, at slot $2 \cdot 4 + 0 = 8$. Tokens 3 and 4 are neighbours in the text, not in memory.
+# Token 4 opens block 2, at slot $2 \cdot 4 + 0 = 8$; token 6 has offset 2, slot 10. Tokens 3 and 4 are neighbours in the text, not in memory.
 #
 # Some rows of a batch have no request behind them, as a recorded step (lesson 07) always has the same number of
-# rows. What they compute must not be stored; their slot is −1. **Predict**: what does `memory[slots] =
+# rows. What they compute must not be stored; their slot is −1. **Predict**: what does `cache[slots] =
 # numbers` do with it?
 
 # %% tags=["nbval-check-output"]
@@ -203,7 +203,7 @@ def give_back(name):
 def frame(title, **tokens):
     for name, n in tokens.items():
         grow(name, n)
-    lines = ["  ".join(f"{name}: {t}" for name, t in table_of.items() if t), f"free: {list(free)}"]
+    lines = ["; ".join(f"{name}: {t}" for name, t in table_of.items() if t), f"free: {list(free)}"]
     return strip(block_cells(table_of, tokens, 8, block_size), title, lines, block_size)
 
 
@@ -589,11 +589,11 @@ while engine.has_unfinished_requests():
 stage_03.release()
 held, live = map(sum, zip(*history, strict=True))
 print(f"{len(history)} steps; {live / held:.0%} of the held places are live")
-show(
-    held_plot({"02: rows": log.reports, "03: blocks of 16": history}, mix.kv_tokens),
-    "Stage 02 holds all places and fills an eighth; stage 03 holds little more than is live",
-)
 assert all(live <= held for held, live in history)
+
+# %%
+fig = held_plot({"02: rows": log.reports, "03: blocks of 16": history}, mix.kv_tokens)
+show(fig, "Stage 02 holds all places and fills an eighth; stage 03 holds little more than is live")
 
 # %% [markdown]
 # All sixteen at once. Of what is held 91% is live, not 12%. White below the dashed line is free; nobody uses it before
@@ -623,7 +623,8 @@ fig = plots.ladder(upto=3)
 show(fig, fig.alt_text)
 
 # %% [markdown]
-# The marks for memory have not moved: both stages have the same room, and at their best moment fill most of it. On a
+# The marks for keys and values have not moved: both stages have the same room, and fill most of it at their best
+# moment. (On a CPU the peak is the whole process, here with `transformers` loaded.) On a
 # CPU stage 03 **need not be faster**: what larger batches win, copying may lose. Paging saves memory; speed comes from
 # what fits in what was saved.
 #
