@@ -145,7 +145,7 @@ def step_and_answer(
     costs: Sequence[StepCost], clock: Sequence[float], prompt: int, machine: str
 ) -> Any:
     """Left: a step against the text's length. Right: a whole answer's clock, of the first model."""
-    fig, (left, right) = figure("What recomputing costs", machine, columns=2, height=3.9)
+    fig, (left, right) = figure("What recomputing costs", machine, columns=2, height=4.3)
     for cost, colour, marker in zip(costs, (BLUE, VERMILLION), MARKERS, strict=False):
         line = range(cost.lengths[0], cost.lengths[-1] + 1, 8)
         shape = [1000 * cost.step(n) for n in line]
@@ -156,9 +156,11 @@ def step_and_answer(
     left.set(xlabel="tokens in the text, n", ylabel="ms a step", title="One step")
     if len(costs) > 1:  # a CPU and a GPU are orders of magnitude apart
         left.set(xscale="log", yscale="log")
+        for axis in (left.xaxis, left.yaxis):
+            axis.set_major_formatter("{x:,g}")
     else:
         left.set_ylim(bottom=0)
-    left.legend(fontsize=9, loc="upper left")
+    left.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     predicted = costs[0].answer(prompt, len(clock))
     draw_answer(right, predicted, clock)
     steps = "; ".join(
@@ -185,4 +187,4 @@ def draw_answer(axes: Any, predicted: Sequence[float], clock: Sequence[float]) -
     label = f"if all cost what the first {early} did"
     axes.plot([0, count], [0, straight], "--", color="#777777", marker="", label=label)
     axes.set(xlabel="tokens of the answer, N", ylabel="seconds", title="A whole answer")
-    axes.legend(fontsize=9, loc="upper left")
+    axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.18))

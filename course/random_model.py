@@ -29,6 +29,15 @@ SHAPE: dict[str, Any] = {
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
 }
+HOLLOW = {  # next to no weights: a step's time is what a step costs whatever the model's size
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 4096,
+}
 
 
 def random_model_dir() -> Path:
@@ -55,11 +64,19 @@ def make(folder: Path, shape: dict[str, Any] = SHAPE) -> None:
                 raise
 
 
+def hollow_model(folder: Path, layers: int) -> str:
+    """A model of so many layers with next to no weights, written into `folder`; its name."""
+    write(folder, {**SHAPE, **HOLLOW, "num_hidden_layers": layers})
+    return str(folder)
+
+
 def write(folder: Path, shape: dict[str, Any]) -> None:
     """Weights ~ N(0, 0.02) in bfloat16 as transformers initialises them, and a tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen3Config
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a notebook keeps what is written to stderr
     torch.manual_seed(SEED)
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     model = AutoModelForCausalLM.from_config(Qwen3Config(**shape, **ends), dtype=torch.bfloat16)

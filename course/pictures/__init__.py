@@ -3,21 +3,21 @@
     python -m course.pictures            # writes figures/*.svg
     python -m course.pictures --check    # fails if a file is not what its code draws
 
-A new picture: write a module with `draw() -> Picture`, and name it in PICTURES.
+A new picture: write a module with `draw() -> Picture` here; its name is the file's.
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
-from course.pictures import course_map, decoder, kv_cache, paged_blocks
 from course.pictures.svg import Picture
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
 PICTURES: dict[str, Callable[[], Picture]] = {
-    "course_map": course_map.draw,
-    "decoder": decoder.draw,
-    "kv_cache": kv_cache.draw,
-    "paged_blocks": paged_blocks.draw,
+    module.name: import_module(f"course.pictures.{module.name}").draw
+    for module in iter_modules(__path__)
+    if module.name not in ("svg", "__main__")
 }
 
 

@@ -266,7 +266,8 @@ class RowLinear(Sharded):
     ):
         super().__init__()
         self.ranks, self.linear = ranks, linear
-        hidden, shard = config.hidden_size, ranks.shard(*inputs, dim=1)
+        hidden, (units, width) = config.hidden_size, inputs
+        shard = ranks.shard(units, width, dim=1)
         self.hold("weight", torch.empty(hidden, shard.count, dtype=config.dtype), shard)
         if bias:
             self.hold("bias", torch.empty(hidden, dtype=config.dtype), Ranks().shard(hidden))

@@ -131,10 +131,10 @@ def _attend_prompt(
     num_new, group = query.shape[0], query.shape[1] // key.shape[0]
     mask = torch.ones(num_new, length, dtype=torch.bool, device=query.device)
     out = F.scaled_dot_product_attention(
-        query.transpose(0, 1),
-        key.repeat_interleave(group, dim=0),
-        value.repeat_interleave(group, dim=0),
+        query.transpose(0, 1)[None],  # a batch of one: torch's fast kernels take four dimensions
+        key.repeat_interleave(group, dim=0)[None],
+        value.repeat_interleave(group, dim=0)[None],
         attn_mask=mask.tril(diagonal=length - num_new),
         scale=scale,
     )
-    return out.transpose(0, 1)
+    return out[0].transpose(0, 1)

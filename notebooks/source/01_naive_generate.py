@@ -3,7 +3,7 @@
 #
 # | This lesson | |
 # |---|---|
-# | Minutes | 60 |
+# | Minutes | 75 |
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used at the end if there is one |
 # | Needs | lesson 00; Python, and PyTorch tensors |
@@ -12,14 +12,16 @@
 # %% [markdown]
 # ## What hurts now
 #
-# A language model gives every token that could come next a score. To write, pick one, append it, call
-# the model again. The simplest loop hands it the *whole* text each time. It is **stage 01**, the first
-# of the course's runnable engines. We ask it for 256 tokens, on the CPU.
+# A language model scores every token that could come next. To write, pick one, append it, call the model
+# again. The simplest loop hands it the *whole* text each time. It is **stage 01**, the first of the
+# course's runnable engines. We ask it for 256 tokens, on the CPU.
 #
 # **Predict** before you run: how many times as long as the first 32 tokens do all 256 take? Write it
 # down.
 
 # %%
+import time
+
 import torch
 import torch.nn.functional as F
 
@@ -45,44 +47,54 @@ stage = Recompute(folder, device="cpu", dtype="float32")
 request = LadderWorkload(prompts=[prompt], num_outputs=[256], shared_prefix=0)
 stage.prepare(request)  # loads the weights
 stage.last_logits(prompt)  # a first call is slower than all others
-answer = Recorder(num_requests=1)
+answer = Recorder(num_requests=1)  # notes each token and when it came
+computing = time.process_time()  # stands still while other programs have the CPU
 stage.serve(request, answer)
+computing = time.process_time() - computing
 
 clock = answer.times[0]  # clock[i]: seconds until token i had come
-print(machine.describe("cpu"))
+print(f"{machine.describe('cpu')}; CPU time is {computing / clock[255]:.0%} of the clock")
 print(f" 32 tokens: {clock[31]:5.2f} s, {32 / clock[31]:4.0f} tokens a second")
 print(f"256 tokens: {clock[255]:5.2f} s, {256 / clock[255]:4.0f} tokens a second")
 print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
 
 # %% [markdown]
-# <details><summary>Why more than 8 times?</summary>
+# <details style='margin-bottom:1em'><summary>Why more than 8 times?</summary>
 #
 # Each step reads a longer text. At the end of this page you compute this factor from the model's config
 # and two measured steps.
 #
 # </details>
 #
-# After this lesson you can
+# You will
 #
 # 1. **compute** a next token by hand, from text to logits,
 # 2. **sample** so that a seed gives the same story in any company,
-# 3. **predict** what a step and an answer cost.
+# 3. **predict** what an answer costs.
 #
 # ## The whole machine
 #
 # ![Token ids become vectors; every layer adds the results of attention and of an MLP to them; a norm and the head make logits.](../figures/decoder.svg)
 #
-# | symbol | meaning | here |
-# |:--|:--|--:|
+# | symbol | meaning | in `config.json` |
+# |:--|:--|:--|
 # | $n$ | tokens in the text so far | |
-# | $V$ | vocabulary: different tokens | 4,096 |
-# | $d$ | numbers in a token's vector | 256 |
-# | $L$ | layers | 5 |
-# | $H$, $K$ | query heads; key and value heads | 4, 2 |
-# | $D$ | numbers in a head | 64 |
-# | $I$ | inner size of the MLP | 1,280 |
+# | $V$ | vocabulary: different tokens | `vocab_size` |
+# | $d$ | numbers in a token's vector | `hidden_size` |
+# | $L$ | layers | `num_hidden_layers` |
+# | $H$ | query heads | `num_attention_heads` |
+# | $K$ | key and value heads | `num_key_value_heads` |
+# | $D$ | numbers in a head | `head_dim` |
+# | $I$ | inner size of the MLP | `intermediate_size` |
 #
 # **Logits** are the $V$ scores of the next token; their softmax gives probabilities.
+
+# %% tags=["nbval-check-output"]
+c = stage.config  # a ModelConfig, read from the model's config.json
+print(f"V = {c.vocab_size:,}, d = {c.hidden_size}, L = {c.num_hidden_layers}, ", end="")
+print(f"H = {c.num_attention_heads}, K = {c.num_key_value_heads}, ", end="")
+print(f"D = {c.head_dim}, I = {c.intermediate_size:,}")
+assert c.num_attention_heads % c.num_key_value_heads == 0
 
 # %% [markdown]
 # ## Step 1: from text to ids to logits
@@ -103,16 +115,16 @@ for text in ["an unbelievable lantern", "Zürich", tokenizer.decode(prompt)]:
     assert tokenizer.decode(ids) == text  # nothing is lost
 
 # %% [markdown]
-# <details><summary>Five tokens</summary>
+# <details style='margin-bottom:1em'><summary>Five tokens</summary>
 #
-# Two of them are *half* of ü each; half a character shows as �.
+# Two are *half* of ü each, shown as �.
 #
 # </details>
 #
-# Now the model scores all 4,096 tokens. These are the likeliest first words of its answer.
+# The likeliest first words of the answer, out of 4,096 tokens:
 
 # %%
-logits = stage.last_logits(prompt)[0]  # [V]
+logits = stage.last_logits(prompt)[0]  # [V], after the last token
 assert logits.shape == (stage.vocab_size,)
 probs = logits.softmax(dim=-1)
 best = probs.topk(10)
@@ -141,8 +153,8 @@ print(scores)
 # sets such scores to $-\infty$; softmax then makes weights of each row that sum to 1. The output is
 # the weighted sum of the values. The last value is four nines, so that a leak would be seen.
 #
-# **Predict** ($e^2 \approx 7.4$): the weights of row 1, whose open scores are 2 and 2; and of row 2,
-# whose open scores are 0, 2, 0.
+# **Predict** ($e^2 \approx 7.4$) the weights of row 1, with open scores 2 and 2, and of row 2, with 0, 2
+# and 0.
 
 # %%
 future = torch.ones(4, 4, dtype=torch.bool).triu(diagonal=1)  # above the diagonal
@@ -156,7 +168,7 @@ assert torch.allclose(output, built_in[0])
 assert output[:3].max() <= 1  # no nine has leaked
 
 # %% [markdown]
-# <details><summary>Why 0.50 and 0.79?</summary>
+# <details style='margin-bottom:1em'><summary>Why 0.50 and 0.79?</summary>
 #
 # Row 1: two equal scores share. Row 2: key 1 has $7.4 / (1 + 7.4 + 1) = 0.79$.
 #
@@ -171,7 +183,7 @@ assert output[:3].max() <= 1  # no nine has leaked
 # **Predict**, for $H = 4$ and $K = 2$: which key head does query head 2 use? (Heads count from 0.)
 
 
-# %%
+# %% tags=["nbval-check-output"]
 def attend(query, key, value):
     """Causal attention: query [n, H, D], key and value [n, K, D] give [n, H, D]."""
     group = query.shape[1] // key.shape[1]
@@ -184,19 +196,22 @@ def attend(query, key, value):
 
 torch.manual_seed(0)
 query, key, value = torch.randn(4, 4, 4), torch.randn(4, 2, 4), torch.randn(4, 2, 4)
+grouped = attend(query, key, value)
 alone = attend(query[:, 2:3], key[:, 1:2], value[:, 1:2])  # query head 2 with key head 1
-assert torch.allclose(attend(query, key, value)[:, 2:3], alone)
+assert torch.allclose(grouped[:, 2:3], alone)
+swapped = [1, 0, 2, 3]  # tokens 0 and 1 change places
+assert torch.allclose(attend(query, key[swapped], value[swapped])[3], grouped[3])
 print("query heads 0 to 3 use key heads", [head // (4 // 2) for head in range(4)])
 
 # %% [markdown]
-# Key head 1, with query head 3. Attention does not yet know *where* a token stands: swap two earlier
-# tokens, and the last output is the same.
+# Key head 1. Attention does not yet know *where* a token stands: swap two earlier tokens, and the last
+# output is the same.
 #
 # ## Step 4: RoPE, a position as a rotation
 #
 # Take two numbers of a query as a point in the plane, and turn it by the angle $pf$: the token's
 # position $p$ times a fixed speed $f$. Do the same to keys. The product of a query at $m$ and a key at
-# $n$ then depends on the angle *between* them, $(m - n) f$.
+# $n$ depends on the angle *between* them, $(m - n) f$.
 #
 # **Predict**: with $f = 0.5$, positions 3 and 1 give $\cos(2 \cdot 0.5) = 0.54$. What do 103 and 101
 # give?
@@ -225,7 +240,6 @@ for m, n in [(3, 1), (103, 101), (3, 0)]:
 # %%
 from nanovllm.model.rope import apply_rope, rope_table
 
-c = stage.config
 table = rope_table(c.head_dim, c.rope_parameters, 512, c.max_position_embeddings)
 show_source(apply_rope)
 head = torch.randn(1, 1, c.head_dim)  # one token with one head
@@ -341,7 +355,7 @@ figure = generate_plots.kept_words(words, best.values.tolist(), shown)
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# <details><summary>400; four, seven, eight</summary>
+# <details style='margin-bottom:1em'><summary>400; four, seven, eight</summary>
 #
 # Half the temperature doubles the logits, and $e^{2x} = (e^x)^2$: the odds are squared. Top-k parts *Far* and *Not*, which are equally likely; min-p
 # cuts at the cliff, since the limit moves with the best: $0.2 \cdot 0.179 = 0.036$.
@@ -382,7 +396,7 @@ assert noise(7, 5, torch.tensor([2]))[0] == noise(7, 5, torch.arange(4096))[2]
 #
 # ## Step 7: the loop
 #
-# Call, pick, append, until a token that ends the text. This model asks for temperature 0.7.
+# Call, pick, append, until a token ends the text. This model asks for temperature 0.7.
 
 # %%
 from nanovllm.model.loader import stop_ids_of
@@ -398,7 +412,7 @@ def generate(ids, limit, temperature=0.0, seed=0):
         text = [*ids, *new]
         read.append(len(text))
         logits = logits_by_hand(text)
-        if temperature:
+        if temperature:  # the new token will stand at position len(text)
             logits = logits / temperature + noise(seed, len(text), torch.arange(len(logits)))
         new.append(int(logits.argmax()))
     return new
@@ -442,9 +456,12 @@ from nanovllm.ops.linear import gated_linear, linear
 show_source(Attention.forward, DecoderLayer.forward, Decoder.forward, linear, gated_linear)
 
 # %% [markdown]
-# Ours left out three things. `kv`: keys and values go through a **cache** (lesson 02), which stage 01
-# throws away. `batch`: tokens of many requests stand in one row. `backend`: the functions may be GPU
-# kernels (lesson 06). The sampler, too, has a row for each request.
+# Ours left out three things. `rope_store` also writes keys and values into a **cache**, `kv`, from which
+# `attend` reads them (lesson 02); stage 01 throws it away. `batch`: tokens of many requests stand in one
+# row. `backend`: the functions may be GPU kernels (lesson 06).
+#
+# The sampler has a row for each request. `philox` scrambles seed, position and a block of four ids into
+# four random words.
 
 # %%
 show_source(gumbel_noise, candidates, filter_scores)
@@ -483,8 +500,8 @@ assert "missing: model.norm.weight" in refused[0]
 assert "n=2" in refused[1]
 
 # %% [markdown]
-# Refuse, and name the tensor. `ModelConfig` and `SamplingParams` do so too: what would change the
-# result and is not supported is an error.
+# Refuse, and name the tensor. `ModelConfig` and `SamplingParams` do so too: what is not supported and
+# would change the result is an error.
 #
 # **Ids become text.** A token may end inside a character. `Detokenizer` holds half a character back
 # until the rest is there, and cuts the text at a **stop string**.
@@ -503,7 +520,7 @@ assert detokenizer.text == "Zürich"
 # %% [markdown]
 # ## Check
 #
-# First an invariant: change the last token, and no vector before it moves, not by one bit.
+# First an invariant: change the last token, and no vector before it moves by a bit.
 
 # %%
 changed = [*prompt[:-1], prompt[0]]
@@ -551,7 +568,7 @@ print(f"{certain} of 64 greedy tokens compared, all equal: {tokenizer.decode(our
 # **Predict** with $W = 5{,}898{,}240$ and $LHD = 1{,}280$: at which $n$ are the first two terms
 # equal? The model's context ends at 1,024. Is a step, then, more linear or more quadratic in $n$?
 
-# %%
+# %% tags=["nbval-check-output"]
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -570,7 +587,7 @@ for n in (24, 256):
     assert counted.get_total_flops() == step_flops(c, n)
 
 # %% [markdown]
-# <details><summary>At 2,304</summary>
+# <details style='margin-bottom:1em'><summary>At 2,304</summary>
 #
 # $2nW = 4n^2LHD$ at $n = W / (2LHD) = 2{,}304$, beyond the context.
 #
@@ -580,7 +597,7 @@ for n in (24, 256):
 #
 # For seconds, take $t(n) = t_0 + F(n) / r$. A step costs $t_0$ at any length, to read the weights and
 # to start a hundred functions; $r$ is operations a second. Two measured steps (hollow below) give both
-# numbers. The filled ones test the shape, and so does the clock of our 256 tokens.
+# numbers. The filled ones test the shape, as does the clock of our 256 tokens.
 #
 # **Predict**: in operations alone, 256 tokens cost 32.5 times what 32 cost. Which term of $t$ makes
 # the clock say less?
@@ -600,7 +617,10 @@ def cost_of(stage, lengths):
     return generate_plots.StepCost(name, lengths, seconds, fitted=(0, 4), flops=flops)
 
 
+begin, computing = time.perf_counter(), time.process_time()
 costs = [cost_of(stage, (16, 32, 64, 128, 256, 512))]
+share = (time.process_time() - computing) / (time.perf_counter() - begin)
+print(f"CPU time is {share:.0%} of the clock")
 measured = Recompute(measured_model().path)  # on the GPU, if there is one
 if has_gpu():
     measured.prepare(request)
@@ -609,13 +629,15 @@ print(*costs, sep="\n")
 predicted = costs[0].answer(len(prompt), 256)
 print(f"256 tokens against 32: predicted {predicted[255] / predicted[31]:.1f}, ", end="")
 print(f"measured {clock[255] / clock[31]:.1f} times as long")
-figure = generate_plots.step_and_answer(costs, clock, len(prompt), machine.describe("cpu"))
+machines = " and ".join(dict.fromkeys([machine.describe("cpu"), machine.describe()]))
+figure = generate_plots.step_and_answer(costs, clock, len(prompt), machines)
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# <details><summary>The fixed one</summary>
+# <details style='margin-bottom:1em'><summary>The fixed one</summary>
 #
-# Early and late steps pay $t_0$ alike, which brings the ratio down.
+# Early and late steps pay $t_0$ alike, which brings the ratio down. If points and line are apart, compare
+# the two shares of CPU time: with one thread, 100% means undisturbed.
 #
 # </details>
 #
@@ -623,7 +645,7 @@ show(figure, figure.alt_text)
 # $n^2$ too. On a GPU $t_0$ rules far longer, and a step is flat
 # up to thousands of tokens.
 #
-# Now the workload that every stage gets: many requests, one after the other.
+# Now the workload that every stage gets.
 
 # %%
 from textwrap import fill
@@ -639,8 +661,7 @@ figure = plots.ladder(upto=1)
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# The first rung. When does it *not* hurt? When the answer is a single token, a label or a yes: nothing
-# is computed twice.
+# When does it *not* hurt? When the answer is a single token, a label or a yes: nothing is computed twice.
 #
 # ## In real vLLM
 #
@@ -688,7 +709,7 @@ show(figure, figure.alt_text)
 # Seed, position and id do not know the batch.
 #
 # </details>
-# <details><summary>4. P = 100, N = 50: how many tokens are computed, and how many different ones?</summary>
+# <details style='margin-bottom:1em'><summary>4. P = 100, N = 50: how many tokens are computed, and how many different ones?</summary>
 #
 # $50 \cdot 100 + 50 \cdot 49 / 2 = 6{,}225$, of only 149.
 #

@@ -1,0 +1,29 @@
+"""This machine's two numbers, kept: lesson 00 measures them, later lessons may ask for them.
+
+record_peaks(machine_peaks())         # into .course/peaks.json, which git ignores
+known_peaks()                         # {machine: Peaks}
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from course import machine
+from course.benchmarks.roofline import Peaks
+from course.records import OWN as STAGES
+
+OWN = STAGES.with_name("peaks.json")
+
+
+def record_peaks(peaks: Peaks, name: str | None = None, file: Path = OWN) -> None:
+    """Keep a machine's peaks, in place of older ones; name: this machine's, if not given."""
+    known = known_peaks(file) | {name or machine.describe(): peaks}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({key: asdict(value) for key, value in known.items()}, indent=2))
+
+
+def known_peaks(file: Path = OWN) -> dict[str, Peaks]:
+    """The peaks of every machine that was measured here; none before the first."""
+    if not file.exists():
+        return {}
+    return {name: Peaks(**values) for name, values in json.loads(file.read_text()).items()}

@@ -1,0 +1,101 @@
+"""What lesson 00 draws. Every figure has an `alt_text` that says its numbers in words."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from course import plots
+from course.benchmarks.roofline import Peaks
+
+FOLDERS = ("", "model", "engine", "ops")
+FOLDER_COLOURS = (plots.BLUE, plots.PURPLE, plots.ORANGE, plots.GREEN)  # those of course_map.svg
+Point = tuple[Any, float, float, float]  # label, bytes, FLOPs and seconds of one step
+
+
+def lesson_sizes(lines: Mapping[str, Mapping[str, int]]) -> Any:
+    """A bar a lesson, in pieces: `lines` of each of its files."""
+    totals = {lesson: sum(files.values()) for lesson, files in lines.items()}
+    title = "The engine's lines: a bar a lesson, a piece a file"
+    fig, ax = plots.figure(title, f"{sum(totals.values()):,} lines with comments and blanks")
+    looks = dict(zip(FOLDERS, zip(FOLDER_COLOURS, plots.HATCHES, strict=False), strict=True))
+    for row, files in enumerate(lines.values()):
+        left = 0
+        for name, count in files.items():
+            colour, hatch = looks[name.rpartition("/")[0]]
+            ax.barh(row, count, left=left, color=colour, hatch=hatch, edgecolor="white")
+            left += count
+        text = f"{left:,}" if left else "no file of its own"
+        ax.annotate(text, (left, row), (5, 0), textcoords="offset points", va="center")
+    ax.set_yticks(range(len(lines)), [name.replace("_", " ") for name in lines])
+    ax.set(xlabel="lines", ylim=(len(lines) - 0.4, -0.6))
+    ax.margins(x=0.1)
+    for folder, (colour, hatch) in looks.items():
+        ax.bar(0, 0, color=colour, hatch=hatch, edgecolor="white", label=f"nanovllm/{folder}")
+    ax.legend(loc="upper right", bbox_to_anchor=(1, 0.8))  # beside the short bars
+    fig.alt_text = f"{title}. " + ", ".join(f"{name}: {n:,}" for name, n in totals.items()) + "."
+    return fig
+
+
+def bandwidth_curve(
+    sizes: Sequence[int], rates: Sequence[float], memory: float, marks: Mapping[str, int], at: str
+) -> Any:
+    """Bytes/s of reading buffers of `sizes` bytes; `memory` as a line, `marks` (bytes) upright."""
+    fig, ax = plots.figure("Reading the same buffer again and again", at)
+    ax.plot([size / 2**20 for size in sizes], [rate / 1e9 for rate in rates])
+    ax.axhline(memory / 1e9, color=plots.VERMILLION, linestyle="--", marker="")
+    start = (sizes[0] / 2**20, memory / 1e9)
+    ax.annotate("memory, the first number", start, (0, -14), textcoords="offset points")
+    for name, num_bytes in marks.items():
+        ax.axvline(num_bytes / 2**20, color=plots.BLACK, linestyle=":", marker="")
+        ax.annotate(name, (num_bytes / 2**20, max(rates) / 1e9), (5, 0), textcoords="offset points")
+    ax.set(xscale="log", xlabel="size of the buffer (MiB)", ylabel="GB/s read", ylim=0)
+    ticks = [size / 2**20 for size in sizes[::2]]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    read = zip(sizes, rates, strict=True)
+    points = ", ".join(f"{size / 2**20:g} MiB {rate / 1e9:.3g}" for size, rate in read)
+    fig.alt_text = f"GB/s read, by size of the buffer: {points}. Memory gives {memory / 1e9:.3g}."
+    return fig
+
+
+def step_times(batches: Sequence[int], seconds: Mapping[str, Sequence[float]], at: str) -> Any:
+    """A line for each of `seconds`: milliseconds a decode step for each of `batches` requests."""
+    fig, ax = plots.figure("One decode step, against the requests that share it", at)
+    words = []
+    for name, values in seconds.items():
+        ax.plot(batches, [1000 * value for value in values], label=name)
+        words.append(f"{name}: " + ", ".join(f"{1000 * value:.3g}" for value in values))
+    ax.set(xscale="log", yscale="log", xlabel="requests in the step", ylabel="ms a step")
+    ax.set_xticks(batches, list(map(str, batches)))
+    low, high = min(map(min, seconds.values())) * 1000, max(map(max, seconds.values())) * 1000
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if low / 2 < t < high * 2]
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.legend()
+    fig.alt_text = f"Milliseconds a step at {list(batches)} requests. " + "; ".join(words) + "."
+    return fig
+
+
+def roofline(peaks: Peaks, series: Mapping[str, Sequence[Point]], at: str) -> Any:
+    """The roof min(rate, bandwidth * intensity), and each step under it as a labelled point."""
+    fig, ax = plots.figure("The roofline", at, height=4.6)
+    ridge = peaks.flops / peaks.bandwidth
+    points = [(flops / num_bytes) for steps in series.values() for _, num_bytes, flops, _ in steps]
+    reach = [min(points) / 2, ridge, max(*points, ridge) * 2]
+    roof = [min(peaks.flops, peaks.bandwidth * x) / 1e9 for x in reach]
+    ax.plot(reach, roof, color=plots.BLACK, marker="", label="the roof")
+    words = [f"The roof rises to {ridge:.3g} FLOP a byte, then is flat at {roof[-1]:,.0f} GFLOP/s"]
+    for i, (name, steps) in enumerate(series.items()):
+        xs = [flops / num_bytes for _, num_bytes, flops, _ in steps]
+        ys = [flops / seconds / 1e9 for _, _, flops, seconds in steps]
+        colour, marker = plots.COLOURS[i], plots.MARKERS[i]
+        ax.plot(xs, ys, linestyle=":", label=name, color=colour, marker=marker)
+        for (label, *_), x, y in zip(steps, xs, ys, strict=True):
+            place, side = ((-7, 5), "right") if i == 0 else ((6, -14), "left")  # points may meet
+            ax.annotate(str(label), (x, y), place, textcoords="offset points", ha=side)
+            words.append(f"{name}, {label}: {x:.3g} FLOP a byte, {y:.3g} GFLOP/s")
+    ax.set(xscale="log", yscale="log", xlabel="FLOP for each byte read", ylabel="GFLOP/s")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
+    ax.legend(loc="lower right")
+    fig.alt_text = "; ".join(words) + "."
+    return fig
