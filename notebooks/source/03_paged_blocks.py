@@ -16,8 +16,8 @@
 # ## What hurts now
 #
 # The mix of lesson 02's end: 16 requests, prompts of 8 to 64 tokens, answers of at most 128, and room for 1,536
-# **places**, each for one token's key and value. A row has $64 + 128 = 192$. A place is **live** if its
-# token's request still runs.
+# **places**, each for one token's key and value. A row has $64 + 128 = 192$ places. One is **live** if it holds a
+# token of a request that still runs.
 
 # %%
 import random
@@ -252,7 +252,8 @@ assert torch.equal(paged, attention(q, K, V))
 # result is equal **to the last bit**.
 #
 # In a batch, tables are padded to the longest with any id, and a mask hides what stands after a row's own tokens.
-# **Predict**: with tables of 3 blocks and of 1, and 10 and 3 tokens, how many of the gathered places are masked?
+# **Predict**: one request has 10 tokens in 3 blocks, another 3 tokens in 1. Of the 24 gathered places, how many are
+# masked?
 
 # %% tags=["nbval-check-output"]
 both = torch.tensor([[5, 2, 7], [1, 0, 0]])  # the second request has block 1; the zeros are padding
@@ -282,8 +283,8 @@ from nanovllm.ops import attention as ops
 show_source(ops.Rows, ops.AttentionMetadata, ops.store_kv)
 
 # %% [markdown]
-# All rows' new tokens stand in one flat batch, decode rows first; `starts` says whose is which. `longest` and
-# `plan` are for kernels (lesson 06). For decode rows all follows from positions and tables:
+# All rows' new tokens stand in one flat batch, decode rows first; `starts` says whose is which. For decode rows all
+# follows from positions and tables. (`longest`, `plan` and `heads` are for kernels, lesson 06.)
 
 # %%
 show_source(ops.plan_decodes)
@@ -323,7 +324,8 @@ show_source(ops.attend_prompts, ops._attend_prompt)
 
 # %% [markdown]
 # `diagonal` is for a row whose first tokens were stored earlier: the $i$-th of `num_new` tokens sees those up
-# to `length - num_new + i`. Check it all against keys that were never scattered; the last case is such a row.
+# to `length - num_new + i`. Check it all against keys that were never scattered, last of all a row with only 4 of
+# its 10 tokens new.
 
 
 # %%
@@ -563,7 +565,7 @@ for size in sizes:
 
 # %% [markdown]
 # (Times are the fastest of 15.) Tables are small: 32 KiB at most. Small blocks cost work, in the gather and above
-# all in the manager; large blocks cost memory. The engine's default is 16.
+# all in the manager; large blocks cost memory. At 16 both are low, and that is the engine's default.
 #
 # ## Measure: the same room, more requests
 #
@@ -624,9 +626,8 @@ show(fig, fig.alt_text)
 
 # %% [markdown]
 # The marks for keys and values have not moved: both stages have the same room, and fill most of it at their best
-# moment. (On a CPU the peak is the whole process, here with `transformers` loaded.) On a
-# CPU stage 03 **need not be faster**: what larger batches win, copying may lose. Paging saves memory; speed comes from
-# what fits in what was saved.
+# moment. (On a CPU the peak is the whole process, here with `transformers` loaded.) On a CPU stage 03 **need not be
+# faster**: what larger batches win, copying may lose. Paging saves memory, and speed comes from what then fits.
 #
 # It does **not** help if all requests have one length, known ahead: rows then fit exactly, with no gather. In lesson
 # 06 a kernel reads blocks where they lie, and the gather is gone.
