@@ -88,6 +88,7 @@ class Picture:
         colour: str = GREY,
         size: float = 14,
         dashed: bool = False,
+        radius: float = 7,
     ) -> Box:
         """A rounded box with a label, and below it a shape or file name in a fixed-width font."""
         box = Box(x, y, width, height)
@@ -95,7 +96,7 @@ class Picture:
         fill = "none" if dashed else TINT[colour]
         self._parts.append(
             f"<rect x='{number(x)}' y='{number(y)}' width='{number(width)}' "
-            f"height='{number(height)}' rx='7' fill='{fill}' stroke='{colour}' "
+            f"height='{number(height)}' rx='{number(radius)}' fill='{fill}' stroke='{colour}' "
             f"stroke-width='1.6'{dash}/>"
         )
         middle = y + height / 2
