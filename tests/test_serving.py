@@ -24,7 +24,7 @@ def test_asking_gives_each_prompt_its_tokens_in_order():
 def test_a_frame_says_the_state_of_each_block():
     pool = Namespace(refs=[2, 0, 0], free={2: None, 1: None}, key_of={0: "k", 1: "l"})
     svg = pool_frame(pool, {"A": [0], "B": [0]}, {0: [7, 8], 1: [9], 2: [3]})
-    for text in ("refs 2: A, B", "free, cached", "free, empty", ">7 8<", ">9<"):
+    for text in ("refs 2: A, B", "refs 0: free", ">cached<", ">no key<", ">7 8<", ">9<"):
         assert text in svg
     assert ">3<" not in svg  # what stands in a block that is free and empty is nobody's
     assert "free queue" in svg

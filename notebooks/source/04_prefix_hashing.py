@@ -278,25 +278,16 @@ def leave(pool, table):
 
 
 # %% [markdown]
-# Six blocks, A and B from above, and a long D of 18 tokens. `+` enters, `-` leaves. **Predict** before you
-# open the steps: which blocks does D take? How many does A find when it comes again?
+# Six blocks, A and B from above, and a long D of 18 tokens. What happens: +A, +B, −A, −B, +D, −D, +A again
+# (+ enters, − leaves). **Predict**, on paper: which blocks does D take? How many does A find the second time?
 
 # %%
 from course.display import show, steps
-from course.prefix_pictures import pool_frame
+from course.prefix_pictures import STORY, pool_frame
 
 prompts |= {"D": [*range(20, 38)], "A again": prompts["A"]}
-story = {
-    "+A": "A takes 0, 1, 2; two of them are full, and cached",
-    "+B": "B finds two blocks, whose refs are 2 now, and takes 3 for its last token",
-    "-A": "A leaves: 2 is free and empty, as it was never full; 0 and 1 are still B's",
-    "-B": "B leaves, last block first: 3, 1, 0. Free, and two of them still cached",
-    "+D": "D takes the five oldest: 4, 5, 2, 3 and 1, which evicts the tail of A's beginning",
-    "-D": "D leaves, last block first; its four full blocks stay cached",
-    "+A again": "A again: 0 is revived; it takes 1 and 3, which evicts D's last full block",
-}
 pool, tables, contents, frames, queues = Pool(6), {}, {}, [], []
-for event in story:
+for event in STORY:  # what happens, and a caption
     name = event[1:]
     if event[0] == "+":
         table = tables[name] = enter(pool, prompts[name])
@@ -305,7 +296,7 @@ for event in story:
         leave(pool, tables.pop(name))
     frames.append(pool_frame(pool, tables, contents))
     queues.append([*pool.free])
-steps(frames, [*story.values()], "Six blocks, their tokens and refs, and the queue of free ones")
+steps(frames, [*STORY.values()], "Six blocks, their tokens and refs, and the queue of free ones")
 assert queues[3] == [4, 5, 2, 3, 1, 0]
 assert tables["A again"] == [0, 1, 3]
 
@@ -373,7 +364,8 @@ show_source(module.hash_block, module.Block, *take_and_give)
 
 # %%
 show_source(BlockManager.match, BlockManager.num_free_after_sharing, BlockManager.share)
-show_source(BlockManager.register, BlockManager.unregister, BlockManager._hash)
+show_source(BlockManager.register, BlockManager.unregister, BlockManager._uncache)
+show_source(BlockManager._tokens, BlockManager._hash)
 
 # %% [markdown]
 # What the toy left out, and why it is there:
@@ -397,6 +389,9 @@ print(f"computed: {engine.trace[0].num_tokens} of {computed:,} tokens, in {len(e
 assert [seq.metrics.num_cached_tokens for seq in seqs] == [0] + [common // 16 * 16] * 7
 
 # %% [markdown]
+# The first none, the others 20 whole blocks of the 323 common tokens: 456 computed, close to the 435 of the
+# beginning.
+#
 # ## Check: invariants, logits, tokens
 #
 # Refs are counts of tables, and a block is either free or used. The toy's story, told to the finished
@@ -428,7 +423,7 @@ def admit(manager, ids):
 
 
 manager, held = BlockManager(6, B), {}
-for event, queue in zip(story, queues, strict=True):
+for event, queue in zip(STORY, queues, strict=True):
     if event[0] == "+":
         held[event[1:]], _ = admit(manager, prompts[event[1:]])
     else:
@@ -436,7 +431,7 @@ for event, queue in zip(story, queues, strict=True):
     check_invariants(manager, held.values())
     assert list(manager._free) == queue
 assert held["A again"].block_table == tables["A again"]
-print(f"{len(story)} events: tables and queues are the toy's, and the invariants hold")
+print(f"{len(STORY)} events: tables and queues are the toy's, and the invariants hold")
 
 # %% [markdown]
 # Then a busy engine, with few blocks and prompts of many lengths: invariants after every step, tokens against
@@ -624,8 +619,11 @@ show(fig, f"Share found by blocks in the cache: {dict(zip(sizes, rates, strict=T
 # tokens are stage 02's. Stages that have no record on this machine get one.
 
 # %%
+import textwrap
+
 from course.records import load, record
 from course.stages import STAGES, compare
+from course.stages.common import mean, mib
 from course.workload import ladder_workload
 
 known = {(r.stage, r.machine, r.model) for r in load()}
@@ -637,9 +635,11 @@ for number in (2, 3, 4):
     results[number] = first = runs[0]
     if number == 4 or (number, first.machine, first.model) not in known:
         record(runs)
-print(workload)
-for result in (results[3], results[4]):
-    print(result)
+print(textwrap.fill(str(workload), 95))
+for r in results.values():
+    ttft, tpot = 1e3 * mean(r.ttft), 1e3 * mean([t for t in r.tpot if t is not None])
+    speed = f"{r.tokens_per_second:6,.0f} tok/s   TTFT {ttft:6,.0f} ms   TPOT {tpot:5.1f} ms"
+    print(f"{r.number:02} {r.name:22}{speed}   live KV {mib(r.kv_live_bytes)}")
 print(compare(results[4], results[2]))
 
 # %%
@@ -647,9 +647,9 @@ fig = plots.ladder(upto=4)
 show(fig, fig.alt_text)
 
 # %% [markdown]
-# A shared block counts once, so fewer keys and values are live, and more requests fit into a batch: first
-# tokens come sooner. Tokens a second gain less, as most of the time is decoding. It does **not** help where
-# prompts begin differently, or where answers are long and prompts short.
+# A shared block counts once, so fewer keys and values are live and more requests fit into a batch. First tokens
+# come sooner; a step of more rows takes longer, so TPOT rises. It does **not** help where prompts begin
+# differently, or where answers are long and prompts short.
 #
 # ## In real vLLM
 #
