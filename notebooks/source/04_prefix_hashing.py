@@ -16,7 +16,8 @@
 # ## What hurts now
 #
 # Eight children ask the course's storyteller, whose system prompt has 24 rules. Stories are made on the CPU
-# in float32, with one thread. `ask` runs the engine until each prompt has `count` greedy tokens (here one).
+# in float32, with one thread. `ask` runs the engine until each prompt has `count` greedy tokens (here one);
+# the engine's `trace` has a record of every step.
 
 # %%
 import torch
@@ -422,6 +423,7 @@ def admit(manager, ids):
     return seq, len(hits) * manager.block_size
 
 
+# %%
 manager, held = BlockManager(6, B), {}
 for event, queue in zip(STORY, queues, strict=True):
     if event[0] == "+":
@@ -534,7 +536,7 @@ assert counts == [32, 48, 672, 672]
 # </details>
 #
 # TTFT falls by less than the tokens do: a step costs some time whatever its size, and the 32 tokens still
-# attend to all 672. After the first token nothing gets faster.
+# attend to all 672. Nothing after the first token gets faster.
 #
 # ## Measure: a chat of several turns
 #
@@ -660,7 +662,8 @@ show(fig, fig.alt_text)
 # Three differences:
 #
 # 1. Its keys also cover what changes keys and values beside tokens (a LoRA adapter, an image), and a
-#    `cache_salt` that keeps customers apart. It does not compare a hit's tokens; it trusts its hash.
+#    `cache_salt` that keeps customers apart: else a fast first token tells that somebody asked the same. It
+#    does not compare a hit's tokens; it trusts its hash.
 # 2. Of a prompt found in full it computes the **last block** again, not the last token
 #    ([here](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/kv_cache_manager.py#L174-L180)).
 # 3. Two blocks with the same tokens may both be cached, under one key. Here the first one stays alone.
