@@ -10,8 +10,8 @@
 # | Ends in | `nanovllm/engine/block_manager.py` |
 
 # %% [markdown]
-# Lesson 03 cut the cache into blocks, so two requests can point at the **same** block. Here you find out
-# when they may, how an engine notices, and what it saves.
+# Since lesson 03 two requests can point at the **same** block. Here you find out when they may, how an engine
+# notices, and what it saves.
 #
 # ## What hurts now
 #
@@ -138,8 +138,8 @@ print("values of 5 6 7 8 after 9 9 9 9:", [round(v, 2) for v in after_nines.toli
 assert not torch.isclose(after_ones, after_nines).any()
 
 # %% [markdown]
-# The first is $(4 \cdot 1 + 5) / 5 = 1.8$, or $(4 \cdot 9 + 5) / 5 = 8.2$: equal tokens, other values. So a key
-# takes in the key before it, its **parent**, and through it the whole history:
+# $(4 \cdot 1 + 5) / 5 = 1.8$, but $(4 \cdot 9 + 5) / 5 = 8.2$. So a key takes in the key before it, its
+# **parent**, and through it the whole history:
 #
 # $$k_i = \text{hash}(k_{i-1},\ \text{tokens of block } i), \qquad k_{-1} = \text{nothing}$$
 
@@ -228,8 +228,8 @@ assert answers[0] != answers[1]
 #
 # A shared block belongs to every table it stands in, so it counts them: its **refs**. At 0 it is free, but
 # its contents and its key stay. It waits in a queue, the longest unused first. Whoever needs a fresh block
-# takes the head of the queue; if that was cached, it is **evicted**: its key is forgotten. A hit on a free
-# block takes it out of the queue, wherever it stands: it is **revived**.
+# takes the head of the queue; if that was cached, it is **evicted**: its key is forgotten. A **hit**, a block
+# found by its key, may be free: then it leaves the queue, wherever it stands. It is **revived**.
 
 
 # %%
@@ -302,8 +302,7 @@ assert queues[3] == [4, 5, 2, 3, 1, 0]
 assert tables["A again"] == [0, 1, 3]
 
 # %% [markdown]
-# D wanted five of six blocks. Block 0, the beginning of A, went into the queue last, so it alone outlived
-# D; A finds one block of two.
+# Block 0, the beginning of A, went into the queue last, so it alone outlived D: A finds one block of two.
 #
 # ## Step 4: the token that is computed all the same
 #
@@ -345,8 +344,8 @@ assert [seq.output_ids for seq in wrong] == [seq.output_ids for seq in right]
 
 # %% [markdown]
 # Here a collision costs hits and no answer. The guard has a limit: it compares the tokens of **one** block,
-# and trusts the parent's key for those before. If two histories collide *and* end in the same block, only a
-# better hash helps; xxhash is fast, and resists chance, not an attacker.
+# and trusts the parent's key for those before, so two colliding histories that end in the same block would be
+# taken for one. xxhash is fast, and resists chance, not an attacker; a cryptographic hash resists both.
 #
 # ## Assemble: `engine/block_manager.py`
 #
@@ -390,8 +389,7 @@ print(f"computed: {engine.trace[0].num_tokens} of {computed:,} tokens, in {len(e
 assert [seq.metrics.num_cached_tokens for seq in seqs] == [0] + [common // 16 * 16] * 7
 
 # %% [markdown]
-# The first none, the others 20 whole blocks of the 323 common tokens: 456 computed, close to the 435 of the
-# beginning.
+# The first none, the others 20 whole blocks of the 323 common tokens; 456 computed, near the 435 that would do.
 #
 # ## Check: invariants, logits, tokens
 #
@@ -487,8 +485,6 @@ print(f"{certain} of 16 tokens compared with transformers: all equal")
 # TTFT is the time from a request's arrival to its first token. Four services send prompts of 672 tokens
 # (random ids; only their number matters), one after another, so that nobody waits. On a GPU the model is a
 # random one of Qwen3-0.6B's shape.
-#
-# **Predict** for each: how many of the 672 tokens does its *second* request compute?
 
 # %%
 from course.models import has_gpu, measured_model
@@ -515,6 +511,9 @@ def second_requests(engine, make_prompt):
     ttft = sorted(1e3 * seq.metrics.ttft for seq in seqs)
     return 672 - seqs[0].metrics.num_cached_tokens, ttft[1]
 
+
+# %% [markdown]
+# **Predict** for each service: how many of 672 tokens does its *second* request compute?
 
 # %%
 print(f"{measured_model()} {machine.describe()}.")
@@ -559,8 +558,7 @@ show(fig, f"Prompt tokens by turn: {totals}; found in the cache: {found}")
 assert max(total - hit for total, hit in zip(totals, found, strict=True)) < 60
 
 # %% [markdown]
-# It does not grow: the answer was cached as it was made, so only the question and what was left of a block
-# are new.
+# It does not grow: answers were cached as they were made, so only a question and a part of a block are new.
 #
 # ## Where it saves little
 #
@@ -610,8 +608,8 @@ show(fig, f"Share found by blocks in the cache: {dict(zip(sizes, rates, strict=T
 # <details>
 # <summary>Not half: nothing</summary>
 #
-# The chat that comes next is the one unused for longest, and exactly its blocks were evicted. From 200 blocks
-# on, four rounds of five are found. Real chats do not take turns so strictly; the edge is softer, and there.
+# The chat that comes next is the one unused for longest, and just its blocks were evicted. From 200 blocks on,
+# four rounds of five are found. Real chats do not take turns so strictly; the edge is softer.
 #
 # </details>
 #
