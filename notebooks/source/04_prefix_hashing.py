@@ -548,7 +548,10 @@ from course.prefix_pictures import hit_rates, turns
 talk, totals, found = [], [], []
 for animal in animals[:5]:
     text = f"Tell me a story about a {animal} who finds a key."
-    [seq] = ask(good, [prompt_of(text, *talk)], count=120, ignore_eos=False)
+    prompt = prompt_of(text, *talk)
+    [seq], [cold] = ask(good, [prompt], count=120, ignore_eos=False), ask(plain, [prompt])
+    fast, slow = (1e3 * request.metrics.ttft for request in (seq, cold))
+    print(f"turn {len(found) + 1}: TTFT {fast:4.0f} ms, without a cache {slow:4.0f} ms")
     answer = {"role": "assistant", "content": seq.detokenizer.text}
     talk += [{"role": "user", "content": text}, answer]
     totals.append(seq.num_prompt_tokens)
@@ -559,6 +562,7 @@ assert max(total - hit for total, hit in zip(totals, found, strict=True)) < 60
 
 # %% [markdown]
 # It does not grow: answers were cached as they were made, so only a question and a part of a block are new.
+# Without a cache TTFT grows with the conversation.
 #
 # ## Where it saves little
 #
