@@ -579,9 +579,8 @@ for size in (1, 4, 16, 64, 256):
         seq, hit = admit(manager, ids)
         manager.free(seq)
         micro.append(1e6 * (time.perf_counter() - begin))
-    print(
-        f"B = {size:3}: {hit} of 672 found, bookkeeping {statistics.median(micro):5.0f} µs a request"
-    )
+    cost = statistics.median(micro)
+    print(f"B = {size:3}: {hit} of 672 tokens found, {cost:5.0f} µs of bookkeeping a request")
 assert hit == 512
 
 # %% [markdown]
