@@ -1,0 +1,47 @@
+"""An engine in two calls, for lessons that look inside it: start it, and ask it.
+
+engine = start_engine(enable_prefix_caching=False)
+seqs = ask(engine, prompts, count=8)      # the requests: tokens, block tables, metrics
+"""
+
+from collections.abc import Sequence as Several
+from typing import Any
+
+from course.models import own_model
+from nanovllm.config import EngineArgs
+from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.sequence import Sequence
+from nanovllm.llm_engine import LLMEngine
+from nanovllm.sampling_params import SamplingParams
+
+SIMPLE: dict[str, Any] = {  # one step after the other, nothing captured, a small cache
+    "num_gpu_blocks_override": 512,
+    "max_num_batched_tokens": 4096,
+    "enforce_eager": True,
+    "async_scheduling": False,
+    "use_tqdm_on_load": False,
+}
+
+
+def start_engine(
+    block_manager_class: type = BlockManager,
+    model: str | None = None,
+    device: str = "cpu",
+    **options: Any,
+) -> LLMEngine:
+    """An engine of `model` (None: the course's own) on `device`; options as in EngineArgs."""
+    args = EngineArgs(model or str(own_model()), device=device, **SIMPLE | options)
+    return LLMEngine(args, block_manager_class=block_manager_class)
+
+
+def ask(
+    engine: LLMEngine, prompts: Several[list[int]], count: int = 1, ignore_eos: bool = True
+) -> list[Sequence]:
+    """Queue prompts (token ids), run until all have `count` greedy tokens; the requests."""
+    params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=ignore_eos)
+    first = engine.num_requests
+    requests = [engine.make_request(str(first + i), ids, params) for i, ids in enumerate(prompts)]
+    seqs = engine.add(requests)
+    while engine.has_unfinished_requests():
+        engine.advance()
+    return seqs
