@@ -1,0 +1,53 @@
+"""Code of the engine, shown in a lesson as it stands in its file.
+
+    show_source(apply_rope)
+    show_source(Attention.forward, MLP.forward)    # several: one after the other
+
+Colours are inline styles: JupyterLab takes style sheets out of a page that was never run there.
+"""
+
+import html
+import inspect
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BOX = "border-left: 3px solid #0072B2; padding: 4px 12px; background: #F8F8F8"
+
+
+def show_source(*objects: Callable[..., Any]) -> None:
+    """Display functions, methods or classes: where each stands, and its lines."""
+    from IPython.display import display
+
+    texts = [(f"{file_of(item)}: {item.__qualname__}", source_of(item)) for item in objects]
+    page = "".join(
+        f'<div style="{BOX}"><b>{html.escape(title)}</b>{highlighted(text)}</div>'
+        for title, text in texts
+    )
+    plain = "\n\n".join(f"# {title}\n{text}" for title, text in texts)
+    display({"text/html": page, "text/plain": plain}, raw=True)
+
+
+def file_of(item: Callable[..., Any]) -> str:
+    """The file an object stands in, from the repository's root."""
+    file = inspect.getsourcefile(inspect.unwrap(item))
+    assert file is not None
+    return Path(file).resolve().relative_to(ROOT).as_posix()
+
+
+def source_of(item: Callable[..., Any]) -> str:
+    """An object's lines, a method's as far left as a function's."""
+    return textwrap.dedent(inspect.getsource(item)).rstrip()
+
+
+def highlighted(text: str) -> str:
+    """Python as HTML whose colours are inline."""
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    style = "margin: 4px 0 0 0; color: #222222; background: #F8F8F8; font-size: 13px"
+    formatter = HtmlFormatter(noclasses=True, nowrap=True)
+    return f'<pre style="{style}">{highlight(text, PythonLexer(), formatter)}</pre>'

@@ -1,0 +1,698 @@
+# %% [markdown]
+# # 01 · One token at a time
+#
+# | This lesson | |
+# |---|---|
+# | Minutes | 60 |
+# | Difficulty | medium |
+# | Hardware | any laptop; a GPU is used at the end if there is one |
+# | Needs | lesson 00; Python, and PyTorch tensors |
+# | Ends in | `nanovllm/model/decoder.py`, `nanovllm/model/rope.py`, `nanovllm/model/loader.py`, `nanovllm/model/model_config.py`, `nanovllm/ops/linear.py`, `nanovllm/ops/sampler.py`, `nanovllm/sampling_params.py`, `nanovllm/engine/detokenizer.py` |
+
+# %% [markdown]
+# ## What hurts now
+#
+# A language model gives every token that could come next a score. To write, pick one, append it, call
+# the model again. The simplest loop hands it the *whole* text each time. It is **stage 01**, the first
+# of the course's runnable engines. We ask it for 256 tokens, on the CPU.
+#
+# **Predict** before you run: how many times as long as the first 32 tokens do all 256 take? Write it
+# down.
+
+# %%
+import torch
+import torch.nn.functional as F
+
+from course import generate_plots, machine, plots
+from course.display import show
+from course.models import has_gpu, measured_model, own_model
+from course.reading import show_source
+from course.stages import Recompute, Recorder
+from course.workload import LadderWorkload, ladder_workload
+from nanovllm import SamplingParams
+from nanovllm.config import EngineArgs
+from nanovllm.model.loader import load_tokenizer
+
+plots.use_style()
+torch.set_grad_enabled(False)  # nothing is trained here
+folder = own_model()  # the small model that ships with the course
+tokenizer = load_tokenizer(EngineArgs(str(folder)), folder)
+chat = [{"role": "user", "content": "Tell me a story about a fox who finds a key."}]
+prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+
+# %%
+stage = Recompute(folder, device="cpu", dtype="float32")
+request = LadderWorkload(prompts=[prompt], num_outputs=[256], shared_prefix=0)
+stage.prepare(request)  # loads the weights
+stage.last_logits(prompt)  # a first call is slower than all others
+answer = Recorder(num_requests=1)
+stage.serve(request, answer)
+
+clock = answer.times[0]  # clock[i]: seconds until token i had come
+print(machine.describe("cpu"))
+print(f" 32 tokens: {clock[31]:5.2f} s, {32 / clock[31]:4.0f} tokens a second")
+print(f"256 tokens: {clock[255]:5.2f} s, {256 / clock[255]:4.0f} tokens a second")
+print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
+
+# %% [markdown]
+# <details><summary>Why more than 8 times?</summary>
+#
+# Each step reads a longer text. At the end of this page you compute this factor from the model's config
+# and two measured steps.
+#
+# </details>
+#
+# After this lesson you can
+#
+# 1. **compute** a next token by hand, from text to logits,
+# 2. **sample** so that a seed gives the same story in any company,
+# 3. **predict** what a step and an answer cost.
+#
+# ## The whole machine
+#
+# ![Token ids become vectors; every layer adds the results of attention and of an MLP to them; a norm and the head make logits.](../figures/decoder.svg)
+#
+# | symbol | meaning | here |
+# |:--|:--|--:|
+# | $n$ | tokens in the text so far | |
+# | $V$ | vocabulary: different tokens | 4,096 |
+# | $d$ | numbers in a token's vector | 256 |
+# | $L$ | layers | 5 |
+# | $H$, $K$ | query heads; key and value heads | 4, 2 |
+# | $D$ | numbers in a head | 64 |
+# | $I$ | inner size of the MLP | 1,280 |
+#
+# **Logits** are the $V$ scores of the next token; their softmax gives probabilities.
+
+# %% [markdown]
+# ## Step 1: from text to ids to logits
+#
+# The tokenizer is a **byte-level BPE**: it starts from bytes and joins the pairs that were most
+# frequent in its training text. *lantern*, common in this model's stories, is one token. A space
+# belongs to the word after it and is written `·` below. The last line is our prompt, in the model's
+# chat format.
+#
+# **Predict**: ü is two bytes, and rare in English. Can *Zürich* be one token?
+
+# %%
+visible = str.maketrans(" \n", "·⏎")
+for text in ["an unbelievable lantern", "Zürich", tokenizer.decode(prompt)]:
+    ids = tokenizer(text).input_ids
+    pieces = [tokenizer.decode([i]).translate(visible) for i in ids]
+    print(" | ".join(f"{piece} {i}" for piece, i in zip(pieces, ids, strict=True)))
+    assert tokenizer.decode(ids) == text  # nothing is lost
+
+# %% [markdown]
+# <details><summary>Five tokens</summary>
+#
+# Two of them are *half* of ü each; half a character shows as �.
+#
+# </details>
+#
+# Now the model scores all 4,096 tokens. These are the likeliest first words of its answer.
+
+# %%
+logits = stage.last_logits(prompt)[0]  # [V]
+assert logits.shape == (stage.vocab_size,)
+probs = logits.softmax(dim=-1)
+best = probs.topk(10)
+words = [tokenizer.decode([i]) for i in best.indices]
+for word, p in zip(words, best.values.tolist(), strict=True):
+    print(f"{word:>6} {p:6.3f} {'█' * round(100 * p)}")
+
+# %% [markdown]
+# Eight good beginnings, then a cliff and a long tail.
+#
+# ## Step 2: attention on four tokens
+#
+# Each token has a **query** (what it looks for), a **key** (what it is found by) and a **value** (what
+# it passes on). A score is the product of a query and a key, divided by $\sqrt D$. Take $D = 4$. Each
+# key has a 2 at one place; a query with a 2 there gets the score $2 \cdot 2 / \sqrt 4 = 2$.
+
+# %%
+key = 2 * torch.eye(4)
+query = torch.tensor([[2.0, 0, 0, 0], [2, 2, 0, 0], [0, 2, 0, 2], [0, 0, 2, 0]])
+value = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [9, 9, 9, 9]])
+scores = query @ key.T / 4**0.5  # [4 queries, 4 keys]
+print(scores)
+
+# %% [markdown]
+# Token 2 looks for keys 1 and 3, but token 3 comes later and may not exist yet. The **causal mask**
+# sets such scores to $-\infty$; softmax then makes weights of each row that sum to 1. The output is
+# the weighted sum of the values. The last value is four nines, so that a leak would be seen.
+#
+# **Predict** ($e^2 \approx 7.4$): the weights of row 1, whose open scores are 2 and 2; and of row 2,
+# whose open scores are 0, 2, 0.
+
+# %%
+future = torch.ones(4, 4, dtype=torch.bool).triu(diagonal=1)  # above the diagonal
+weights = scores.masked_fill(future, -torch.inf).softmax(dim=-1)
+figure = generate_plots.attention_weights(weights)
+show(figure, figure.alt_text)
+output = weights @ value
+print(output)
+built_in = F.scaled_dot_product_attention(query[None], key[None], value[None], is_causal=True)
+assert torch.allclose(output, built_in[0])
+assert output[:3].max() <= 1  # no nine has leaked
+
+# %% [markdown]
+# <details><summary>Why 0.50 and 0.79?</summary>
+#
+# Row 1: two equal scores share. Row 2: key 1 has $7.4 / (1 + 7.4 + 1) = 0.79$.
+#
+# </details>
+#
+# ## Step 3: heads in groups
+#
+# Attention runs $H$ times side by side; each **head** has queries of its own. In *grouped-query
+# attention* neighbouring query heads share a key and value head: fewer keys and values to make and,
+# from lesson 02 on, to keep.
+#
+# **Predict**, for $H = 4$ and $K = 2$: which key head does query head 2 use? (Heads count from 0.)
+
+
+# %%
+def attend(query, key, value):
+    """Causal attention: query [n, H, D], key and value [n, K, D] give [n, H, D]."""
+    group = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))  # [n, H, D]
+    scores = torch.einsum("qhd,khd->hqk", query, key) / query.shape[-1] ** 0.5
+    future = torch.ones(scores.shape[1:], dtype=torch.bool).triu(diagonal=1)
+    weights = scores.masked_fill(future, -torch.inf).softmax(dim=-1)
+    return torch.einsum("hqk,khd->qhd", weights, value)
+
+
+torch.manual_seed(0)
+query, key, value = torch.randn(4, 4, 4), torch.randn(4, 2, 4), torch.randn(4, 2, 4)
+alone = attend(query[:, 2:3], key[:, 1:2], value[:, 1:2])  # query head 2 with key head 1
+assert torch.allclose(attend(query, key, value)[:, 2:3], alone)
+print("query heads 0 to 3 use key heads", [head // (4 // 2) for head in range(4)])
+
+# %% [markdown]
+# Key head 1, with query head 3. Attention does not yet know *where* a token stands: swap two earlier
+# tokens, and the last output is the same.
+#
+# ## Step 4: RoPE, a position as a rotation
+#
+# Take two numbers of a query as a point in the plane, and turn it by the angle $pf$: the token's
+# position $p$ times a fixed speed $f$. Do the same to keys. The product of a query at $m$ and a key at
+# $n$ then depends on the angle *between* them, $(m - n) f$.
+#
+# **Predict**: with $f = 0.5$, positions 3 and 1 give $\cos(2 \cdot 0.5) = 0.54$. What do 103 and 101
+# give?
+
+
+# %%
+def turn(pair, angle):
+    """A point (a, b) in the plane, turned by an angle in radians."""
+    (a, b), cos, sin = pair, torch.cos(angle), torch.sin(angle)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin])
+
+
+point = torch.tensor([1.0, 0.0])
+for m, n in [(3, 1), (103, 101), (3, 0)]:
+    query_at_m, key_at_n = (turn(point, torch.tensor(0.5 * p)) for p in (m, n))
+    product = query_at_m @ key_at_n
+    print(f"query at {m:>3}, key at {n:>3}: {product:.4f}")
+    assert torch.isclose(product, torch.cos(torch.tensor(0.5 * (m - n))), atol=1e-5)
+
+# %% [markdown]
+# 0.54 again: only the distance counts. A head holds $D/2$ such pairs; pair $i$ is its numbers $i$ and
+# $i + D/2$, and turns at its own speed $f_i = \theta^{-2i/D}$, here with $\theta = 10{,}000$. Fast
+# pairs tell neighbours apart, slow ones near from far. The engine has all cosines and sines in a
+# table; we check one of its pairs against `turn`.
+
+# %%
+from nanovllm.model.rope import apply_rope, rope_table
+
+c = stage.config
+table = rope_table(c.head_dim, c.rope_parameters, 512, c.max_position_embeddings)
+show_source(apply_rope)
+head = torch.randn(1, 1, c.head_dim)  # one token with one head
+turned = apply_rope(head, table[100:101])  # at position 100
+i, half = 3, c.head_dim // 2
+speed = c.rope_parameters["rope_theta"] ** (-2 * i / c.head_dim)
+ours = turn(head[0, 0, [i, i + half]], torch.tensor(100 * speed))
+assert torch.allclose(ours, turned[0, 0, [i, i + half]], atol=1e-4)
+figure = generate_plots.rope_turns(table, pairs=(0, 8, 16))
+show(figure, figure.alt_text)
+
+# %% [markdown]
+# ## Step 5: one layer of the real model
+#
+# A layer adds two results to each token's vector $x$. Before each it divides $x$ by its root mean
+# square and scales it (**RMSNorm**). First attention: `qkv_proj` makes queries, keys and values in one
+# product, and Qwen3 norms each query and key head.
+
+
+# %%
+def rms_norm(x, module):
+    return x / (x.pow(2).mean(dim=-1, keepdim=True) + module.eps).sqrt() * module.weight
+
+
+def attention_half(layer, x):
+    """x + attention(norm(x)); x [n, d]."""
+    attn = layer.self_attn
+    qkv = rms_norm(x, layer.input_layernorm) @ attn.qkv_proj.weight.T  # [n, (H + 2 K) D]
+    H, K = c.num_attention_heads, c.num_key_value_heads
+    query, key, value = qkv.unflatten(-1, (-1, c.head_dim)).split([H, K, K], dim=1)
+    query = apply_rope(rms_norm(query, attn.q_norm), table[: len(x)])
+    key = apply_rope(rms_norm(key, attn.k_norm), table[: len(x)])
+    return x + attend(query, key, value).flatten(1) @ attn.o_proj.weight.T
+
+
+model = stage.model
+x = model.embed_tokens(torch.tensor(prompt))  # [n, d]
+halfway = attention_half(model.layers[0], x)
+print("n, d:", tuple(halfway.shape))
+assert halfway.shape == x.shape
+
+# %% [markdown]
+# Then the MLP, which sees each token alone. It makes two vectors of $I$ numbers; one, through
+# $\mathrm{silu}(z) = z / (1 + e^{-z})$, gates the other.
+
+
+# %%
+def mlp_half(layer, x):
+    """x + down(silu(gate) * up); gate and up of norm(x)."""
+    both = rms_norm(x, layer.post_attention_layernorm) @ layer.mlp.gate_up_proj.weight.T
+    gate, up = both.chunk(2, dim=-1)  # each [n, I]
+    return x + (F.silu(gate) * up) @ layer.mlp.down_proj.weight.T
+
+
+heard = []  # the engine's own layer 0, listened to while the stage runs
+hook = model.layers[0].register_forward_hook(lambda module, inputs, out: heard.append(out))
+stage.last_logits(prompt)
+hook.remove()
+error = (mlp_half(model.layers[0], halfway) - heard[0]).abs().max().item()
+print(f"layer 0: largest difference to the engine's {error:.0e}")
+assert error < 1e-4
+
+# %% [markdown]
+# Then all layers, a last norm, and the **head**: a product of the last token's vector with the
+# embedding itself.
+
+
+# %%
+def logits_by_hand(ids):
+    """Logits [V] of the token after `ids`, everything computed afresh."""
+    x = model.embed_tokens(torch.tensor(ids))
+    for layer in model.layers:
+        x = mlp_half(layer, attention_half(layer, x))
+    return rms_norm(x[-1], model.norm) @ model.embed_tokens.weight.T
+
+
+error = (logits_by_hand(prompt) - logits).abs().max().item()
+print(f"{len(logits):,} logits: largest difference to the engine's {error:.0e}")
+assert error < 1e-4
+
+# %% [markdown]
+# ## Step 6: from logits to a token
+#
+# **Greedy** takes the largest. To sample, first divide the logits by the **temperature**. Filters cut
+# the tail: *top-k* keeps the $k$ likeliest, *top-p* the likeliest until their sum reaches $p$, *min-p*
+# all that are at least $p$ times as likely as the best.
+#
+# **Predict** from the list in Step 1. *There* is 20 times as likely as *An*; how many times at
+# temperature 0.5? How many words do top-k 4, top-p 0.8 and min-p 0.2 keep at temperature 1?
+
+# %%
+there, an = best.indices[[0, 8]]
+for temperature in (0.5, 1.0, 2.0):
+    p = (logits / temperature).softmax(dim=-1)
+    odds, rest = (p[there] / p[an]).item(), 1 - p[best.indices].sum()
+    print(f"temperature {temperature}: {odds:5.1f} to 1; all but the ten together: {rest:.3f}")
+    assert abs(odds**temperature / (probs[there] / probs[an]) - 1) < 1e-3
+
+# %%
+from nanovllm.ops.sampler import candidates, filter_scores, gumbel_noise
+
+off = {"top_k": stage.vocab_size, "top_p": 1.0, "min_p": 0.0}
+kept = {}
+for name, limit in [("top_k", 4), ("top_p", 0.8), ("min_p", 0.2)]:
+    limits = {k: torch.tensor([[v]]) for k, v in (off | {name: limit}).items()}
+    kept[f"{name} {limit}"] = filter_scores(logits[None], **limits)[0] > -torch.inf  # [V]
+assert kept["top_k 4"].sum() == 4
+assert torch.equal(kept["min_p 0.2"], probs >= 0.2 * probs.max())
+enough = probs[kept["top_p 0.8"]]  # and without the least likely of them it would not be
+assert enough.sum() >= 0.8 > enough.sum() - enough.min()
+shown = {name: keep[best.indices].tolist() for name, keep in kept.items()}
+figure = generate_plots.kept_words(words, best.values.tolist(), shown)
+show(figure, figure.alt_text)
+
+# %% [markdown]
+# <details><summary>400; four, seven, eight</summary>
+#
+# Half the temperature doubles the logits, and $e^{2x} = (e^x)^2$: the odds are squared. Top-k parts *Far* and *Not*, which are equally likely; min-p
+# cuts at the cliff, since the limit moves with the best: $0.2 \cdot 0.179 = 0.036$.
+#
+# </details>
+#
+# **Noise that is a function.** Add **Gumbel noise** $-\ln(-\ln u)$, $u$ random between 0 and 1, to
+# each logit and take the largest: that draws exactly from the softmax. A generator for $u$ would have a
+# state, and in a batch your neighbour's draws would change yours. So the engine computes $u$ from three
+# numbers: the request's seed, the position, the token's id.
+#
+# **Predict**: three tokens have 0.6, 0.3, 0.1. Over 20,000 positions, how often does each win? Does
+# token 2 get other noise if it is computed alone?
+
+
+# %%
+def noise(seed, position, ids):
+    """[len(ids)]: the engine's noise for one request at one position."""
+    return gumbel_noise(torch.tensor([[seed]]), torch.tensor([[position]]), ids)[0]
+
+
+toy = torch.tensor([0.6, 0.3, 0.1]).log()  # logits whose softmax these are
+for position in range(4):
+    drawn = noise(7, position, torch.arange(3))
+    terms = zip(toy.tolist(), drawn.tolist(), strict=True)
+    row = "  ".join(f"{a:5.2f} {b:+5.2f} = {a + b:5.2f}" for a, b in terms)
+    print(f"position {position}: {row}  -> token {(toy + drawn).argmax()}")
+many = torch.arange(20_000)[:, None]
+winners = (toy + gumbel_noise(torch.full_like(many, 7), many, torch.arange(3))).argmax(dim=1)
+share = winners.bincount(minlength=3) / len(many)
+print("share of 20,000:", [round(s, 3) for s in share.tolist()])
+assert (share - toy.exp()).abs().max() < 0.02
+assert noise(7, 5, torch.tensor([2]))[0] == noise(7, 5, torch.arange(4096))[2]
+
+# %% [markdown]
+# As often as the softmax says, and token 2's noise is the same: a filter changes which tokens compete,
+# never their noise.
+#
+# ## Step 7: the loop
+#
+# Call, pick, append, until a token that ends the text. This model asks for temperature 0.7.
+
+# %%
+from nanovllm.model.loader import stop_ids_of
+
+stop_ids, defaults = stop_ids_of(folder, c, tokenizer)
+read = []  # how many tokens each step computed
+
+
+def generate(ids, limit, temperature=0.0, seed=0):
+    """At most `limit` new ids after `ids`; temperature 0 is greedy."""
+    new = []
+    while len(new) < limit and not stop_ids.intersection(new):
+        text = [*ids, *new]
+        read.append(len(text))
+        logits = logits_by_hand(text)
+        if temperature:
+            logits = logits / temperature + noise(seed, len(text), torch.arange(len(logits)))
+        new.append(int(logits.argmax()))
+    return new
+
+
+for seed in (1, 2):
+    story = generate(prompt, 40, defaults["temperature"], seed)
+    print(f"seed {seed}: {tokenizer.decode(story)}\n")
+    assert generate(prompt, 8, defaults["temperature"], seed) == story[:8]
+
+# %% [markdown]
+# **Predict**: after a prompt of 24 tokens we ask for 4. How many tokens does the model compute, and how
+# many different ones?
+
+# %% tags=["nbval-check-output"]
+read.clear()
+generate(list(range(100, 124)), 4)
+print(" + ".join(map(str, read)), "=", sum(read))
+P, N = 24, 4
+assert sum(read) == N * P + N * (N - 1) // 2
+
+# %% [markdown]
+# 102, but only 27 different ones (the last is never read). For a prompt of $P$ and an answer of $N$ it
+# is $NP + N(N-1)/2$: **quadratic in $N$**, a triangle below. Stage 01 is this very loop.
+
+# %%
+show_source(Recompute.serve)
+figure = generate_plots.recomputed(prompt=8, count=8)
+show(figure, figure.alt_text)
+
+# %% [markdown]
+# ## Assemble: the same in the engine
+#
+# You wrote what these lines do. A linear takes the norm before it and the sum or gate after it along:
+# a GPU can do them in one pass.
+
+# %%
+from nanovllm.model.decoder import Attention, Decoder, DecoderLayer
+from nanovllm.ops.linear import gated_linear, linear
+
+show_source(Attention.forward, DecoderLayer.forward, Decoder.forward, linear, gated_linear)
+
+# %% [markdown]
+# Ours left out three things. `kv`: keys and values go through a **cache** (lesson 02), which stage 01
+# throws away. `batch`: tokens of many requests stand in one row. `backend`: the functions may be GPU
+# kernels (lesson 06). The sampler, too, has a row for each request.
+
+# %%
+show_source(gumbel_noise, candidates, filter_scores)
+
+# %% [markdown]
+# **Loading, and refusing.** Modules have the names of the checkpoint's tensors: find the place, compare
+# the shape, copy. A weight left out would keep whatever was in memory, and the text be subtly wrong.
+#
+# **Predict**: we delete one of 57 tensors. What should a loader do?
+
+# %%
+import tempfile
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from nanovllm.model.loader import load_weights
+
+show_source(load_weights)
+tensors = load_file(folder / "model.safetensors")
+print(f"{len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers")
+del tensors["model.norm.weight"]
+refused = []
+with tempfile.TemporaryDirectory() as broken:
+    save_file(tensors, Path(broken) / "model.safetensors")
+    try:
+        load_weights(model, [Path(broken) / "model.safetensors"], use_tqdm=False)
+    except ValueError as error:
+        refused.append(str(error))
+try:
+    SamplingParams(n=2)  # vLLM can give two answers to one prompt, this engine cannot
+except ValueError as error:
+    refused.append(str(error))
+print(*refused, sep="\n")
+assert "missing: model.norm.weight" in refused[0]
+assert "n=2" in refused[1]
+
+# %% [markdown]
+# Refuse, and name the tensor. `ModelConfig` and `SamplingParams` do so too: what would change the
+# result and is not supported is an error.
+#
+# **Ids become text.** A token may end inside a character. `Detokenizer` holds half a character back
+# until the rest is there, and cuts the text at a **stop string**.
+
+# %%
+from nanovllm.engine.detokenizer import Detokenizer
+
+detokenizer = Detokenizer(tokenizer, SamplingParams(stop="!"))
+for token_id in tokenizer("Zürich! The end").input_ids:
+    stopped = detokenizer.append(token_id)
+    print(f"{tokenizer.decode([token_id])!r:>6} -> {detokenizer.text!r}")
+    if stopped:
+        break
+assert detokenizer.text == "Zürich"
+
+# %% [markdown]
+# ## Check
+#
+# First an invariant: change the last token, and no vector before it moves, not by one bit.
+
+# %%
+changed = [*prompt[:-1], prompt[0]]
+one, two = (model.embed_tokens(torch.tensor(ids)) for ids in (prompt, changed))
+for layer in model.layers:
+    one, two = (mlp_half(layer, attention_half(layer, x)) for x in (one, two))
+same = (one == two).all(dim=1).tolist()
+print(f"{sum(same)} of {len(same)} vectors are the same to the bit")
+assert same == [True] * (len(prompt) - 1) + [False]
+
+# %% [markdown]
+# Then logits, against Hugging Face's transformers in float32: the engine computes every beginning of
+# the prompt by itself, transformers all at once. Last, 64 greedy tokens, up to the first near tie:
+# tokens less than $10^{-4}$ apart may change places by rounding.
+
+# %%
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+logging.disable_progress_bar()
+reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+theirs = reference(torch.tensor([prompt])).logits[0]
+ours = torch.cat([stage.last_logits(prompt[: i + 1]) for i in range(len(prompt))])
+error = (ours - theirs).abs().max().item()
+print(f"{ours.shape[0]} x {ours.shape[1]:,} logits, largest difference {error:.0e}")
+assert error < 1e-4
+
+settings = {"do_sample": False, "max_new_tokens": 64, "eos_token_id": None}
+theirs = reference.generate(torch.tensor([prompt]), **settings)[0, len(prompt) :].tolist()
+ours, gaps = answer.token_ids[0][:64], answer.gaps[0][:64]  # of stage 01, at the top
+certain = next((i for i, gap in enumerate(gaps) if gap < 1e-4), 64)
+assert ours[:certain] == theirs[:certain]
+print(f"{certain} of 64 greedy tokens compared, all equal: {tokenizer.decode(ours[:12])} ...")
+
+# %% [markdown]
+# ## Measure
+#
+# What does a step cost? Multiplying $n$ vectors by a matrix of $w$ numbers takes $2nw$ operations, a
+# product and a sum each. Attention makes, in each layer and query head, $n \times n$ scores of $D$
+# products, and weighs as many values of $D$ numbers. (Half are masked, but plain torch computes them.)
+# The logits are needed for one token.
+#
+# $$F(n) = 2nW + 4n^2 LHD + 2Vd \qquad W = L\,(2dD(H + K) + 3dI)$$
+#
+# **Predict** with $W = 5{,}898{,}240$ and $LHD = 1{,}280$: at which $n$ are the first two terms
+# equal? The model's context ends at 1,024. Is a step, then, more linear or more quadratic in $n$?
+
+# %%
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def step_flops(c, n):
+    """F(n): operations of one forward pass over n tokens, with the logits after the last."""
+    heads = c.num_attention_heads + c.num_key_value_heads
+    layer = 2 * c.hidden_size * c.head_dim * heads + 3 * c.hidden_size * c.intermediate_size
+    attention = 4 * n * n * c.num_attention_heads * c.head_dim
+    return c.num_hidden_layers * (2 * n * layer + attention) + 2 * c.vocab_size * c.hidden_size
+
+
+for n in (24, 256):
+    with FlopCounterMode(display=False) as counted:
+        stage.last_logits([1] * n)
+    print(f"n = {n:>3}: formula {step_flops(c, n):,}, counted {counted.get_total_flops():,}")
+    assert counted.get_total_flops() == step_flops(c, n)
+
+# %% [markdown]
+# <details><summary>At 2,304</summary>
+#
+# $2nW = 4n^2LHD$ at $n = W / (2LHD) = 2{,}304$, beyond the context.
+#
+# </details>
+#
+# So **a step is nearly linear in $n$, and an answer nearly quadratic in its length**.
+#
+# For seconds, take $t(n) = t_0 + F(n) / r$. A step costs $t_0$ at any length, to read the weights and
+# to start a hundred functions; $r$ is operations a second. Two measured steps (hollow below) give both
+# numbers. The filled ones test the shape, and so does the clock of our 256 tokens.
+#
+# **Predict**: in operations alone, 256 tokens cost 32.5 times what 32 cost. Which term of $t$ makes
+# the clock say less?
+
+# %%
+from functools import partial
+
+from course.timing import measure
+
+
+def cost_of(stage, lengths):
+    """Steps at these lengths, of five runs the median."""
+    texts = [[1] * n for n in lengths]
+    seconds = [measure(partial(stage.last_logits, text), repeats=5).median for text in texts]
+    name = f"{stage.folder.name}, {stage.device.type}"
+    flops = partial(step_flops, stage.config)
+    return generate_plots.StepCost(name, lengths, seconds, fitted=(0, 4), flops=flops)
+
+
+costs = [cost_of(stage, (16, 32, 64, 128, 256, 512))]
+measured = Recompute(measured_model().path)  # on the GPU, if there is one
+if has_gpu():
+    measured.prepare(request)
+    costs.append(cost_of(measured, (64, 512, 1024, 2048, 4096, 8192)))
+print(*costs, sep="\n")
+predicted = costs[0].answer(len(prompt), 256)
+print(f"256 tokens against 32: predicted {predicted[255] / predicted[31]:.1f}, ", end="")
+print(f"measured {clock[255] / clock[31]:.1f} times as long")
+figure = generate_plots.step_and_answer(costs, clock, len(prompt), machine.describe("cpu"))
+show(figure, figure.alt_text)
+
+# %% [markdown]
+# <details><summary>The fixed one</summary>
+#
+# Early and late steps pay $t_0$ alike, which brings the ratio down.
+#
+# </details>
+#
+# At 512 tokens a step takes longer than predicted: softmax and mask, which are no products, grow with
+# $n^2$ too. On a GPU $t_0$ rules far longer, and a step is flat
+# up to thousands of tokens.
+#
+# Now the workload that every stage gets: many requests, one after the other.
+
+# %%
+from textwrap import fill
+
+from course.records import record
+
+workload = ladder_workload(measured.vocab_size, measured.device.type)
+result = measured.run(workload)
+record(result)
+for line in (measured_model(), workload, result):
+    print(fill(str(line), 95))
+figure = plots.ladder(upto=1)
+show(figure, figure.alt_text)
+
+# %% [markdown]
+# The first rung. When does it *not* hurt? When the answer is a single token, a label or a yes: nothing
+# is computed twice.
+#
+# ## In real vLLM
+#
+# Release v0.11.0:
+# [`Qwen3Attention` and `Qwen3DecoderLayer`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/model_executor/models/qwen3.py#L55-L238),
+# [`Sampler.forward`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/sample/sampler.py#L69-L125),
+# [`random_sample`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/sample/ops/topk_topp_sampler.py#L232-L253).
+#
+# 1. Each model family has its own file. Here one decoder serves three, by four flags in `ModelConfig`.
+# 2. A layer passes on *two* tensors, `hidden_states` and `residual`; the next norm's kernel adds them.
+#    Here the product adds the residual.
+# 3. Probabilities are divided by exponential noise and the largest wins: Gumbel-max in other words. But
+#    the noise comes from generators with a state, one for each seeded request.
+#
+# ## Exercises
+#
+# In `exercises/01_naive_generate.ipynb`:
+#
+# 1. **Predict** (5 minutes): tokens and operations of an answer, for a model of another shape.
+# 2. **Implement** (20 minutes, 12 lines): top-p for one row of logits.
+# 3. **Break and fix** (20 minutes): a RoPE that pairs number $2i$ with $2i + 1$. The story starts well
+#    and falls apart.
+#
+# ## Recap
+#
+# Ids become vectors, and layers mix them by attention, with positions as rotations. Logits become a
+# token by taking the largest, after temperature, filters and noise that is a function of seed, position
+# and id. Reading the whole text for each token makes an answer's cost quadratic in its length.
+
+# %% [markdown]
+# **Check yourself**
+#
+# <details><summary>1. Why does the mask set scores to −∞ and not to 0?</summary>
+#
+# $e^0 = 1$: the future would get weight. $e^{-\infty} = 0$.
+#
+# </details>
+# <details><summary>2. All positions of a text move up by 50. Which scores change?</summary>
+#
+# None: queries and keys stand as far apart as before.
+#
+# </details>
+# <details><summary>3. A request with a seed runs alone, then among 64. Why can its noise be the same?</summary>
+#
+# Seed, position and id do not know the batch.
+#
+# </details>
+# <details><summary>4. P = 100, N = 50: how many tokens are computed, and how many different ones?</summary>
+#
+# $50 \cdot 100 + 50 \cdot 49 / 2 = 6{,}225$, of only 149.
+#
+# </details>
+#
+# **The next question**: no earlier vector noticed the changed token. So what of a step could the next
+# one keep, and what would keeping it cost?

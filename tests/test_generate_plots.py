@@ -1,0 +1,52 @@
+"""The drawings of lesson 01, and the line that it lays through measured steps."""
+
+import pytest
+import torch
+
+from course import generate_plots
+from course.generate_plots import StepCost
+
+
+def flops(n: int) -> int:
+    return 100 * n + n * n
+
+
+def cost(lengths: list[int], fitted: tuple[int, int]) -> StepCost:
+    """A model whose steps take 5 s and a second for every ten operations."""
+    return StepCost("toy", lengths, [5 + flops(n) / 10 for n in lengths], fitted, flops)
+
+
+def test_two_steps_give_what_every_step_costs() -> None:
+    found = cost([1, 7, 30, 90], fitted=(0, 2))
+    assert found.fixed == pytest.approx(5)
+    assert found.rate == pytest.approx(10)
+    assert found.step(55) == pytest.approx(5 + flops(55) / 10)
+
+
+def test_an_answer_is_the_sum_of_its_steps_the_first_of_which_reads_the_prompt() -> None:
+    found = cost([1, 30], fitted=(0, 1))
+    clock = found.answer(prompt=4, count=3)
+    assert clock == pytest.approx([found.step(4), found.step(4) + found.step(5), clock[2]])
+    assert clock[2] - clock[1] == pytest.approx(found.step(6))
+
+
+def test_every_figure_says_in_words_what_it_shows() -> None:
+    angles = torch.arange(8.0)[:, None] * torch.tensor([1.0, 0.1])
+    turns = generate_plots.rope_turns(torch.stack((angles.cos(), angles.sin()), dim=1), (0, 1))
+    assert "pair 0 by 1.000 radians, pair 1 by 0.100 radians" in turns.alt_text
+    kept = {"top_k": [True, False], "top_p": [True, True]}
+    words = generate_plots.kept_words(["a", "b"], [0.75, 0.25], kept)
+    assert "top_k keeps 1, top_p keeps 2" in words.alt_text
+    weights = generate_plots.attention_weights(torch.tensor([[1.0, 0.0], [0.25, 0.75]]))
+    assert "token 0: 1.00; token 1: 0.25, 0.75" in weights.alt_text
+    steps = generate_plots.step_and_answer(
+        [cost([1, 30], (0, 1))] * 2, [float(i) for i in range(16)], 4, "a machine"
+    )
+    assert "1 tokens, 395000.0 at 30, predicted 395000.0" in steps.alt_text
+
+
+def test_only_what_an_earlier_step_read_is_hatched() -> None:
+    (axes,) = generate_plots.recomputed(prompt=3, count=4).axes
+    hatched = [bool(patch.get_hatch()) for patch in axes.patches]
+    assert len(hatched) == 3 + 4 + 5 + 6
+    assert hatched.count(False) == 3 + 3  # the prompt, and one token in each later step

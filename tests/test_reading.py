@@ -1,0 +1,43 @@
+"""Code shown in a lesson: the file's own lines, in colours that a stored page keeps."""
+
+import re
+from typing import Any
+
+import pytest
+
+from course.reading import highlighted, show_source, source_of
+from nanovllm.model.decoder import Decoder
+from nanovllm.model.rope import apply_rope
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    pages: list[dict[str, Any]] = []
+    monkeypatch.setattr("IPython.display.display", lambda page, raw: pages.append(page))
+    return pages
+
+
+def test_a_method_begins_at_the_left_and_keeps_its_body() -> None:
+    text = source_of(Decoder.logits)
+    assert text.startswith("def logits(")
+    assert text.endswith("    return self.lm_head(hidden, self.norm)")
+
+
+def test_the_page_names_the_file_and_holds_every_word_of_the_code(
+    shown: list[dict[str, Any]],
+) -> None:
+    show_source(apply_rope, Decoder.logits)
+    (page,) = shown
+    text = re.sub(r"<[^>]+>", "", page["text/html"])
+    assert "nanovllm/model/rope.py" in text
+    assert "nanovllm/model/decoder.py: Decoder.logits" in text
+    assert "cos_sin[:, None].unbind(2)" in text
+    assert source_of(apply_rope) in page["text/plain"]
+
+
+def test_colours_are_inline() -> None:
+    page = highlighted("def f(x):\n    return x < 1")
+    assert "class=" not in page
+    assert "<style" not in page
+    assert re.search(r'<span style="[^"]*color: #\w+[^"]*">def</span>', page)
+    assert "&lt;" in page
