@@ -9,13 +9,14 @@ A new picture: write a module with `draw() -> Picture`, and name it in PICTURES.
 from collections.abc import Callable
 from pathlib import Path
 
-from course.pictures import course_map, decoder
+from course.pictures import course_map, decoder, one_step
 from course.pictures.svg import Picture
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
 PICTURES: dict[str, Callable[[], Picture]] = {
     "course_map": course_map.draw,
     "decoder": decoder.draw,
+    "one_step": one_step.draw,
 }
 
 
