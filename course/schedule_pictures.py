@@ -9,6 +9,7 @@ Each function says in its `.alt` what is seen. Cells differ in their words and b
 colour alone.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,7 +93,8 @@ def rows_chart(steps: Steps, rows: int, title: str) -> Picture:
     picture, width = canvas(len(steps), rows, head, f"{head}. {'; '.join(lines)}.", legend=False)
     for i, seats in enumerate(table):
         for row, name in enumerate(seats):
-            colour = GREY if name is None else (BLUE, ORANGE)[i == 0 or name not in table[i - 1]]
+            first = i == 0 or name not in table[i - 1]
+            colour = GREY if name is None else BLUE if first else SKY
             cell(picture, i, row, width, name or "idle", colour, dashed=name is None)
     for row in range(rows):
         picture.text((LEFT - 10, middle(row)), f"row {row}", 13, "end")
@@ -212,7 +214,7 @@ def timeline(records: Sequence[Any], prompts: Mapping[str, int], title: str, mac
                     bars.setdefault(lines[name], []).append(span)
         for i, (y, spans) in enumerate(bars.items()):
             label = {"label": LEGEND[kind][1].removeprefix("1 ")} if i == 0 else {}
-            axes.broken_barh(merged(spans) if kind == "answer" else spans, (y - 0.4, 0.8),
+            axes.broken_barh(merged(spans), (y - 0.4, 0.8),
                              edgecolor="white", linewidth=0.3, **style, **label)  # fmt: skip
     axes.set_yticks(range(len(prompts)), list(prompts), fontsize=8)
     axes.set(xlabel="ms since the first step", ylim=(len(prompts) - 0.5, -0.5), ylabel="request")
@@ -224,7 +226,7 @@ def ms(seconds: float) -> float:
     return 1e3 * seconds
 
 
-def merged(spans: list[tuple[float, float]], gap: float = 0.5) -> list[tuple[float, float]]:
+def merged(spans: list[tuple[float, float]], gap: float = 5.0) -> list[tuple[float, float]]:
     """(start, length) spans, those less than `gap` apart made one: fewer shapes in a picture."""
     joined: list[tuple[float, float]] = []
     for start, length in spans:
@@ -235,21 +237,21 @@ def merged(spans: list[tuple[float, float]], gap: float = 0.5) -> list[tuple[flo
     return joined
 
 
-def token_times(times: Mapping[str, Sequence[float]], arrival: float, machine: str) -> Any:
-    """A tick for each token of one request, a line for each way to run it; seconds.
+def token_times(times: Mapping[str, Sequence[float]], machine: str) -> Any:
+    """A tick for each token of one request, a line for each way to run it.
 
-    arrival: when the long prompt arrived, in each of the runs.
+    times: seconds since a long prompt arrived.
     """
     from course.plots import VERMILLION, figure
 
     fig, axes = figure("When the tokens of a running request come", machine, height=2.3)
-    for y, (name, moments) in enumerate(times.items()):
+    for y, moments in enumerate(times.values()):
         axes.plot([ms(t) for t in moments], [y] * len(moments), "|", color=BLUE, markersize=17)
-        before, after = max(zip(moments, moments[1:], strict=False), key=lambda p: p[1] - p[0])
+        before, after = max(itertools.pairwise(moments), key=lambda p: p[1] - p[0])
         axes.annotate(
             f"{ms(after - before):.0f} ms", (ms(before + after) / 2, y - 0.32), ha="center"
         )
-    axes.axvline(ms(arrival), color=VERMILLION, ls="--", marker="", label="the long prompt arrives")
+    axes.axvline(0, color=VERMILLION, ls="--", marker="", label="the long prompt arrives")
     axes.set_yticks(range(len(times)), list(times))
     axes.set(xlabel="ms", ylim=(len(times) - 0.5, -0.7))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3))
@@ -267,6 +269,8 @@ def load_curves(points: Sequence[Any], capacity: float, machine: str) -> Any:
         axes.plot([p.throughput for p in points], values)
         for point, value in zip(points, values, strict=True):
             at = (point.throughput, value)
+            if axes is panels[1] and point not in (points[0], knee):
+                continue  # those beyond the capacity lie on each other
             axes.annotate(f"{point.rate / capacity:.0%}", at, (6, 5), textcoords="offset points",
                           fontsize=9)  # fmt: skip
         star = (knee.throughput, ms(getattr(knee, name)))

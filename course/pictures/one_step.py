@@ -4,12 +4,11 @@ from course.pictures.svg import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, Pict
 
 TITLE = "One step: running requests first, then waiting ones, up to the budget"
 ALT = (
-    "A queue of waiting requests D and E on the left; a list of running requests A, B and C, oldest "
-    "first, in the middle; on the right a step of 8 tokens: one answer token each for A and B, four "
-    "that were left of C's prompt, and the first two of D's six. Admission leads from the queue to "
-    "the list if a row, budget and blocks are there. Preemption leads from the youngest running "
-    "request back to the head of the queue. After the step, each request whose last known token was "
-    "computed gets a new token; those that are finished leave and their blocks are free."
+    "A queue of waiting requests D and E on the left; a list of running requests A, B and C, the "
+    "oldest first, in the middle; on the right a step of 8 tokens: one answer token each for A and "
+    "B, four that were left of C's prompt, and the first two of D's six. Admission leads from the "
+    "queue to the list if a row, budget and blocks are there. Preemption leads from the youngest "
+    "running request back to the head of the queue. After the step A, B and C get a token each."
 )
 CELL = 30
 
