@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from course.pictures.svg import BLUE, GREY, ORANGE, SKY, Picture
+from course.pictures.svg import BLUE, FONT, GREY, ORANGE, SKY, Picture
 
 Row = tuple[str, int, int]  # request, first position, tokens computed
 Steps = Sequence[Sequence[Row]]
@@ -135,9 +135,12 @@ def in_words(name: str, table: list[dict[str, tuple[str, int]]]) -> str:
 
 
 def frames_of(steps: Steps, prompts: Mapping[str, int], title: str) -> list[str]:
-    """The chart of `steps` after one step, after two, and so on, as SVG texts."""
-    count = len(steps)
-    return [requests_chart(steps, prompts, title, i + 1).svg() for i in range(count)]
+    """The chart of `steps` after one step, after two, and so on, as SVG texts.
+
+    Each names its font once: a page of many frames stays small.
+    """
+    texts = [requests_chart(steps, prompts, title, i + 1).svg() for i in range(len(steps))]
+    return [t.replace(f" {FONT}", "").replace("<svg", f"<svg {FONT}", 1) for t in texts]
 
 
 def canvas(
@@ -193,7 +196,7 @@ def box(
 
 
 def timeline(records: Sequence[Any], prompts: Mapping[str, int], title: str, machine: str) -> Any:
-    """A run in milliseconds: a bar a request and step, hatched where it computes its prompt."""
+    """A run in milliseconds, a line for each request: thick where it computes its prompt."""
     from course.plots import figure
 
     fig, axes = figure(title, machine, height=1.2 + 0.2 * len(prompts))
@@ -201,11 +204,11 @@ def timeline(records: Sequence[Any], prompts: Mapping[str, int], title: str, mac
     lines = {name: y for y, name in enumerate(prompts)}
     table = kinds([record.rows for record in records], prompts)
     styles = {
-        "prompt": {"facecolor": BLUE, "hatch": ""},
-        "answer": {"facecolor": SKY, "hatch": ".."},
-        "again": {"facecolor": ORANGE, "hatch": "//"},
+        "prompt": (BLUE, 0.8),
+        "answer": (SKY, 0.4),
+        "again": (ORANGE, 0.6),
     }
-    for kind, style in styles.items():
+    for kind, (colour, height) in styles.items():
         bars: dict[int, list[tuple[float, float]]] = {}
         for record, cells in zip(records, table, strict=True):
             span = ms(record.start_time - begin), ms(record.end_time - record.start_time)
@@ -214,8 +217,8 @@ def timeline(records: Sequence[Any], prompts: Mapping[str, int], title: str, mac
                     bars.setdefault(lines[name], []).append(span)
         for i, (y, spans) in enumerate(bars.items()):
             label = {"label": LEGEND[kind][1].removeprefix("1 ")} if i == 0 else {}
-            axes.broken_barh(merged(spans), (y - 0.4, 0.8),
-                             edgecolor="white", linewidth=0.3, **style, **label)  # fmt: skip
+            shape = {"facecolor": colour, "edgecolor": "white", "linewidth": 0.3}
+            axes.broken_barh(merged(spans), (y - height / 2, height), **shape, **label)
     axes.set_yticks(range(len(prompts)), list(prompts), fontsize=8)
     axes.set(xlabel="ms since the first step", ylim=(len(prompts) - 0.5, -0.5), ylabel="request")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)

@@ -10,9 +10,6 @@
 # | Ends in | `nanovllm/engine/sequence.py`, `nanovllm/engine/scheduler.py` |
 
 # %% [markdown]
-# A **scheduler** decides, before every step, which requests are in it and how many tokens each may
-# compute. You build one on counters alone, then read the engine's.
-#
 # ## What hurts now
 #
 # Stage 04 pages its cache and shares prefixes, but its batch is **static**: requests start together,
@@ -52,17 +49,18 @@ assert idle == 64 * 16 - sum(workload.num_outputs)
 # %% [markdown]
 # <details><summary>Where the 47% come from</summary>
 #
-# Both batches have an answer of 64 tokens, so both take 64 steps: $64 \cdot (11 + 5) = 1{,}024$
-# row-steps. Each answer token takes one of them: 543. The other 481 are idle, 47%.
+# Both batches have an answer of 64 tokens: $64 \cdot (11 + 5) = 1{,}024$ row-steps. Each of 543 answer
+# tokens takes one; 481 are idle.
 #
 # </details>
 #
-# And five users see nothing until a stranger's story is finished.
+# And five users see nothing until a stranger's story is finished. A **scheduler** decides, before every
+# step, who is in it and with how many tokens.
 #
 # After this lesson you can
 #
-# 1. **build** a scheduler that mixes prompts and answers under a budget of tokens,
-# 2. **explain** preemption, and what a spare block at admission is for,
+# 1. **build** a scheduler that mixes prompts and answers under a budget,
+# 2. **explain** preemption, and what headroom at admission is for,
 # 3. **measure** what a load does to throughput and to each user's wait.
 #
 # ## The picture, and the symbols
@@ -143,20 +141,20 @@ assert num_idle(flows, 3) == 3 * 7 - (6 + 2 + 4 + 5 + 3)
 # %% [markdown]
 # <details><summary>11 and 7</summary>
 #
-# Static: $\max(6, 2, 4) + \max(5, 3) = 11$. Continuous: D takes B's row at step 3, E takes C's at
-# step 5, and D ends at step 7. 20 tokens in 21 row-steps.
+# Static: $\max(6, 2, 4) + \max(5, 3) = 11$. Continuous: D takes B's row in step 3, E takes C's in
+# step 5; 20 tokens in 21 row-steps.
 #
 # </details>
 #
-# A dark cell is a prompt. In step 3, D's prompt is computed beside one answer token of A and one of C.
-# The model does not mind: each row has its own positions and blocks (lesson 03). So there are no
-# prefill steps and decode steps. A step is a list of rows with a number of tokens each.
+# A dark cell is a prompt. In step 3, D's is computed beside answer tokens of A and C. The model does not
+# mind: each row has its own positions and blocks (lesson 03). So a step is neither prefill nor decode. It
+# is a list of rows with a number of tokens each.
 #
 # ## Step 2: a budget, and prompts cut at its edge
 #
-# A step takes as long as all its tokens: a prompt of 900 holds up everyone beside it. So a step has a
-# **budget**. Running requests take theirs first; a prompt gets what is left, and its rest in the next
-# steps: **chunked prefill**.
+# A prompt of 900 tokens makes a long step, and holds up everyone in it. So a step has a **budget**.
+# Running requests take theirs first; a prompt gets what is left, and its rest in the next steps:
+# **chunked prefill**.
 #
 # **Predict**: a budget of 6. A has a prompt of 3 and an answer of 6, B of 2 and 7, L of 12 and 3. In
 # which step does L get its first token?
@@ -173,8 +171,7 @@ assert all(name in [row[0] for row in step] for step in chunked[:6] for name in 
 # %% [markdown]
 # <details><summary>In step 4</summary>
 #
-# A and B take 5 of step 1's six tokens, L gets 1; then 4, 4 and the last 3. A and B still get a token
-# in every step.
+# L gets what A and B leave: 1, 4, 4, and the last 3. They still get a token in every step.
 #
 # </details>
 #
@@ -232,9 +229,8 @@ for spare in (0, 1):
 #
 # </details>
 #
-# Spare blocks are **headroom**. They promise nothing: an answer that grows by two blocks may still be
-# preempted. But they keep a full cache from **thrashing**, from admitting and throwing out the same
-# prompts again and again.
+# Spare blocks are **headroom**. An answer that grows by two blocks may still be preempted, but a full
+# cache no longer **thrashes**: admits and throws out the same prompts again and again.
 
 # %% [markdown]
 # ## Step 4: two counters
@@ -360,7 +356,7 @@ assert engine.block_manager.num_free_blocks == 9
 #
 # </details>
 #
-# Now stage 05 with the 16 requests from the top, in milliseconds: all but six begin in the first step.
+# Now stage 05 with the 16 requests from the top, in milliseconds.
 
 # %%
 from course.schedule_pictures import timeline
@@ -436,8 +432,8 @@ show(figure, figure.alt_text)
 # %% [markdown]
 # <details><summary>At most twice</summary>
 #
-# $128 / 65 = 1.97$ on a CPU. Steps with more rows take a little longer, so it is less; and timings of
-# one thread on a busy machine vary. More of the reserved memory is live, too.
+# $128 / 65 = 1.97$ on a CPU, less what steps with more rows cost. More of the reserved memory is live,
+# too.
 #
 # </details>
 #
@@ -504,17 +500,15 @@ for kind in (Scheduler, NoHeadroom):
 # %% [markdown]
 # <details><summary>32 run, and 16 go back</summary>
 #
-# 32 prompts fill 32 blocks. In step 2 each needs a second, and only 16 can have one. Every prompt that
-# comes in with a crowd is computed for nothing once. Headroom admits 16: $16 + 15 \le 32$ blocks. With
-# prefix caching (off here) a preempted request often finds its blocks still standing, and computes less
-# again than it lost.
+# 32 prompts fill 32 blocks. In step 2 each needs a second, and only 16 can have one. Headroom admits 16:
+# $16 + 15 \le 32$ blocks. With prefix caching (off here) a preempted request often finds its blocks
+# still standing, and less is computed again.
 #
 # </details>
 #
 # ## Measure: load
 #
-# So far all requests came at once. Users come at random moments. `offer` lets them arrive at a rate of
-# requests a second, and measures each one's wait.
+# Users do not come all at once. `offer` lets them arrive at random moments, so many a second.
 
 # %%
 from course.load import offer, sweep
@@ -545,14 +539,14 @@ print(f"capacity {capacity:.1f} requests a second; the knee is at {knee.rate / c
 # %% [markdown]
 # <details><summary>How to read it</summary>
 #
-# TPOT grows first, as steps get more rows. Near the capacity all eight rows are taken and requests
-# queue: throughput stays where it is, and TTFT grows with every request that comes. Beyond it, TTFT
-# would grow for ever; here 32 requests have an end. TPOT is bounded: who waits is in no step.
+# TPOT grows first, as steps get more rows, and is bounded: who waits is in no step. Near the capacity
+# all eight rows are taken and requests queue. Beyond it throughput stays, and TTFT would grow for ever
+# if 32 requests did not have an end.
 #
 # </details>
 #
-# When continuous batching does **not** help: **one request at a time**, as there is no batch; and
-# **equal lengths that arrive together**, as a static batch has no idle row:
+# When continuous batching does **not** help: with **one request at a time**, as there is no batch; and
+# with **equal lengths that arrive together**, as no row is ever idle:
 
 # %% tags=["nbval-check-output"]
 waits, flows = (
@@ -568,8 +562,7 @@ assert num_idle(waits, rows=3) == 0
 #
 # Release v0.11.0:
 # [`Scheduler.schedule`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L179-L189).
-# Its comment says what you built: no decoding phase and no prefill phase, only tokens that catch up.
-# Three differences:
+# Its comment says what you built: no prefill phase, no decoding phase. Three differences:
 #
 # 1. **No headroom.** It admits whatever fits, but
 #    [admits nobody](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L335-L336)
@@ -592,10 +585,9 @@ assert num_idle(waits, rows=3) == 0
 #
 # ## Recap
 #
-# A step is a list of rows, each with a number of tokens that bring its computed up to its known; running
-# requests come first, waiting ones get the rest of the budget, and long prompts are cut at its edge. If
-# blocks run out, the youngest goes back and is computed again; a spare block for each running request
-# keeps that rare. Beyond the knee more load buys waiting, not throughput.
+# A step brings each row's computed tokens up to its known ones: running requests first, then waiting
+# ones, and prompts are cut at the budget's edge. If blocks run out, the youngest goes back and is
+# computed again; headroom keeps that rare. Beyond the knee, more load buys waiting, not throughput.
 
 # %% [markdown]
 # **Check yourself**
@@ -617,14 +609,12 @@ assert num_idle(waits, rows=3) == 0
 # </details>
 # <details><summary>4. Why the youngest, and not the longest?</summary>
 #
-# It has the least computed, as a rule, and who came first is served first: the oldest always gets on,
-# so all end.
+# The oldest then always gets on, so all end; and the youngest has the least to compute again, as a rule.
 #
 # </details>
 # <details><summary>5. Why can a larger budget raise throughput and hurt a user?</summary>
 #
-# Prompts are done in fewer, fuller steps; but each of these steps is longer, and everybody's next
-# token waits for its end.
+# Prompts take fewer, fuller steps; but everybody's next token waits for the end of a longer one.
 #
 # </details>
 #
