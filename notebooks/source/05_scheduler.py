@@ -119,7 +119,7 @@ def serve(requests, rows, budget=100, static=False):
 
 
 # %% [markdown]
-# `static=True` is stage 04; without it, a free row is filled in the next step: **continuous batching**.
+# `static=True` is stage 04. Without it a free row is filled in the next step: **continuous batching**.
 #
 # **Predict**: three rows, and answers of A 6, B 2, C 4, D 5, E 3 tokens. How many steps does each way
 # take?
@@ -278,7 +278,7 @@ show_source(Sequence)
 
 # %% [markdown]
 # `append` takes a sampled token and ends the request at a stop token, a stop string or its length.
-# The toy left out blocks and their hashes (lessons 03 and 04), the seed, text, and metrics.
+# The toy left out blocks and hashes (lessons 03 and 04), the seed, text, and metrics.
 #
 # ## Assemble: the scheduler
 #
@@ -350,9 +350,8 @@ assert engine.block_manager.num_free_blocks == 9
 # %% [markdown]
 # <details><summary>A 3 and B 5; then A 1, B 5, C 2</summary>
 #
-# C's prompt is cut twice, its rest runs beside answers of A and B. In step 6, A and B fill 2 and 4 blocks
-# and C would need a fourth: it goes back with 12 computed tokens. When A and B have left, its prompt
-# *and* its two answer tokens are computed again.
+# In step 6, A and B hold 2 and 4 of nine blocks and C wants a fourth: it goes back with 12 computed
+# tokens. Later its prompt *and* its two answer tokens are computed again.
 #
 # </details>
 #
@@ -377,8 +376,8 @@ assert max(map(len, flowing)) > max(map(len, static))
 # ## Check
 #
 # A random workload, in a cache and a budget so small that prompts are cut and requests preempted.
-# First what must hold in every step. Then tokens: each must be what stage 02 says, which gives a
-# request a cache of its own, up to the first near tie (a lead below 0.0001).
+# First what must hold in every step. Then tokens, against stage 02, where each request has the cache to
+# itself, up to the first near tie (a lead below 0.0001).
 
 # %%
 import random
@@ -516,12 +515,9 @@ from course.load import offer, sweep
 show_source(offer)
 
 # %% [markdown]
-# All at once, as fast as they can be served, gives the **capacity** in requests a second. `sweep` measures
-# it, then offers shares of it. The **knee** is where throughput over latency (arrival to last token) is
-# greatest.
-#
-# **Predict**: eight rows, loads from an eighth of the capacity to double. Which grows first, TPOT or
-# TTFT? Which goes on growing beyond the capacity?
+# `sweep` first measures the **capacity**: requests a second when all wait from the start. Then it offers
+# shares of it to an engine of eight rows. The **knee** is where throughput over latency (from arrival to
+# last token) is greatest. **Predict**: which grows first, TPOT or TTFT? Which goes on beyond the capacity?
 
 # %%
 from course.schedule_pictures import load_curves
@@ -564,24 +560,23 @@ assert num_idle(waits, rows=3) == 0
 # [`Scheduler.schedule`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L179-L189).
 # Its comment says what you built: no prefill phase, no decoding phase. Three differences:
 #
-# 1. **No headroom.** It admits whatever fits, but
+# 1. It has no headroom, but
 #    [admits nobody](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L335-L336)
 #    in a step that preempted somebody.
-# 2. With the *priority* policy it
+# 2. Its *priority* policy
 #    [preempts](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L260-L271)
 #    the least important request, not the youngest.
 # 3. `long_prefill_token_threshold`
 #    [caps](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L216-L220)
-#    one prompt's share of a step, so that several may advance.
+#    one prompt's share of a step.
 #
 # ## Exercises
 #
 # In `exercises/05_scheduler.ipynb`:
 #
-# 1. **Predict** (5 minutes): the steps of four requests under a budget, and the first to be preempted.
+# 1. **Predict** (5 minutes): four requests' steps under a budget, and who is preempted first.
 # 2. **Implement** (25 minutes): `_schedule_running` and `_admit_waiting`.
-# 3. **Break and fix** (20 minutes): a preemption that forgets to reset a counter. Some stories go wrong,
-#    and only under load.
+# 3. **Break and fix** (20 minutes): a preemption that forgets a counter. Stories go wrong under load.
 #
 # ## Recap
 #
@@ -594,29 +589,24 @@ assert num_idle(waits, rows=3) == 0
 #
 # <details><summary>1. Three rows, answers of 8, 2, 2, 2, 2 tokens. Steps, static and continuous?</summary>
 #
-# Static $8 + 2 = 10$; continuous 8: four short answers fit beside the long one.
+# $8 + 2 = 10$, and 8: four short answers fit beside the long one.
 #
 # </details>
 # <details><summary>2. Budget 16, five requests decode, a prompt of 40 arrives. When is its first token?</summary>
 #
-# It gets 11 tokens a step: 11, 22, 33, 40. In the fourth step.
+# In the fourth step: 11, 22, 33, 40.
 #
 # </details>
 # <details><summary>3. A preempted request had a prompt of 10 and 6 answer tokens. What is lost?</summary>
 #
-# No text: 16 tokens are known. The keys and values of all that were computed, 15 of them.
+# No text: 16 tokens stay known. The keys and values of 15 of them.
 #
 # </details>
-# <details><summary>4. Why the youngest, and not the longest?</summary>
+# <details><summary>4. Why the youngest?</summary>
 #
-# The oldest then always gets on, so all end; and the youngest has the least to compute again, as a rule.
-#
-# </details>
-# <details><summary>5. Why can a larger budget raise throughput and hurt a user?</summary>
-#
-# Prompts take fewer, fuller steps; but everybody's next token waits for the end of a longer one.
+# So the oldest always gets on, and all end. And as a rule the youngest loses least.
 #
 # </details>
 #
-# **The next question**: a step's attention gathers every row's blocks into one long copy before it
-# computes. Could it read them where they are?
+# **The next question**: attention copies every row's blocks together before it computes. Could it read
+# them where they are?
