@@ -2,7 +2,7 @@
 
 from course.pictures.svg import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, Picture
 
-TITLE = "One step: running requests first, then waiting ones, up to the budget"
+TITLE = "One step: running requests first, then waiting ones"
 ALT = (
     "A queue of waiting requests D and E on the left; a list of running requests A, B and C, the "
     "oldest first, in the middle; on the right a step of 8 tokens: one answer token each for A and "
@@ -53,5 +53,5 @@ def step(p: Picture) -> None:
     p.text((left + 4 * CELL, 240), "rest of C's prompt", 11.5)
     p.text((left + 7 * CELL, 240), "2 of 6", 11.5)
     p.arrow((left + 4 * CELL, 254), (left + 4 * CELL, 284))
-    p.text((left + 4 * CELL, 302), "A, B, C get a token each; D gets none yet", 12.5)
-    p.text((150, 302), "who has its last token leaves; its blocks are free", 12.5)
+    p.text((left + 4 * CELL, 302), "A, B, C get a token; D none yet", 12)
+    p.text((24, 302), "A finished request leaves; its blocks are free.", 12, "start")
