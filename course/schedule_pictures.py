@@ -219,8 +219,12 @@ def timeline(records: Sequence[Any], prompts: Mapping[str, int], title: str, mac
             label = {"label": LEGEND[kind][1].removeprefix("1 ")} if i == 0 else {}
             shape = {"facecolor": colour, "edgecolor": "white", "linewidth": 0.3}
             axes.broken_barh(merged(spans), (y - height / 2, height), **shape, **label)
-    axes.set_yticks(range(len(prompts)), list(prompts), fontsize=8)
-    axes.set(xlabel="ms since the first step", ylim=(len(prompts) - 0.5, -0.5), ylabel="request")
+    axes.set_yticks(range(len(prompts)))
+    axes.set(
+        xlabel="ms since the first step",
+        ylim=(len(prompts) - 0.5, -0.5),
+        ylabel="request, as they came",
+    )
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     return fig
 
@@ -296,5 +300,6 @@ def rows_in_time(runs: Mapping[str, Steps]) -> Any:
         axes.step(range(1, len(counts) + 1), counts, where="mid", color=colour, ls=style, marker="",
                   label=f"{name}: {len(counts)} steps")  # fmt: skip
     axes.set(xlabel="step", ylabel="rows that compute", ylim=0, xlim=0)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     return fig

@@ -45,7 +45,7 @@ def running(p: Picture) -> None:
 
 def step(p: Picture) -> None:
     left = 444
-    p.text((left + 4 * CELL, 66), "the step: a budget of 8 tokens", 14, bold=True)
+    p.text((left + 4 * CELL, 66), "the step: 8 tokens", 14, bold=True)
     cells = [("A", SKY), ("B", SKY), *[("C", BLUE)] * 4, *[("D", ORANGE)] * 2]
     for i, (name, colour) in enumerate(cells):
         p.box(left + CELL * i, 104, CELL - 3, 118, name, colour=colour)

@@ -100,7 +100,10 @@ class Request:
 
 
 def serve(requests, rows, budget=100, static=False):
-    """The steps that answer all requests; of each step (name, first position, tokens)."""
+    """The steps that answer all requests; of each, (name, first position, tokens) a row.
+
+    budget: tokens a step may compute, for Step 2.
+    """
     waiting, running, trace = deque(requests), [], []
     while waiting or running:
         if not (static and running):
@@ -274,7 +277,10 @@ assert (len(seq.token_ids), seq.num_scheduled, seq.num_computed) == (9, 8, 8)
 # is in flight its id is not known, but one token may be planned all the same.
 
 # %%
-show_source(Sequence)
+from nanovllm.engine import sequence
+
+print(sequence.__doc__)
+show_source(sequence.Status, Sequence)
 
 # %% [markdown]
 # `append` takes a sampled token and ends the request at a stop token, a stop string or its length.
@@ -411,20 +417,22 @@ print(f"{len(trace)} steps, {num_again(trace)} tokens computed again; {compare(o
 # %% [markdown]
 # ## Measure: the ladder
 #
-# The workload of every stage. **Predict**: the throughput of stage 05 over that of stage 04, if a step
-# took the same time whatever its rows. (The steps are in the last chart.)
+# The workload of every stage. **Predict**: how many times stage 04's throughput has stage 05, if a step
+# took the same time whatever its rows? (The last chart has the steps.)
 
 # %%
 from course.models import measured_model
-from course.records import load, record
+from course.records import record
 
 model = measured_model().path
-stage = ContinuousBatching(model)
-runs = [stage.run(ladder_workload(stage.vocab_size)) for _ in range(2)]
-row = record(runs)
-print(measured_model(), runs[-1], sep="\n")
-if not any((r.stage, r.machine, r.model) == (4, row.machine, row.model) for r in load()):
-    record(PrefixCache(model).run(ladder_workload(stage.vocab_size)))  # lesson 04 left none
+before, stage = PrefixCache(model), ContinuousBatching(model)
+job = ladder_workload(stage.vocab_size)
+pairs = [(before.run(job), stage.run(job)) for _ in range(2)]  # by turns: the same conditions
+for runs in zip(*pairs, strict=True):
+    record(runs)
+    print(runs[-1])
+gain = pairs[-1][1].tokens_per_second / pairs[-1][0].tokens_per_second
+print(f"{gain:.1f} times the throughput. {measured_model()}")
 figure = plots.ladder(upto=5)
 show(figure, figure.alt_text)
 
@@ -451,13 +459,16 @@ length, budget = (900, 64) if device == "cpu" else (16_000, 1024)
 room = {"device": device, "max_model_len": length + 40, "num_gpu_blocks_override": 1100}
 whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": length + 40}
 times = {}
-for name, options in {"in one step": whole, "cut": {"max_num_batched_tokens": budget}}.items():
+for name, options in {
+    "in one step": whole,
+    "in chunks": {"max_num_batched_tokens": budget},
+}.items():
     engine = start(model, **room, **options)
     times[name], ttft = interrupted(engine, [5] * length)
     print(f"{name:12} first token of the long prompt after {1e3 * ttft:.0f} ms")
     engine.close()
 figure = token_times(times, machine.describe())
-show(figure, "Tokens of a running request: one long gap in one step, many small gaps when cut")
+show(figure, "Tokens of a running request: one long gap in one step, small gaps in chunks")
 
 # %% [markdown]
 # <details><summary>One step against fifteen</summary>
@@ -488,11 +499,9 @@ for kind in (Scheduler, NoHeadroom):
     seqs = [ask(engine, str(i), [i + 1] * 16, 12) for i in range(64)]
     trace = run(engine)
     seconds = engine.trace[-1].end_time - engine.trace[0].start_time
-    total = sum(count for step in trace for _, _, count in step)
-    print(
-        f"{kind.__name__:11}{len(trace)} steps, {seconds:.2f} s, {total:,} tokens computed,", end=""
-    )
-    print(f" {num_again(trace)} of them again")
+    total = sum(record.num_tokens for record in engine.trace)
+    print(f"{kind.__name__:11}{len(trace)} steps, {seconds:.2f} s, {total:,} tokens computed")
+    print(f"           {num_again(trace)} of them again")
     assert sum(seq.metrics.num_preempted_tokens for seq in seqs) == num_again(trace)
     assert (num_again(trace) > 0) == (kind is NoHeadroom)
 
