@@ -80,12 +80,11 @@ class LoadPoint:
     throughput: float  # output tokens a second
     ttft: float  # seconds from arrival to first token, the mean of all requests
     tpot: float  # seconds a token after the first, the mean of all requests
-    latency: float  # seconds from arrival to last token, the mean of all requests
 
     @property
     def power(self) -> float:
-        """Throughput for each second a request takes: greatest at the knee (Kleinrock)."""
-        return self.throughput / self.latency
+        """Throughput for each second of waiting for a first token: greatest at the knee."""
+        return self.throughput / self.ttft
 
 
 def arrivals(rate: float, count: int, seed: int = 0) -> list[float]:
@@ -120,7 +119,6 @@ def offer(engine: LLMEngine, workload: LadderWorkload, rate: float) -> LoadPoint
         throughput=sum(map(len, times)) / clock,
         ttft=statistics.mean(t[0] - a for t, a in zip(times, arrive, strict=True)),
         tpot=statistics.mean((t[-1] - t[0]) / (len(t) - 1) for t in times if len(t) > 1),
-        latency=statistics.mean(t[-1] - a for t, a in zip(times, arrive, strict=True)),
     )
 
 

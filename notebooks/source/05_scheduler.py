@@ -523,8 +523,9 @@ show_source(offer)
 
 # %% [markdown]
 # `sweep` first measures the **capacity**: requests a second when all wait from the start. Then it offers
-# shares of it to an engine of eight rows. The **knee** is where throughput over latency (from arrival to
-# last token) is greatest. **Predict**: which grows first, TPOT or TTFT? Which goes on beyond the capacity?
+# shares of it to an engine of eight rows. The **knee** is where throughput divided by TTFT is greatest.
+#
+# **Predict**: which grows first, TPOT or TTFT? Which goes on growing beyond the capacity?
 
 # %%
 from course.schedule_pictures import load_curves
