@@ -300,6 +300,6 @@ def rows_in_time(runs: Mapping[str, Steps]) -> Any:
         axes.step(range(1, len(counts) + 1), counts, where="mid", color=colour, ls=style, marker="",
                   label=f"{name}: {len(counts)} steps")  # fmt: skip
     axes.set(xlabel="step", ylabel="rows that compute", ylim=0, xlim=0)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     axes.legend()
     return fig

@@ -298,8 +298,8 @@ show_source(ScheduledSequence, Scheduler.__init__, Scheduler.has_work.fget, Sche
 show_source(Scheduler.schedule, Scheduler._schedule_running)
 
 # %% [markdown]
-# Growing, and making room. One rule is new: a sequence in flight is not preempted, since the device
-# is writing into its blocks. Then nobody younger is planned either, so that next time it can go.
+# Growing, and making room. One rule is new: a sequence in flight is not preempted, since the device is
+# writing into its blocks. The loop then stops, so that it is not in flight when the next step is planned.
 
 # %%
 show_source(Scheduler._make_room, Scheduler._preempt, Scheduler._return_to_queue)
@@ -439,8 +439,8 @@ show(figure, figure.alt_text)
 # %% [markdown]
 # <details><summary>About twice</summary>
 #
-# $128 / 65 = 1.97$ on a CPU. Steps with more rows take a little longer, and timings scatter. More of the
-# reserved memory is live, too.
+# $128 / 65 = 1.97$ on a CPU. It is less where steps with more rows take longer, and timings scatter. More
+# of the reserved memory is live, too.
 #
 # </details>
 #
@@ -530,10 +530,10 @@ show_source(offer)
 # %%
 from course.schedule_pictures import load_curves
 
-texts = [rng.choices(range(1, 4000), k=rng.randint(16, 64)) for _ in range(32)]
-users = LadderWorkload(texts, [rng.randint(8, 24) for _ in texts], 0)
+texts = [rng.choices(range(1, 4000), k=rng.randint(16, 64)) for _ in range(24)]
+users = LadderWorkload(texts, [rng.randint(8, 16) for _ in texts], 0)
 engine = start(model, device=device, max_num_seqs=8, max_num_batched_tokens=128, max_model_len=128)
-capacity, points = sweep(engine, users, (0.12, 0.3, 0.5, 0.7, 0.9, 1.2, 2.0))
+capacity, points = sweep(engine, users, (0.2, 0.5, 0.8, 1.0, 1.3, 2.0))
 figure = load_curves(points, capacity, machine.describe())
 words = [f"{p.rate:.0f}/s: {p.throughput:.0f} tok/s, {1e3 * p.ttft:.0f} ms" for p in points]
 show(figure, f"TTFT and TPOT rise with throughput. TTFT at each rate: {'; '.join(words)}")
@@ -545,7 +545,7 @@ print(f"capacity {capacity:.1f} requests a second; the knee is at {knee.rate / c
 #
 # TPOT grows first, as steps get more rows, and is bounded: who waits is in no step. Near the capacity
 # all eight rows are taken and requests queue. Beyond it throughput stays, and TTFT would grow for ever
-# if 32 requests did not have an end.
+# if 24 requests did not have an end.
 #
 # </details>
 #
@@ -568,7 +568,7 @@ assert num_idle(waits, rows=3) == 0
 # [`Scheduler.schedule`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L179-L189).
 # Its comment says what you built: no prefill phase, no decoding phase. Three differences:
 #
-# 1. It has no headroom, but
+# 1. A request needs blocks for this step's tokens only, without headroom; but it
 #    [admits nobody](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L335-L336)
 #    in a step that preempted somebody.
 # 2. Its *priority* policy
