@@ -12,6 +12,7 @@ from nanovllm.config import EngineArgs
 from nanovllm.engine.scheduler import Batch, Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.llm_engine import LLMEngine
+from nanovllm.outputs import StepRecord
 from nanovllm.sampling_params import SamplingParams
 
 BLOCK_SIZE = 16
@@ -49,6 +50,7 @@ class EngineStage(Stage):
     scheduler_class: type = Scheduler
     options: ClassVar[dict[str, Any]] = {}  # what differs from PLAIN
     engine: LLMEngine
+    trace: list[StepRecord]  # the steps of the last run, without those that warmed up
 
     def prepare(self, workload: LadderWorkload) -> None:
         args = EngineArgs(
@@ -77,7 +79,7 @@ class EngineStage(Stage):
         seqs = self.add(workload)
         request_of = {seq: i for i, seq in enumerate(seqs)}
         manager = self.engine.block_manager
-        fewest = manager.num_blocks
+        fewest, begun = manager.num_blocks, len(self.engine.trace)
         while self.engine.has_unfinished_requests():
             for seq in self.engine.advance():  # those that got a token
                 recorder.token(request_of[seq], seq.token_ids[-1])
@@ -85,6 +87,7 @@ class EngineStage(Stage):
                 fewest = manager.num_free_blocks
                 reserved = manager.num_blocks * manager.block_size
                 recorder.cache(reserved, live_tokens(seqs, manager.block_size))
+        self.trace = self.engine.trace[begun:]
 
     def add(self, workload: LadderWorkload) -> list[Sequence]:
         """Queue all requests at once: greedy, each to its exact number of tokens."""
