@@ -4,6 +4,7 @@ The cache here is a list of prefixes: a slot holds the very tokens that its keys
 stand for, so a wrong table, a slot written twice or a block shared too early is seen at once.
 """
 
+import random
 from collections import Counter, deque
 
 import pytest
@@ -128,7 +129,7 @@ class Simulator:
         cached = {b.hash: b.block_id for b in manager.blocks if b.hash is not None}
         assert manager._cached == cached
         for block_id in cached.values():  # what the map promises stands in the cache
-            token_ids = manager.blocks[block_id].token_ids
+            token_ids = manager.blocks[block_id].content[1]
             last = self.slots[block_id, manager.block_size - 1]
             assert last[-manager.block_size :] == token_ids
 
@@ -395,6 +396,37 @@ def test_a_hash_collision_is_not_believed(monkeypatch):
     sim.add([1] * 8, max_tokens=1)
     sim.add([2] * 8, max_tokens=1)
     assert rows(sim.step()) == [("0", 0, 8), ("1", 0, 8)]
+
+
+def test_a_collision_of_what_stands_before_is_not_believed(monkeypatch):
+    """The second block's own tokens agree, and so does its hash; what stands before it does not."""
+    monkeypatch.setattr(block_manager_module, "hash_block", lambda parent, tokens: b"the same")
+    sim = simulator()
+    sim.add([1, 1, 1, 1, 2], max_tokens=1)
+    sim.run()
+    seq = sim.add([1] * 9, max_tokens=1)
+    sim.run()
+    assert seq.metrics.num_cached_tokens == 4
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_bad_hash_costs_hits_and_nothing_else(monkeypatch, seed):
+    """Three hashes for all blocks, two token ids, few blocks: what is shared is still the prompt's."""
+    rng = random.Random(seed)
+    weak = block_manager_module.hash_block
+    monkeypatch.setattr(
+        block_manager_module, "hash_block", lambda p, t: bytes([weak(p, t)[0] % 3])
+    )
+    sim = simulator(num_blocks=12, block_size=2)
+    for _ in range(30):
+        prompt = rng.choices([1, 2], k=rng.randint(1, 10))
+        seq = sim.add(prompt, max_tokens=rng.randint(1, 4))
+        hits = sim.manager.match(seq)
+        stored = [sim.slots[block_id, 1] for block_id in hits]
+        assert stored == [tuple(prompt[: 2 * (i + 1)]) for i in range(len(hits))]
+        if rng.random() < 0.7:
+            sim.run()
+    sim.run()
 
 
 def test_equal_blocks_behind_other_prefixes_are_not_shared():

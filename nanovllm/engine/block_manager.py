@@ -15,6 +15,7 @@ Free blocks wait in one ordered dict, least recently used first; any of them lea
 from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import count
 
 import xxhash
 
@@ -31,7 +32,8 @@ class Block:
     block_id: int
     ref_count: int = 0  # block tables this block stands in
     hash: bytes | None = None  # its key in the prefix cache, if it is there
-    token_ids: tuple[int, ...] = ()  # what was hashed: a hit is believed only if these agree
+    content: tuple = ()  # (number of the prefix before it, its token ids): what was hashed
+    prefix: int = 0  # a number for all tokens up to its end: equal numbers, equal tokens
 
 
 class BlockManager:
@@ -45,6 +47,7 @@ class BlockManager:
         # head to find the first: with 40,000 blocks taken, 74 µs for the next instead of 0.3.
         self._free = OrderedDict.fromkeys(range(num_blocks))
         self._cached: dict[bytes, int] = {}  # hash -> block id
+        self._new_prefixes = count(1)
 
     @property
     def num_blocks(self) -> int:
@@ -89,13 +92,16 @@ class BlockManager:
     # -- the prefix cache ------------------------------------------------------------------------
 
     def match(self, seq: Sequence) -> list[int]:
-        """The cached blocks that hold the longest prefix of a sequence's tokens; takes none."""
+        """The cached blocks that hold the longest prefix of a sequence's tokens; takes none.
+
+        A hash may be another prefix's as well, so a hit is believed only if its content agrees.
+        """
         hits: list[int] = []
         if not self.enable_prefix_caching:
             return hits
         for index in range(len(seq.token_ids) // self.block_size):
             block_id = self._cached.get(self._hash(seq, index))
-            if block_id is None or self.blocks[block_id].token_ids != self._tokens(seq, index):
+            if block_id is None or self.blocks[block_id].content != self._content(seq, index, hits):
                 break
             hits.append(block_id)
         return hits
@@ -120,11 +126,13 @@ class BlockManager:
             return
         num_full = min(seq.num_scheduled, len(seq.token_ids)) // self.block_size
         for index in range(seq.num_registered, num_full):
-            block = self.blocks[seq.block_table[index]]
-            key = self._hash(seq, index)
-            if key not in self._cached:
-                block.hash, block.token_ids = key, self._tokens(seq, index)
-                self._cached[key] = block.block_id
+            block, key = self.blocks[seq.block_table[index]], self._hash(seq, index)
+            content = self._content(seq, index, seq.block_table)
+            cached = self.blocks[self._cached.setdefault(key, block.block_id)]
+            if cached is block:
+                block.hash, block.content = key, content
+            same = cached is not block and cached.content == content
+            block.prefix = cached.prefix if same else next(self._new_prefixes)
         seq.num_registered = max(seq.num_registered, num_full)
 
     def unregister(self, seq: Sequence, num_valid: int) -> None:
@@ -135,7 +143,10 @@ class BlockManager:
     def _uncache(self, block: Block) -> None:
         if block.hash is not None:
             del self._cached[block.hash]
-            block.hash, block.token_ids = None, ()
+            block.hash, block.content = None, ()
+
+    def _content(self, seq: Sequence, index: int, table: list[int]) -> tuple:
+        return self.blocks[table[index - 1]].prefix if index else 0, self._tokens(seq, index)
 
     def _tokens(self, seq: Sequence, index: int) -> tuple[int, ...]:
         return tuple(seq.token_ids[index * self.block_size : (index + 1) * self.block_size])

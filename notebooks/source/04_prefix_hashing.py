@@ -193,8 +193,8 @@ assert difference[0] < 1e-5 < 0.01 < difference[1:].min()
 # %% [markdown]
 # Layer 0 sees tokens and positions only: equal. Every later layer has mixed in the animal.
 #
-# What if an engine shared them all the same? Its manager makes keys in `_hash`; give it another. Three
-# requests: the dragon's beginning, the fox, then the dragon in full. **Predict** whose blocks the third one
+# What if an engine shared them all the same? Its manager makes keys in `_hash`, and in `_content` what a found
+# block is compared with; leave what stands before out of both. Three requests: the dragon's beginning, the fox, then the dragon in full. **Predict** whose blocks the third one
 # finds with the chain, and without.
 
 # %%
@@ -204,6 +204,9 @@ from nanovllm.engine.block_manager import BlockManager, hash_block
 class Unchained(BlockManager):
     def _hash(self, seq, index):
         return hash_block(b"", self._tokens(seq, index))
+
+    def _content(self, seq, index, table):
+        return self._tokens(seq, index)
 
 
 beginning = dragon[: 4 * (same.index(False) + 1)]  # up to the animal
@@ -325,7 +328,9 @@ assert (position, count) == (31, 1)
 #
 # A key of 16 bytes stands for any text, so two texts may share one: by chance among some $2^{64}$ blocks, or
 # because somebody crafted them. A request would then read a stranger's keys and values. So a key is only a
-# hint: `match` also compares the block's **tokens**. Try the worst hash there is:
+# hint: `match` also compares the block's **content**, which is its tokens and a number that stands for all
+# tokens before them. Each entered block gets a number of its own; equal content gets an equal number. Try the
+# worst hash there is:
 
 
 # %%
@@ -341,9 +346,7 @@ print(f"tokens found with a constant: {found[0]}; with the real hash: {found[1]:
 assert [seq.output_ids for seq in wrong] == [seq.output_ids for seq in right]
 
 # %% [markdown]
-# Here a collision costs hits and no answer. The guard has a limit: it compares the tokens of **one** block,
-# and trusts the parent's key for those before, so two colliding histories that end in the same block would be
-# taken for one. xxhash is fast, and resists chance, not an attacker; a cryptographic hash resists both.
+# A collision costs hits and no answer.
 #
 # ## Assemble: `engine/block_manager.py`
 #
@@ -363,7 +366,7 @@ show_source(module.hash_block, module.Block, *take_and_give)
 # %%
 show_source(BlockManager.match, BlockManager.num_free_after_sharing, BlockManager.share)
 show_source(BlockManager.register, BlockManager.unregister, BlockManager._uncache)
-show_source(BlockManager._tokens, BlockManager._hash)
+show_source(BlockManager._content, BlockManager._tokens, BlockManager._hash)
 
 # %% [markdown]
 # What the toy left out, and why it is there:
