@@ -14,6 +14,7 @@
 #
 # Stage 04 pages its cache and shares prefixes, but its batch is **static**: requests start together,
 # and nobody comes in until the last is done. Of the 16 requests below, 11 fit in the cache; five wait.
+# (Timings on this page are of one CPU thread, or of your GPU.)
 #
 # **Predict** before you run. A batch runs as many steps as its longest answer has tokens; a row whose
 # request is done is **idle** in a step. Of all row-steps (11 rows times the first batch's steps, and 5
@@ -514,7 +515,8 @@ for kind in (Scheduler, NoHeadroom):
 #
 # ## Measure: load
 #
-# Users do not come all at once. `offer` lets them arrive at random moments, so many a second.
+# Users do not come all at once. `offer` lets them arrive at random moments, so many a second. Its clock
+# is the engine's steps, end to end; on a CPU it leaves out what other programs take.
 
 # %%
 from course.load import offer, sweep
