@@ -32,7 +32,7 @@ def start(
     model: str | Path, scheduler_class: type = Scheduler, device: str = "cpu", **options: Any
 ) -> LLMEngine:
     """The engine without prefix cache, graphs and overlap; options are those of `EngineArgs`."""
-    settings: dict[str, Any] = PLAIN | options
+    settings: dict[str, Any] = {**PLAIN, **options}
     args = EngineArgs(str(model), device=device, **settings)
     return LLMEngine(args, scheduler_class=scheduler_class)
 

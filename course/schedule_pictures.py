@@ -216,7 +216,11 @@ def timeline(records: Sequence[Any], prompts: Mapping[str, int], title: str, mac
                 if found == kind:
                     bars.setdefault(lines[name], []).append(span)
         for i, (y, spans) in enumerate(bars.items()):
-            label = {"label": LEGEND[kind][1].removeprefix("1 ")} if i == 0 else {}
+            label = (
+                {"label": LEGEND[kind][1].replace("1 answer token", "answer tokens")}
+                if i == 0
+                else {}
+            )
             shape = {"facecolor": colour, "edgecolor": "white", "linewidth": 0.3}
             axes.broken_barh(merged(spans), (y - height / 2, height), **shape, **label)
     axes.set_yticks(range(len(prompts)))
@@ -261,7 +265,7 @@ def token_times(times: Mapping[str, Sequence[float]], machine: str) -> Any:
     axes.axvline(0, color=VERMILLION, ls="--", marker="", label="the long prompt arrives")
     axes.set_yticks(range(len(times)), list(times))
     axes.set(xlabel="ms", ylim=(len(times) - 0.5, -0.7))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.42))
     return fig
 
 

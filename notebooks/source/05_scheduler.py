@@ -14,6 +14,7 @@
 #
 # Stage 04 pages its cache and shares prefixes, but its batch is **static**: requests start together,
 # and nobody comes in until the last is done. Of the 16 requests below, 11 fit in the cache; five wait.
+# (Timings on this page are of one CPU thread, or of your GPU.)
 #
 # **Predict** before you run. A batch runs as many steps as its longest answer has tokens; a row whose
 # request is done is **idle** in a step. Of all row-steps (11 rows times the first batch's steps, and 5
@@ -437,10 +438,10 @@ figure = plots.ladder(upto=5)
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# <details><summary>About twice</summary>
+# <details><summary>Twice, if steps cost the same</summary>
 #
-# $128 / 65 = 1.97$ on a CPU. It is less where steps with more rows take longer, and timings scatter. More
-# of the reserved memory is live, too.
+# $128 / 65 = 1.97$ on a CPU. But TPOT is about the time of a step, and it grew: a step with more rows
+# takes longer. The fewer rows keep a machine busy, the less is gained. More memory is live, too.
 #
 # </details>
 #
@@ -455,7 +456,7 @@ from course.load import interrupted
 from course.schedule_pictures import token_times
 
 device = stage.args.device
-length, budget = (900, 64) if device == "cpu" else (16_000, 1024)
+length, budget = (900, 64) if device == "cpu" else (8_000, 1024)
 room = {"device": device, "max_model_len": length + 40, "num_gpu_blocks_override": 1100}
 whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": length + 40}
 times = {}
@@ -514,7 +515,8 @@ for kind in (Scheduler, NoHeadroom):
 #
 # ## Measure: load
 #
-# Users do not come all at once. `offer` lets them arrive at random moments, so many a second.
+# Users do not come all at once. `offer` lets them arrive at random moments, so many a second. Its clock
+# is the engine's steps, end to end; on a CPU it leaves out what other programs take.
 
 # %%
 from course.load import offer, sweep
