@@ -51,7 +51,7 @@ def store_kv(
 
     The caches are [num_blocks, block_size, kv_heads, head_dim]; a slot of -1 is skipped.
     """
-    wanted = slot_mapping >= 0
+    wanted = (slot_mapping >= 0).nonzero().squeeze(1)  # which tokens
     slots = slot_mapping[wanted]
     k_cache.flatten(0, 1)[slots] = key[wanted]
     v_cache.flatten(0, 1)[slots] = value[wanted]

@@ -107,21 +107,16 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
 def philox(seeds: Tensor, positions: Tensor, blocks: Tensor) -> tuple[Tensor, ...]:
     """Four 32-bit words (as int64) for each counter (block, position), under the key `seed`.
 
-    Broadcasts seeds and positions [num_rows, 1] against blocks [num_blocks].
+    Broadcasts seeds and positions [num_rows, 1] against blocks [num_blocks]. An int64 product
+    wraps, which leaves its 64 bits right; bits above a word's 32 are cut where they would count.
     """
     k0, k1 = seeds & MASK32, (seeds >> 32) & MASK32
     c0, c1, c2, c3 = torch.broadcast_tensors(
         blocks[None] & MASK32, positions & MASK32, (positions >> 32) & MASK32, torch.zeros_like(k0)
     )
     for _ in range(10):
-        hi0, lo0 = _multiply(c0, PHILOX_MULTIPLIERS[0])
-        hi1, lo1 = _multiply(c2, PHILOX_MULTIPLIERS[1])
-        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
-        k0, k1 = (k0 + PHILOX_KEY_STEPS[0]) & MASK32, (k1 + PHILOX_KEY_STEPS[1]) & MASK32
-    return c0, c1, c2, c3
-
-
-def _multiply(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a 32-bit product; int64 wraps, which keeps all 64 bits right."""
-    product = x * factor
-    return (product >> 32) & MASK32, product & MASK32
+        even, odd = c0 * PHILOX_MULTIPLIERS[0], c2 * PHILOX_MULTIPLIERS[1]
+        c0, c2 = ((odd >> 32) ^ c1 ^ k0) & MASK32, ((even >> 32) ^ c3 ^ k1) & MASK32
+        c1, c3 = odd, even  # their lower halves
+        k0, k1 = k0 + PHILOX_KEY_STEPS[0], k1 + PHILOX_KEY_STEPS[1]
+    return c0, c1 & MASK32, c2, c3 & MASK32
