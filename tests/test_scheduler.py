@@ -411,12 +411,10 @@ def test_a_collision_of_what_stands_before_is_not_believed(monkeypatch):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_bad_hash_costs_hits_and_nothing_else(monkeypatch, seed):
-    """Three hashes for all blocks, two token ids, few blocks: what is shared is still the prompt's."""
+    """Three hashes for all blocks, two token ids, few blocks: what is shared is the prompt's."""
     rng = random.Random(seed)
     weak = block_manager_module.hash_block
-    monkeypatch.setattr(
-        block_manager_module, "hash_block", lambda p, t: bytes([weak(p, t)[0] % 3])
-    )
+    monkeypatch.setattr(block_manager_module, "hash_block", lambda p, t: bytes([weak(p, t)[0] % 3]))
     sim = simulator(num_blocks=12, block_size=2)
     for _ in range(30):
         prompt = rng.choices([1, 2], k=rng.randint(1, 10))
