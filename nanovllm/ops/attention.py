@@ -72,12 +72,14 @@ def rope_store(
     """
     kv_heads, head_dim = k_cache.shape[2:]
     heads = qkv.unflatten(-1, (-1, head_dim))
-    query, key, value = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
+    counts = [heads.shape[1] - 2 * kv_heads, kv_heads]
+    query, key, value = heads.split([*counts, kv_heads], dim=1)
     if norms is not None:
         query, key = norms[0](query), norms[1](key)
-    cos_sin = rope[batch.positions.clamp(min=0)]
-    store(apply_rope(key, cos_sin), value, k_cache, v_cache, batch.slot_mapping)
-    return apply_rope(query, cos_sin)
+    turned = apply_rope(torch.cat((query, key), dim=1), rope[batch.positions.clamp(min=0)])
+    query, key = turned.split(counts, dim=1)
+    store(key, value, k_cache, v_cache, batch.slot_mapping)
+    return query
 
 
 def plan_decodes(positions: Tensor, block_tables: Tensor, k_cache: Tensor, heads: int) -> Rows:
