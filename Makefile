@@ -49,7 +49,8 @@ lint: $(STAMP)
 
 lab: $(STAMP)
 	@echo "Opening JupyterLab; stop it with Ctrl-C."
-	COURSE_MODEL='$(or $(MODEL),$(COURSE_MODEL))' $(BIN)/python -m jupyterlab --notebook-dir .
+	@COURSE_MODEL='$(or $(MODEL),$(COURSE_MODEL))' $(BIN)/python -m jupyterlab --notebook-dir . \
+	  $(if $(filter 0,$(shell id -u)),--allow-root --no-browser)  # root: as in most containers
 
 screens: $(STAMP)
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[screens]'
