@@ -1,4 +1,4 @@
-"""The kernels of lesson 06: small forms of what `nanovllm/ops/kernels.py` does, to read and to time.
+"""The kernels of lesson 06: small forms of those in `nanovllm/ops/kernels.py`, to read and to time.
 
 Each is one program run many times at once. They work on any shape, are checked against torch, and
 leave out what makes the engine's own fast or general: `course.benchmarks.kernel_ladder` times both.
@@ -155,7 +155,7 @@ def whole_kernel(
     length = tl.load(context_lens + row)
     at = (row * GROUP * KV_HEADS + head) * HEAD_DIM + d
     q = tl.load(query + at, d < HEAD_DIM, 0.0).to(tl.float32)
-    best, total, acc = attend_range(
+    _, total, acc = attend_range(
         q, k_cache, v_cache, tables + row * table_stride, head // GROUP, 0, length, scale,
         KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE, DIM,
     )  # fmt: skip
