@@ -238,6 +238,11 @@ def test_two_gpus_give_one_gpus_tokens(tiny_model):
         assert [worker.poll() for worker in workers] == [0]
 
 
+def answer_for_ever(llm):
+    while True:
+        answer(llm)
+
+
 @two_gpus
 def test_a_killed_rank_ends_in_an_error(tiny_model):
     """Killed between two steps, and while a step may run. No notebook waits for it for ever."""
@@ -248,8 +253,7 @@ def test_a_killed_rank_ends_in_an_error(tiny_model):
         threading.Timer(delay, worker.kill).start()
         start = time.monotonic()
         with pytest.raises(RuntimeError, match="rank 1 has ended"):
-            while True:
-                answer(llm)
+            answer_for_ever(llm)
         assert time.monotonic() - start < 30  # seconds, as promised: a limit, not a speed
         llm.close()
     with make(tiny_model(), tensor_parallel_size=2) as llm:  # both GPUs are free again
