@@ -256,6 +256,8 @@ class LLMEngine:
             seq.finish("abort")
         self.sequences.clear()
         self.core.launched.clear()
+        self.ranks.leave()
+        self.core.runner.graphs.clear()  # a failure's traceback may keep the runner
         self.core.runner = None
         self.ranks.close(kill)
 
@@ -306,3 +308,5 @@ def run_worker() -> None:
         sys.exit(1)
     except KeyboardInterrupt:  # Ctrl-C reaches the whole group; rank 0 reports it
         sys.exit(130)
+    finally:
+        engine._release(kill=False)

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class Ranks:
         self.group: Any = None
         self.device, self.capturable = torch.device("cpu"), size == 1  # see `connect`
         self.workers: list[subprocess.Popen] = []  # on rank 0, if it started the others
+        self._leaving: threading.Thread | None = None
         self._num_shared = 0
 
     def shard(self, units: int, width: int = 1, dim: int = 0) -> Shard:
@@ -114,8 +116,13 @@ class Ranks:
         self.capturable = device.type == "cuda" and self.per_gpu() == 1  # NCCL can be, gloo not
         store = dist.PrefixStore("group", self.store)
         if self.capturable:
+            # NCCL's watchdog would end this process, a notebook perhaps, when a rank is gone;
+            # `wait_for` sees that too, and raises.
+            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
             nccl = dist.ProcessGroupNCCL
             self.group = nccl(store, self.rank, self.size, nccl.Options())
+            self.all_reduce(torch.zeros(1, device=device))  # connects, before any capture
+            torch.cuda.synchronize(device)
             return
         options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
@@ -153,18 +160,29 @@ class Ranks:
             time.sleep(2e-5)
         done.synchronize()
 
+    def leave(self) -> None:
+        """Begin to leave the group, and end collectives that would wait for a rank for ever.
+
+        NCCL goes on once no captured graph holds a collective: drop them, then `close`.
+        """
+        group, self.group = self.group, None
+        if group is not None and self.capturable:
+            self._leaving = threading.Thread(target=group.abort, daemon=True)
+            self._leaving.start()
+
     def close(self, kill: bool = False) -> None:
         """Wait for the workers this process started to end, and end those that do not."""
+        self.leave()
         for worker in self.workers:
             try:
-                worker.wait(timeout=0 if kill else 5)
+                worker.wait(timeout=0 if kill else 10)
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
         self.workers.clear()
-        if kill and self.capturable and self.group is not None:
-            self.group.abort()  # a collective may be running that will never end
-        self.group = None
+        if self._leaving is not None:
+            self._leaving.join(timeout=10)  # seconds; it cannot hold this process at its exit
+            self._leaving = None
 
     # -- collectives -----------------------------------------------------------------------------
 
