@@ -646,8 +646,8 @@ show(figure, figure.alt_text)
 # $n^2$ too. On a GPU $t_0$ rules far longer, and a step is flat
 # up to thousands of tokens.
 #
-# Now the workload that every stage gets. (On a GPU this stage gets an eighth of it: one at a time, 64
-# requests take minutes, at the same rate.)
+# Now the workload that every stage gets. (On a GPU this stage gets 4 of its 64 requests: one at a
+# time they take minutes, at the same rate.)
 
 # %%
 from textwrap import fill
