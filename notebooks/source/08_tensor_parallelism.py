@@ -1,0 +1,489 @@
+# %% [markdown]
+# # 08 · One model on several GPUs
+#
+# | This lesson | |
+# |---|---|
+# | Minutes | 60 |
+# | Difficulty | hard |
+# | Hardware | any laptop: two processes on its CPU; results of several GPUs are recorded |
+# | Needs | lessons 01, 02, 05 and 07 |
+# | Ends in | `nanovllm/model/parallel.py`, `nanovllm/llm_engine.py` |
+
+# %% [markdown]
+# ## What hurts now
+#
+# A decode step reads every weight once (lesson 00), in bfloat16 two bytes each. So a step cannot be
+# faster than bytes over bandwidth, whatever the kernels. An H200 reads 4.7 TB/s; an H100 has 80 GB.
+#
+# **Predict** before you run: Qwen3-32B has 32.8 billion weights. How many tokens a second, at most, for
+# one request on one H200? Does it fit an H100? Write both down.
+
+# %%
+import json
+
+import torch
+
+from course import machine, plots
+from course.display import show
+from course.models import own_model
+from course.random_model import SHAPES
+from course.rank_lab import all_reduce_curves, curves_in_words, name_of, on_ranks, recorded
+from course.reading import show_source
+
+torch.set_num_threads(1)
+plots.use_style()
+billions = {"Qwen3-0.6B": 0.6, "Qwen3-8B": 8.2, "Qwen3-32B": 32.8}
+for name, count in billions.items():
+    gigabytes = 2 * count
+    floor = gigabytes / 4700  # seconds a step
+    print(f"{name:11}{gigabytes:5.1f} GB  {1e3 * floor:5.2f} ms a step  {1 / floor:6,.0f} tok/s")
+assert gigabytes < 80
+
+# %% [markdown]
+# <details><summary>72 tokens a second, and barely</summary>
+#
+# 65.6 GB leave an H100 about 14 GB for keys and values. Two GPUs with half the weights each would read
+# them in half the time, and have room. So: how do we cut a model in two?
+#
+# </details>
+#
+# One process a GPU holds a part of **every** layer: it is called a **rank**. This is **tensor
+# parallelism**.
+#
+# After this lesson you can
+#
+# 1. **cut** linears, heads and vocabulary so that ranks talk twice a layer,
+# 2. **explain** why ranks are sent requests and never schedules,
+# 3. **predict** from an all-reduce's time when more ranks help.
+#
+# ## The picture, and the symbols
+#
+# ![Two ranks hold the same x; each multiplies it with half of A's columns, applies SiLU, multiplies with half of B's rows; an all-reduce adds the two results.](../figures/tensor_parallel.svg)
+#
+# | symbol | meaning |
+# |:--|:--|
+# | $n$ | ranks (`tensor_parallel_size`) |
+# | $x$, $y$ | hidden states, [tokens, hidden]; whole on every rank |
+# | $A$, $B$ | the two matrices of a half layer, $y = f(xA)B$ |
+# | all-reduce | every rank brings a tensor, every rank gets the sum |
+# | shard | a rank's part of a tensor |
+
+# %% [markdown]
+# ## Step 1: by columns
+#
+# Two tokens of size 4, and a matrix $A$ of 4 × 4. Rank 0 takes the first two columns, rank 1 the others.
+#
+# **Predict**: what does each rank get, and what would it take to have the whole product?
+
+# %%
+x = torch.tensor([[1.0, 2, 0, -1], [0, 1, 1, 3]])
+A = torch.tensor([[1.0, 0, 2, -1], [0, 1, -1, 2], [3, 1, 0, 1], [-1, 2, 1, 0]])
+halves = [x @ A[:, :2], x @ A[:, 2:]]
+print(halves[0], halves[1], sep="\n")
+assert torch.equal(torch.cat(halves, dim=1), x @ A)
+
+# %% [markdown]
+# Each rank has *some outputs*, complete, side by side. Nothing was exchanged. (`nn.Linear` stores its
+# weight as [outputs, inputs], so in the engine's code these columns are rows.)
+#
+# ## Step 2: by rows
+#
+# Now each rank has half of the *inputs* and the rows of $B$ that belong to them.
+
+# %%
+B = torch.tensor([[2.0, 1, 0, 0], [1, 0, 1, -1], [0, 1, 1, 2], [1, -1, 0, 1]])
+h = x @ A
+parts = [h[:, :2] @ B[:2], h[:, 2:] @ B[2:]]
+print(parts[0], parts[1], sep="\n")
+assert torch.equal(parts[0] + parts[1], h @ B)
+
+# %% [markdown]
+# Each rank has *all outputs*, incomplete: they must be **added**. That is an all-reduce. By columns then
+# by rows fits: what the first leaves on a rank is just what the second wants there.
+#
+# ## Step 3: what may stand between them
+#
+# SwiGLU's activation works on single numbers. **Predict**: which of these is the whole MLP,
+# activating *between* column and row, or cutting $A$ by rows and activating each rank's part?
+
+# %% tags=["nbval-check-output"]
+from torch.nn.functional import silu
+
+whole = silu(x @ A) @ B
+column_row = sum(silu(x @ A[:, c]) @ B[c] for c in (slice(0, 2), slice(2, 4)))
+row_first = sum(silu(x[:, c] @ A[c]) for c in (slice(0, 2), slice(2, 4))) @ B
+print("column, then row:", torch.allclose(column_row, whole))
+print("row, then activate:", torch.allclose(row_first, whole))
+assert torch.allclose(column_row, whole) and not torch.allclose(row_first, whole)
+
+# %% [markdown]
+# <details><summary>Only the first</summary>
+#
+# $f(a + b) \ne f(a) + f(b)$: an incomplete number must be completed before anything that is not linear.
+# After columns every number is complete. So a half layer needs **one** all-reduce, at its end, where
+# the residual is added.
+#
+# </details>
+#
+# ## Step 4: two ranks that talk
+#
+# A rank is a process. But a process cannot run a function from a notebook's cell: it would have to
+# import it, and there is no module; it dies without a word. Threads can. `on_ranks` gives
+# each thread the engine's `Ranks`, joined through gloo, PyTorch's library for CPUs.
+
+
+# %%
+def mlp_on(ranks):
+    mine = slice(0, 2) if ranks.rank == 0 else slice(2, 4)
+    part = silu(x @ A[:, mine]) @ B[mine]
+    return part.clone(), ranks.all_reduce(part)
+
+
+for rank, (before, after) in enumerate(on_ranks(2, mlp_on)):
+    print(f"rank {rank}: {before[0].tolist()}\n     --> {after[0].tolist()}")
+    assert torch.allclose(after, whole)
+
+# %% [markdown]
+# ## Step 5: attention, by heads
+#
+# Softmax is not linear, but each head has its own: cut **between heads**. $W_Q, W_K, W_V$ are cut by
+# columns, whole heads at a time, $W_O$ by rows. `Ranks.shard(units, width)` never cuts a unit.
+#
+# **Predict**: our storyteller has 4 query heads and 2 KV heads of 64. What does each of two ranks hold?
+# And of four?
+
+# %% tags=["nbval-check-output"]
+from nanovllm.model.parallel import Ranks
+
+for size in (2, 4):
+    for rank in range(size):
+        query, key = Ranks(rank, size).shard(4), Ranks(rank, size).shard(2)
+        heads = list(range(query.start, query.start + query.count))
+        print(f"{size} ranks, rank {rank}: query heads {heads}, KV head {key.start}")
+        assert {head // 2 for head in heads} == {key.start}  # two query heads share a KV head
+
+# %% [markdown]
+# <details><summary>Each KV head goes to one rank, or to two</summary>
+#
+# With two ranks: two query heads and their KV head, and so half the **cache** too. With four there are
+# fewer KV heads than ranks, so each is held twice: weights still shrink, the cache no more.
+#
+# </details>
+#
+# ## Step 6: vocabulary
+#
+# The **embedding** is a table of 4,096 rows; each rank holds half of them. For an id it does not hold it
+# gives zeros, and one all-reduce completes the vectors. Toy: 6 ids, 3 a rank.
+
+# %% tags=["nbval-check-output"]
+table, ids = torch.arange(12.0).view(6, 2), torch.tensor([1, 4, 5])
+
+
+def embed_on(ranks):
+    local = ids - 3 * ranks.rank
+    held = (local >= 0) & (local < 3)
+    vectors = table[3 * ranks.rank :][local.clamp(0, 2)] * held[:, None]
+    return vectors.clone(), ranks.all_reduce(vectors)
+
+
+for rank, (vectors, total) in enumerate(on_ranks(2, embed_on)):
+    print(f"rank {rank}: {vectors.tolist()} --> {total.tolist()}")
+    assert torch.equal(total, table[ids])
+
+# %% [markdown]
+# At the other end each rank's **head** gives logits of its own half. **Predict**: to take the best token
+# of Qwen3's 151,936, must ranks exchange all logits, 608 kB a row in float32? What would do?
+
+# %% tags=["nbval-check-output"]
+logits = torch.tensor([[0.5, 2.0, -1.0, 1.5, 2.0, 0.0]])
+
+
+def best_on(ranks):
+    shard = ranks.shard(6)
+    mine = logits[:, shard.start : shard.start + shard.count]
+    value, place = mine.max(dim=1, keepdim=True)
+    return (place + shard.start).item(), ranks.reduce_argmax(value, place + shard.start).item()
+
+
+for rank, (mine, chosen) in enumerate(on_ranks(2, best_on)):
+    print(f"rank {rank}: its best is id {mine}, all take id {chosen}")
+    assert chosen == logits.argmax()
+
+# %% [markdown]
+# <details><summary>Twelve bytes a rank will do</summary>
+#
+# Its best value (4 bytes) and that one's id (8). Ids 1 and 4 tie; every rank takes the lowest. Sampling
+# works alike, since Gumbel noise is added before (lesson 01): each rank computes the noise of its own ids.
+# Only top-k, top-p and min-p gather whole rows.
+#
+# </details>
+#
+# ## Assemble: the layers
+#
+# `ColumnLinear` is Step 1, for several layers of one input at once. `RowLinear` is Step 2; bias and
+# residual would be added $n$ times by a sum over $n$ ranks, so only rank 0 adds them.
+
+# %%
+from nanovllm.model.parallel import ColumnLinear, RowLinear, VocabEmbedding
+
+show_source(Ranks.shard, ColumnLinear.forward, RowLinear.__init__, RowLinear.forward)
+show_source(VocabEmbedding, Ranks.reduce_argmax)
+
+# %% [markdown]
+# What the toy left out: sizes that do not divide evenly, and the checkpoint. Every parameter carries a
+# `Shard`, and the loader reads only that slice from the file: no rank ever holds the whole model.
+#
+# Do two ranks' slices give the real layer back? The storyteller's first MLP, in float32:
+
+# %%
+from safetensors.torch import load_file
+
+weights = load_file(own_model() / "model.safetensors")
+gate, up, down = (
+    weights[f"model.layers.0.mlp.{name}_proj.weight"].float() for name in ("gate", "up", "down")
+)
+tokens = torch.randn(5, gate.shape[1], generator=torch.Generator().manual_seed(0))
+
+
+def real_mlp_on(ranks):
+    shard = ranks.shard(gate.shape[0])
+    mine = slice(shard.start, shard.start + shard.count)
+    return ranks.all_reduce((silu(tokens @ gate[mine].T) * (tokens @ up[mine].T)) @ down[:, mine].T)
+
+
+exact = (silu(tokens @ gate.T) * (tokens @ up.T)) @ down.T
+error = (on_ranks(2, real_mlp_on)[1] - exact).abs().max().item()
+print(f"{gate.shape[0]} features, {gate.shape[0] // 2} a rank; largest difference {error:.1e}")
+assert error < 1e-4 * exact.abs().max()
+
+# %% [markdown]
+# ## Step 7: who plans?
+#
+# All ranks must run the same rows in the same step, or a sum mixes requests. Rank 0 could plan and send
+# each schedule. Ours does not: **every rank runs the same scheduler** on the same requests. It is
+# deterministic, so all plan the same: *SPMD*, single program, multiple data. What is sent is what rank 0
+# was asked to do. Here is a real engine on two processes; we listen to what rank 0 shares.
+#
+# **Predict**: three requests with 4 tokens each. Which messages, and how large is that of a step?
+
+# %%
+from course.load import ask, start
+
+engine = start(own_model(), tensor_parallel_size=2, max_model_len=64)
+messages, share = [], engine.ranks.share
+engine.ranks.share = lambda message: messages.append(json.dumps(message)) or share(message)
+for name in "ABC":
+    ask(engine, name, [5, 6, 7], 4)
+while engine.has_unfinished_requests():
+    engine.advance()
+for message in messages:
+    print(f"{len(message):5} bytes  {message[:72]}")
+schedules = [len(json.dumps(record.rows)) for record in engine.trace]
+print("a schedule would have been", max(schedules), "bytes for three requests")
+engine.close()
+assert [json.loads(message)[0] for message in messages] == ["add"] * 3 + ["step"] * 4 + ["close"]
+
+# %% [markdown]
+# <details><summary>A step is <code>["step", null]</code>, 14 bytes, whatever is in it</summary>
+#
+# A schedule grows with its rows and block tables, and would have to be sent, and waited for, in every
+# step. The price: nothing that differs between ranks may steer a plan: no clock, no `hash()`, no order
+# of a set, no free memory. The block count is the smallest of all ranks', agreed once at the start.
+#
+# </details>
+
+# %%
+from nanovllm.llm_engine import LLMEngine, run_worker
+
+show_source(Ranks.share, LLMEngine._on_all_ranks, run_worker)
+
+# %% [markdown]
+# Two channels, then. Commands go through a key-value store, where an idle worker can wait for days.
+# Tensors go through the process group: gloo, or with a GPU a rank **NCCL**, NVIDIA's library for
+# collectives, which runs on the GPU and can be captured in lesson 07's graphs. A collective that one
+# rank never enters would block the others for ever; so rank 0 looks whether its workers live, and a
+# step that takes 25 s is an error.
+#
+# ## Check
+#
+# Shards first: every weight on exactly one rank. Then greedy tokens on two processes, against stage 02's
+# one, which lesson 02 held against transformers, up to the first near tie.
+
+# %%
+from course.stages import ContiguousCache, ContinuousBatching, TwoRanks, compare
+from course.workload import LadderWorkload
+
+for units in (4, 1280, 4096, 301):
+    shards = [Ranks(rank, 3).shard(units) for rank in range(3)]
+    assert [i for s in shards for i in range(s.start, s.start + s.count)] == list(range(units))
+texts = [[1 + (31 * i + 7 * j) % 4000 for j in range(3 + 5 * i)] for i in range(8)]
+mix = LadderWorkload(texts, [24] * 8, 0, kv_tokens=1024)
+ours = TwoRanks(own_model(), device="cpu").run(mix)
+alone = ContiguousCache(own_model(), device="cpu").run(mix)
+agreement = compare(ours, alone)
+print(agreement)
+assert agreement.compared > 100
+
+# %% [markdown]
+# ## Measure: what an all-reduce costs
+#
+# A module that launches itself as two processes times all-reduces from 1 KiB up, on this CPU. Beside it,
+# where recorded, NCCL between GPUs (`python -m course.benchmarks.all_reduce`).
+#
+# **Predict** the curve's shape: 1 KiB against 64 KiB, and 1 MiB against 4 MiB.
+
+# %%
+from course.benchmarks import all_reduce
+
+here = all_reduce.measure(num_ranks=2, largest=2**22)
+curves = [here, *recorded("rows")]
+for report in recorded("engines"):
+    curves += report["all_reduce"][:1] if not recorded("rows") else []
+show(all_reduce_curves(curves, f"here: {here['machine']}"), curves_in_words(curves))
+assert here["rows"][-1]["seconds"] > here["rows"][0]["fastest"]
+
+# %% [markdown]
+# <details><summary>Flat, then proportional</summary>
+#
+# Time is about $\alpha + \text{bytes} / \beta$: a **latency** to get going, and a bandwidth. A decode
+# step's messages are small, one row of 1,024 numbers in bfloat16 is 2 KiB: it pays $\alpha$ alone.
+#
+# </details>
+#
+# ## A cost model
+#
+# A decode step of $r$ rows on $n$ ranks reads $1/n$ of the weights, and calls the all-reduce twice a
+# layer and once for the embedding, with $r \cdot$ hidden $\cdot$ 2 bytes:
+#
+# $$t(n) \approx \frac{\text{weight bytes}}{n \cdot \text{bandwidth}} + (2 \cdot \text{layers} + 1) \cdot t_\text{all-reduce}$$
+#
+# **Predict**, at 10 µs a call and 4.7 TB/s: is Qwen3-0.6B (28 layers) faster on two GPUs for one
+# request? And Qwen3-8B (36 layers)?
+
+
+# %%
+def step_seconds(weight_bytes, layers, n, call=10e-6, bandwidth=4.7e12):
+    calls = 2 * layers + 1 if n > 1 else 0
+    return weight_bytes / (n * bandwidth) + calls * call
+
+
+for name, weight_bytes, layers in (("Qwen3-0.6B", 1.2e9, 28), ("Qwen3-8B", 16.4e9, 36)):
+    times = {n: step_seconds(weight_bytes, layers, n) for n in (1, 2, 4, 8)}
+    print(f"{name:11}", "  ".join(f"{n} ranks {1e3 * t:.2f} ms" for n, t in times.items()))
+assert step_seconds(1.2e9, 28, 2) > step_seconds(1.2e9, 28, 1)
+assert step_seconds(16.4e9, 36, 2) < step_seconds(16.4e9, 36, 1)
+
+# %% [markdown]
+# <details><summary>The small model loses, the large one gains, and never twofold</summary>
+#
+# 0.6B reads for 0.26 ms, and 57 calls take 0.57 ms. 8B saves 1.74 ms and pays 0.73. From four ranks to
+# eight it saves 0.44 ms more: latency is paid in full by every rank, and does not shrink with $n$.
+#
+# </details>
+#
+# What real GPUs did, recorded by `python -m course.benchmarks.ranks`:
+
+# %%
+for report in recorded("engines"):
+    print(f"{report['shape']} on {report['machine']}")
+    for row in report["engines"]:
+        speeds = [f"{k} {v['tokens_per_second']:,.0f} tok/s" for k, v in row["workloads"].items()]
+        held = row["memory"]["weight_bytes"] / 1e9
+        shares = [f"{s['share']:.0%} at {s['rows']} rows" for s in row["decode_step"] if "share" in s]
+        print(f"  {row['ranks']} ranks: {held:.1f} GB of weights each; {', '.join(speeds)}", end="")
+        print(f"; all-reduce {' and '.join(shares)}" if shares else "")
+if not recorded("engines"):
+    print("No machine with several GPUs is recorded yet.")
+assert {"qwen3-0.6b", "qwen3-8b"} <= set(SHAPES)
+
+# %% [markdown]
+# ## Measure: the ladder
+#
+# Stage 08 on this CPU, beside stage 05: both plan alike, and compute with the same code. (With a GPU,
+# too: two ranks want two.) **Predict**: the storyteller has 5 layers and 28 MB of weights in float32. Do
+# two processes help?
+
+# %%
+from course.records import record
+from course.workload import ladder_workload
+
+one, two = ContinuousBatching(own_model(), device="cpu"), TwoRanks(own_model(), device="cpu")
+job = ladder_workload(one.vocab_size, device="cpu")
+for stage in (one, two):
+    result = stage.run(job)
+    record(result)
+    print(result)
+figure = plots.ladder(upto=8)
+show(figure, figure.alt_text)
+
+# %% [markdown]
+# <details><summary>No: a tiny model gets slower</summary>
+#
+# A step has 11 all-reduces, a message through the store, and two processes that wait for each other: more
+# than reading 28 MB takes. The ranks also share this machine's memory bus, so nothing is read
+# faster. Tensor parallelism is for models that do not fit, or whose weights take milliseconds to read,
+# on GPUs with their own memory and fast links.
+#
+# </details>
+#
+# ## In real vLLM
+#
+# Release v0.11.0. Its
+# [`RowParallelLinear`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/model_executor/layers/linear.py#L1340-L1367)
+# adds the bias on rank 0 alone, as ours. Three differences:
+#
+# 1. One process plans, and
+#    [sends its schedule](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/executor/multiproc_executor.py#L173-L187)
+#    to every worker in every step, through a queue in shared memory.
+# 2. Small tensors skip NCCL: a
+#    [custom all-reduce](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/distributed/device_communicators/cuda_communicator.py#L121-L159)
+#    reads the other GPUs' memory directly, and has less latency.
+# 3. It
+#    [pads the vocabulary](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/model_executor/layers/vocab_parallel_embedding.py#L226-L230)
+#    to equal shards; ours differ by a row at most.
+#
+# ## Exercises
+#
+# In `exercises/08_tensor_parallelism.ipynb`:
+#
+# 1. **Predict** (5 minutes): memory and all-reduce bytes a rank for a given model.
+# 2. **Implement** (20 minutes): `ColumnLinear` and `RowLinear` for one layer.
+# 3. **Break and fix** (20 minutes): a bias that is added by every rank.
+#
+# ## Recap
+#
+# Columns, then rows: between them every number is complete, and one all-reduce ends a half layer. Heads,
+# vocabulary and cache are cut by whole units; every rank plans alike from the same requests. Weights and
+# their reading shrink with $n$, latency does not, so small models lose and large ones gain.
+
+# %% [markdown]
+# **Check yourself**
+#
+# <details><summary>1. How many all-reduces has a step of a model of 36 layers?</summary>
+#
+# $2 \cdot 36 + 1 = 73$, and the sampler's exchange of best values.
+#
+# </details>
+# <details><summary>2. Why is the residual added on one rank?</summary>
+#
+# The all-reduce adds what all ranks bring: it would come in $n$ times.
+#
+# </details>
+# <details><summary>3. Could Q be cut in the middle of a head?</summary>
+#
+# The dot product with a key would be incomplete, and softmax is not linear: one more all-reduce, of
+# scores, before it.
+#
+# </details>
+# <details><summary>4. A scheduler preempts the request with the earliest wall-clock time-out. What breaks?</summary>
+#
+# Clocks differ between ranks: they plan different rows, and sums mix requests or wait for ever.
+#
+# </details>
+# <details><summary>5. 8 KV heads and 16 ranks: what of the cache has each?</summary>
+#
+# One head, an eighth; two ranks hold the same one.
+#
+# </details>
+#
+# **The next question**: nine lessons, nine stages. What did each of them buy?
