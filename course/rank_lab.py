@@ -1,7 +1,7 @@
 """For the lesson on ranks: ranks as threads of one process, recorded measurements, and a drawing.
 
-    on_ranks(2, lambda ranks: ranks.all_reduce(x[ranks.rank]))      # each rank's result
-    all_reduce_curves(reports, machine)                             # time against size
+on_ranks(2, lambda ranks: ranks.all_reduce(x[ranks.rank]))      # each rank's result
+all_reduce_curves(reports, machine)                             # time against size
 """
 
 import json

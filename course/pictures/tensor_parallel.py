@@ -1,11 +1,13 @@
 """figures/tensor_parallel.svg: half a layer on two ranks, and where they must talk."""
 
+import itertools
+
 from course.pictures.svg import BLUE, GREEN, GREY, ORANGE, VERMILLION, Box, Picture
 
 TITLE = "Column, then row: one all-reduce a half layer"
 ALT = (
-    "Two ranks hold the same x. Rank 0 multiplies it with the left half of A's columns, applies the "
-    "activation, and multiplies with the upper half of B's rows; rank 1 does the same with the "
+    "Two ranks hold the same x. Rank 0 multiplies it with the left half of A's columns, applies "
+    "SiLU, and multiplies with the upper half of B's rows; rank 1 does the same with the "
     "other halves. Nothing is exchanged until the end, where one all-reduce adds the two partial "
     "results; then both ranks hold the same y."
 )
@@ -30,10 +32,10 @@ def rank(p: Picture, name: str, y: float, colour: str, i: str) -> Box:
     p.text((30, y - 14), name, 13, "start", bold=True)
     boxes = [
         p.box(30, y, 50, 50, "x", colour=GREEN),
-        p.box(120, y, 104, 50, f"A{i}", "half the columns", colour),
+        p.box(104, y, 132, 50, f"A{i}", "half the columns", colour),
         p.box(262, y, 70, 50, "SiLU", colour=colour),
-        p.box(370, y, 104, 50, f"B{i}", "half the rows", colour),
+        p.box(362, y, 116, 50, f"B{i}", "half the rows", colour),
     ]
-    for before, after in zip(boxes, boxes[1:], strict=False):
+    for before, after in itertools.pairwise(boxes):
         p.arrow(before.right, after.left, colour=colour)
     return boxes[-1]

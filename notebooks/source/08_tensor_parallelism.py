@@ -12,22 +12,22 @@
 # %% [markdown]
 # ## What hurts now
 #
-# A decode step reads every weight once (lesson 00), in bfloat16 two bytes each. So a step cannot be
-# faster than bytes over bandwidth, whatever the kernels. An H200 reads 4.7 TB/s; an H100 has 80 GB.
+# A decode step reads every weight once (lesson 00), two bytes each in bfloat16. An H200 reads 4.7 TB/s;
+# an H100 has 80 GB.
 #
-# **Predict** before you run: Qwen3-32B has 32.8 billion weights. How many tokens a second, at most, for
-# one request on one H200? Does it fit an H100? Write both down.
+# **Predict** before you run: Qwen3-32B has 32.8 billion weights. How many tokens a second, at most, has
+# one request on one H200? Does the model fit an H100? Write both down.
 
 # %%
 import json
 
 import torch
 
-from course import machine, plots
+from course import plots
 from course.display import show
 from course.models import own_model
 from course.random_model import SHAPES
-from course.rank_lab import all_reduce_curves, curves_in_words, name_of, on_ranks, recorded
+from course.rank_lab import all_reduce_curves, curves_in_words, on_ranks, recorded
 from course.reading import show_source
 
 torch.set_num_threads(1)
@@ -42,13 +42,12 @@ assert gigabytes < 80
 # %% [markdown]
 # <details><summary>72 tokens a second, and barely</summary>
 #
-# 65.6 GB leave an H100 about 14 GB for keys and values. Two GPUs with half the weights each would read
-# them in half the time, and have room. So: how do we cut a model in two?
+# 65.6 GB leave an H100 14 GB for keys and values. Two GPUs with half the weights each would read them in
+# half the time.
 #
 # </details>
 #
-# One process a GPU holds a part of **every** layer: it is called a **rank**. This is **tensor
-# parallelism**.
+# In **tensor parallelism** every GPU has a process, a **rank**, that holds a part of **every** layer.
 #
 # After this lesson you can
 #
@@ -63,17 +62,15 @@ assert gigabytes < 80
 # | symbol | meaning |
 # |:--|:--|
 # | $n$ | ranks (`tensor_parallel_size`) |
-# | $x$, $y$ | hidden states, [tokens, hidden]; whole on every rank |
-# | $A$, $B$ | the two matrices of a half layer, $y = f(xA)B$ |
-# | all-reduce | every rank brings a tensor, every rank gets the sum |
+# | $x$, $y$ | hidden states, [tokens, hidden], whole on every rank |
+# | $A$, $B$ | a half layer's matrices: $y = f(xA)B$ |
 # | shard | a rank's part of a tensor |
+# | all-reduce | each rank brings a tensor, each gets the sum |
 
 # %% [markdown]
 # ## Step 1: by columns
 #
-# Two tokens of size 4, and a matrix $A$ of 4 × 4. Rank 0 takes the first two columns, rank 1 the others.
-#
-# **Predict**: what does each rank get, and what would it take to have the whole product?
+# Two tokens of size 4, and $A$ of 4 × 4. Rank 0 takes two columns, rank 1 the other two.
 
 # %%
 x = torch.tensor([[1.0, 2, 0, -1], [0, 1, 1, 3]])
@@ -83,12 +80,12 @@ print(halves[0], halves[1], sep="\n")
 assert torch.equal(torch.cat(halves, dim=1), x @ A)
 
 # %% [markdown]
-# Each rank has *some outputs*, complete, side by side. Nothing was exchanged. (`nn.Linear` stores its
-# weight as [outputs, inputs], so in the engine's code these columns are rows.)
+# Each rank has *some outputs*, complete; nothing was exchanged. (`nn.Linear` stores [outputs, inputs]: in
+# the engine's code these columns are rows.)
 #
 # ## Step 2: by rows
 #
-# Now each rank has half of the *inputs* and the rows of $B$ that belong to them.
+# **Predict**: each rank has half of the *inputs*, and the rows of $B$ they meet. What does it get?
 
 # %%
 B = torch.tensor([[2.0, 1, 0, 0], [1, 0, 1, -1], [0, 1, 1, 2], [1, -1, 0, 1]])
@@ -98,13 +95,13 @@ print(parts[0], parts[1], sep="\n")
 assert torch.equal(parts[0] + parts[1], h @ B)
 
 # %% [markdown]
-# Each rank has *all outputs*, incomplete: they must be **added**. That is an all-reduce. By columns then
-# by rows fits: what the first leaves on a rank is just what the second wants there.
+# *All outputs*, incomplete: they must be **added**, by an all-reduce. And what a cut by columns leaves on
+# a rank is just what a cut by rows wants there.
 #
 # ## Step 3: what may stand between them
 #
-# SwiGLU's activation works on single numbers. **Predict**: which of these is the whole MLP,
-# activating *between* column and row, or cutting $A$ by rows and activating each rank's part?
+# **Predict**: which is the whole MLP, SiLU *between* column and row, or $A$ cut by rows and SiLU on each
+# rank's part?
 
 # %% tags=["nbval-check-output"]
 from torch.nn.functional import silu
@@ -114,22 +111,22 @@ column_row = sum(silu(x @ A[:, c]) @ B[c] for c in (slice(0, 2), slice(2, 4)))
 row_first = sum(silu(x[:, c] @ A[c]) for c in (slice(0, 2), slice(2, 4))) @ B
 print("column, then row:", torch.allclose(column_row, whole))
 print("row, then activate:", torch.allclose(row_first, whole))
-assert torch.allclose(column_row, whole) and not torch.allclose(row_first, whole)
+assert torch.allclose(column_row, whole)
+assert not torch.allclose(row_first, whole)
 
 # %% [markdown]
 # <details><summary>Only the first</summary>
 #
-# $f(a + b) \ne f(a) + f(b)$: an incomplete number must be completed before anything that is not linear.
-# After columns every number is complete. So a half layer needs **one** all-reduce, at its end, where
-# the residual is added.
+# $f(a + b) \ne f(a) + f(b)$: what is not linear wants complete numbers, and after columns they are. So a
+# half layer needs **one** all-reduce, at its end.
 #
 # </details>
 #
 # ## Step 4: two ranks that talk
 #
-# A rank is a process. But a process cannot run a function from a notebook's cell: it would have to
-# import it, and there is no module; it dies without a word. Threads can. `on_ranks` gives
-# each thread the engine's `Ranks`, joined through gloo, PyTorch's library for CPUs.
+# A rank is a process. But a spawned process cannot import a function from a notebook's cell: it dies
+# without a word. Threads can run it. `on_ranks` gives each thread the engine's `Ranks`, joined through
+# gloo, a library of collectives for CPUs.
 
 
 # %%
@@ -140,17 +137,16 @@ def mlp_on(ranks):
 
 
 for rank, (before, after) in enumerate(on_ranks(2, mlp_on)):
-    print(f"rank {rank}: {before[0].tolist()}\n     --> {after[0].tolist()}")
+    print(f"rank {rank} brings {before[0].numpy().round(2)} and gets {after[0].numpy().round(2)}")
     assert torch.allclose(after, whole)
 
 # %% [markdown]
 # ## Step 5: attention, by heads
 #
-# Softmax is not linear, but each head has its own: cut **between heads**. $W_Q, W_K, W_V$ are cut by
-# columns, whole heads at a time, $W_O$ by rows. `Ranks.shard(units, width)` never cuts a unit.
+# Softmax is not linear, but each head has its own: cut **between heads**. $W_Q, W_K, W_V$ by columns,
+# $W_O$ by rows. `Ranks.shard(units)` never cuts a unit.
 #
-# **Predict**: our storyteller has 4 query heads and 2 KV heads of 64. What does each of two ranks hold?
-# And of four?
+# **Predict**: the storyteller has 4 query heads and 2 KV heads. What has each of two ranks? And of four?
 
 # %% tags=["nbval-check-output"]
 from nanovllm.model.parallel import Ranks
@@ -165,15 +161,15 @@ for size in (2, 4):
 # %% [markdown]
 # <details><summary>Each KV head goes to one rank, or to two</summary>
 #
-# With two ranks: two query heads and their KV head, and so half the **cache** too. With four there are
-# fewer KV heads than ranks, so each is held twice: weights still shrink, the cache no more.
+# Of two: two query heads and their KV head, so half the **cache** too. Of four: each KV head is held
+# twice. Weights still shrink, the cache no more.
 #
 # </details>
 #
 # ## Step 6: vocabulary
 #
-# The **embedding** is a table of 4,096 rows; each rank holds half of them. For an id it does not hold it
-# gives zeros, and one all-reduce completes the vectors. Toy: 6 ids, 3 a rank.
+# Each rank holds a part of the **embedding**'s rows. For other ids it gives zeros, and one all-reduce
+# completes the vectors. Toy: 6 ids, 3 a rank.
 
 # %% tags=["nbval-check-output"]
 table, ids = torch.arange(12.0).view(6, 2), torch.tensor([1, 4, 5])
@@ -191,8 +187,8 @@ for rank, (vectors, total) in enumerate(on_ranks(2, embed_on)):
     assert torch.equal(total, table[ids])
 
 # %% [markdown]
-# At the other end each rank's **head** gives logits of its own half. **Predict**: to take the best token
-# of Qwen3's 151,936, must ranks exchange all logits, 608 kB a row in float32? What would do?
+# At the other end each rank's **head** gives its own ids' logits. **Predict**: to find the best of Qwen3's
+# 151,936 tokens, must ranks exchange 608 kB of float32 a row?
 
 # %% tags=["nbval-check-output"]
 logits = torch.tensor([[0.5, 2.0, -1.0, 1.5, 2.0, 0.0]])
@@ -212,16 +208,15 @@ for rank, (mine, chosen) in enumerate(on_ranks(2, best_on)):
 # %% [markdown]
 # <details><summary>Twelve bytes a rank will do</summary>
 #
-# Its best value (4 bytes) and that one's id (8). Ids 1 and 4 tie; every rank takes the lowest. Sampling
-# works alike, since Gumbel noise is added before (lesson 01): each rank computes the noise of its own ids.
-# Only top-k, top-p and min-p gather whole rows.
+# Its best value (4 bytes) and its id (8). Ids 1 and 4 tie: the lowest wins everywhere. Sampling is alike:
+# each rank adds the Gumbel noise of its own ids (lesson 01). Only top-k, top-p and min-p gather rows.
 #
 # </details>
 #
 # ## Assemble: the layers
 #
-# `ColumnLinear` is Step 1, for several layers of one input at once. `RowLinear` is Step 2; bias and
-# residual would be added $n$ times by a sum over $n$ ranks, so only rank 0 adds them.
+# `ColumnLinear` is Step 1, for several layers of one input. `RowLinear` is Step 2; bias and residual
+# would come in $n$ times, so only rank 0 adds them.
 
 # %%
 from nanovllm.model.parallel import ColumnLinear, RowLinear, VocabEmbedding
@@ -230,10 +225,8 @@ show_source(Ranks.shard, ColumnLinear.forward, RowLinear.__init__, RowLinear.for
 show_source(VocabEmbedding, Ranks.reduce_argmax)
 
 # %% [markdown]
-# What the toy left out: sizes that do not divide evenly, and the checkpoint. Every parameter carries a
-# `Shard`, and the loader reads only that slice from the file: no rank ever holds the whole model.
-#
-# Do two ranks' slices give the real layer back? The storyteller's first MLP, in float32:
+# The toy left out uneven sizes, and the checkpoint: every parameter has a `Shard`, and the loader reads
+# only that slice of the file. No rank ever holds the whole model. The storyteller's first MLP, cut in two:
 
 # %%
 from safetensors.torch import load_file
@@ -259,12 +252,11 @@ assert error < 1e-4 * exact.abs().max()
 # %% [markdown]
 # ## Step 7: who plans?
 #
-# All ranks must run the same rows in the same step, or a sum mixes requests. Rank 0 could plan and send
-# each schedule. Ours does not: **every rank runs the same scheduler** on the same requests. It is
-# deterministic, so all plan the same: *SPMD*, single program, multiple data. What is sent is what rank 0
-# was asked to do. Here is a real engine on two processes; we listen to what rank 0 shares.
+# All ranks must run the same rows in a step, or a sum mixes requests. Rank 0 could send each schedule. Ours
+# sends what it was *asked to do*: **every rank runs the same scheduler** on the same requests, and so
+# plans the same (*SPMD*: single program, multiple data). Here are two processes; we listen.
 #
-# **Predict**: three requests with 4 tokens each. Which messages, and how large is that of a step?
+# **Predict**: three requests of 4 tokens each. Which messages? How large is a step's?
 
 # %%
 from course.load import ask, start
@@ -284,11 +276,11 @@ engine.close()
 assert [json.loads(message)[0] for message in messages] == ["add"] * 3 + ["step"] * 4 + ["close"]
 
 # %% [markdown]
-# <details><summary>A step is <code>["step", null]</code>, 14 bytes, whatever is in it</summary>
+# <details><summary>Three adds, four steps; 14 bytes, whatever is in a step</summary>
 #
-# A schedule grows with its rows and block tables, and would have to be sent, and waited for, in every
-# step. The price: nothing that differs between ranks may steer a plan: no clock, no `hash()`, no order
-# of a set, no free memory. The block count is the smallest of all ranks', agreed once at the start.
+# A schedule grows with rows and block tables, and all would wait for it. The price: nothing that differs
+# between ranks may steer a plan: no clock, no `hash()`, no set's order, no free memory. The block
+# count is the smallest of all ranks', agreed at the start.
 #
 # </details>
 
@@ -298,16 +290,15 @@ from nanovllm.llm_engine import LLMEngine, run_worker
 show_source(Ranks.share, LLMEngine._on_all_ranks, run_worker)
 
 # %% [markdown]
-# Two channels, then. Commands go through a key-value store, where an idle worker can wait for days.
-# Tensors go through the process group: gloo, or with a GPU a rank **NCCL**, NVIDIA's library for
-# collectives, which runs on the GPU and can be captured in lesson 07's graphs. A collective that one
-# rank never enters would block the others for ever; so rank 0 looks whether its workers live, and a
-# step that takes 25 s is an error.
+# Commands go through a key-value store, where an idle worker can wait for days; tensors through gloo, or
+# with a GPU a rank **NCCL**, whose collectives lesson 07's graphs can capture. One that a rank never
+# enters would block the others for ever: rank 0 looks whether its workers live, and a step of 25 s is
+# an error.
 #
 # ## Check
 #
-# Shards first: every weight on exactly one rank. Then greedy tokens on two processes, against stage 02's
-# one, which lesson 02 held against transformers, up to the first near tie.
+# Every unit is on one rank. Greedy tokens of two processes are stage 02's, which lesson 02 held against
+# transformers, up to the first near tie.
 
 # %%
 from course.stages import ContiguousCache, ContinuousBatching, TwoRanks, compare
@@ -327,10 +318,8 @@ assert agreement.compared > 100
 # %% [markdown]
 # ## Measure: what an all-reduce costs
 #
-# A module that launches itself as two processes times all-reduces from 1 KiB up, on this CPU. Beside it,
-# where recorded, NCCL between GPUs (`python -m course.benchmarks.all_reduce`).
-#
-# **Predict** the curve's shape: 1 KiB against 64 KiB, and 1 MiB against 4 MiB.
+# A module launches itself as two processes on this CPU and times all-reduces; beside it, where recorded,
+# NCCL between GPUs. **Predict** the times' ratios: 64 KiB to 1 KiB, and 4 MiB to 1 MiB.
 
 # %%
 from course.benchmarks import all_reduce
@@ -345,15 +334,15 @@ assert here["rows"][-1]["seconds"] > here["rows"][0]["fastest"]
 # %% [markdown]
 # <details><summary>Flat, then proportional</summary>
 #
-# Time is about $\alpha + \text{bytes} / \beta$: a **latency** to get going, and a bandwidth. A decode
-# step's messages are small, one row of 1,024 numbers in bfloat16 is 2 KiB: it pays $\alpha$ alone.
+# Time is about $\alpha + \text{bytes} / \beta$: a **latency**, then a bandwidth. A decoding row of 1,024
+# numbers in bfloat16 is 2 KiB: it pays $\alpha$ alone.
 #
 # </details>
 #
 # ## A cost model
 #
-# A decode step of $r$ rows on $n$ ranks reads $1/n$ of the weights, and calls the all-reduce twice a
-# layer and once for the embedding, with $r \cdot$ hidden $\cdot$ 2 bytes:
+# A decode step on $n$ ranks reads $1/n$ of the weights, and reduces twice a layer and once for the
+# embedding, rows × hidden × 2 bytes each time:
 #
 # $$t(n) \approx \frac{\text{weight bytes}}{n \cdot \text{bandwidth}} + (2 \cdot \text{layers} + 1) \cdot t_\text{all-reduce}$$
 #
@@ -376,8 +365,8 @@ assert step_seconds(16.4e9, 36, 2) < step_seconds(16.4e9, 36, 1)
 # %% [markdown]
 # <details><summary>The small model loses, the large one gains, and never twofold</summary>
 #
-# 0.6B reads for 0.26 ms, and 57 calls take 0.57 ms. 8B saves 1.74 ms and pays 0.73. From four ranks to
-# eight it saves 0.44 ms more: latency is paid in full by every rank, and does not shrink with $n$.
+# 0.6B reads for 0.26 ms, and 57 calls take 0.57. 8B saves 1.74 ms and pays 0.73. Latency does not shrink
+# with $n$.
 #
 # </details>
 #
@@ -389,7 +378,8 @@ for report in recorded("engines"):
     for row in report["engines"]:
         speeds = [f"{k} {v['tokens_per_second']:,.0f} tok/s" for k, v in row["workloads"].items()]
         held = row["memory"]["weight_bytes"] / 1e9
-        shares = [f"{s['share']:.0%} at {s['rows']} rows" for s in row["decode_step"] if "share" in s]
+        steps = [step for step in row["decode_step"] if "share" in step]
+        shares = [f"{step['share']:.0%} at {step['rows']} rows" for step in steps]
         print(f"  {row['ranks']} ranks: {held:.1f} GB of weights each; {', '.join(speeds)}", end="")
         print(f"; all-reduce {' and '.join(shares)}" if shares else "")
 if not recorded("engines"):
@@ -399,9 +389,8 @@ assert {"qwen3-0.6b", "qwen3-8b"} <= set(SHAPES)
 # %% [markdown]
 # ## Measure: the ladder
 #
-# Stage 08 on this CPU, beside stage 05: both plan alike, and compute with the same code. (With a GPU,
-# too: two ranks want two.) **Predict**: the storyteller has 5 layers and 28 MB of weights in float32. Do
-# two processes help?
+# Stage 08 beside stage 05, both on this CPU. **Predict**: the storyteller has 5 layers and 28 MB of
+# weights in float32. Do two processes help?
 
 # %%
 from course.records import record
@@ -419,28 +408,27 @@ show(figure, figure.alt_text)
 # %% [markdown]
 # <details><summary>No: a tiny model gets slower</summary>
 #
-# A step has 11 all-reduces, a message through the store, and two processes that wait for each other: more
-# than reading 28 MB takes. The ranks also share this machine's memory bus, so nothing is read
-# faster. Tensor parallelism is for models that do not fit, or whose weights take milliseconds to read,
-# on GPUs with their own memory and fast links.
+# A step has 11 all-reduces and a message, and waits for the slower process: that takes longer than 28 MB
+# to read. And ranks here share one memory. Tensor parallelism is for models that do not fit, or take
+# milliseconds to read, on GPUs with their own memory and fast links.
 #
 # </details>
 #
 # ## In real vLLM
 #
-# Release v0.11.0. Its
+# Release v0.11.0:
 # [`RowParallelLinear`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/model_executor/layers/linear.py#L1340-L1367)
-# adds the bias on rank 0 alone, as ours. Three differences:
+# adds the bias on rank 0 alone, too. Three differences:
 #
 # 1. One process plans, and
 #    [sends its schedule](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/executor/multiproc_executor.py#L173-L187)
-#    to every worker in every step, through a queue in shared memory.
+#    to every worker in every step.
 # 2. Small tensors skip NCCL: a
 #    [custom all-reduce](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/distributed/device_communicators/cuda_communicator.py#L121-L159)
-#    reads the other GPUs' memory directly, and has less latency.
+#    has less latency.
 # 3. It
 #    [pads the vocabulary](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/model_executor/layers/vocab_parallel_embedding.py#L226-L230)
-#    to equal shards; ours differ by a row at most.
+#    to equal shards.
 #
 # ## Exercises
 #
@@ -452,9 +440,9 @@ show(figure, figure.alt_text)
 #
 # ## Recap
 #
-# Columns, then rows: between them every number is complete, and one all-reduce ends a half layer. Heads,
-# vocabulary and cache are cut by whole units; every rank plans alike from the same requests. Weights and
-# their reading shrink with $n$, latency does not, so small models lose and large ones gain.
+# Columns, then rows: one all-reduce ends a half layer. Heads, vocabulary and cache are cut by whole units,
+# and every rank plans alike from the same requests. Reading shrinks with $n$, latency does not: small
+# models lose, large ones gain.
 
 # %% [markdown]
 # **Check yourself**
@@ -471,13 +459,12 @@ show(figure, figure.alt_text)
 # </details>
 # <details><summary>3. Could Q be cut in the middle of a head?</summary>
 #
-# The dot product with a key would be incomplete, and softmax is not linear: one more all-reduce, of
-# scores, before it.
+# Its scores would be incomplete, and softmax is not linear: one more all-reduce.
 #
 # </details>
-# <details><summary>4. A scheduler preempts the request with the earliest wall-clock time-out. What breaks?</summary>
+# <details><summary>4. A scheduler preempts whoever waited longest by the clock. What breaks?</summary>
 #
-# Clocks differ between ranks: they plan different rows, and sums mix requests or wait for ever.
+# Clocks differ between ranks: sums mix requests, or wait for ever.
 #
 # </details>
 # <details><summary>5. 8 KV heads and 16 ranks: what of the cache has each?</summary>
