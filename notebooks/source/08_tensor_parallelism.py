@@ -5,17 +5,16 @@
 # |---|---|
 # | Minutes | 60 |
 # | Difficulty | hard |
-# | Hardware | any laptop: two processes on its CPU; results of several GPUs are recorded |
+# | Hardware | any laptop |
 # | Needs | lessons 01, 02, 05 and 07 |
 # | Ends in | `nanovllm/model/parallel.py`, `nanovllm/llm_engine.py` |
 
 # %% [markdown]
 # ## What hurts now
 #
-# A decode step reads every weight once (lesson 00), two bytes each in bfloat16. An H200 reads 4.7 TB/s;
-# an H100 has 80 GB.
+# A decode step reads every weight, two bytes each in bfloat16. An H200 reads 4.7 TB/s, an H100 has 80 GB.
 #
-# **Predict** before you run: Qwen3-32B has 32.8 billion weights. How many tokens a second, at most, has
+# **Predict** before you run: Qwen3-32B has 32.8 billion weights. At most how many tokens a second has
 # one request on one H200? Does the model fit an H100? Write both down.
 
 # %%
@@ -42,8 +41,7 @@ assert gigabytes < 80
 # %% [markdown]
 # <details><summary>72 tokens a second, and barely</summary>
 #
-# 65.6 GB leave an H100 14 GB for keys and values. Two GPUs with half the weights each would read them in
-# half the time.
+# 65.6 GB leave an H100 14 GB for keys and values. Two GPUs would read half the weights each.
 #
 # </details>
 #
@@ -51,9 +49,9 @@ assert gigabytes < 80
 #
 # After this lesson you can
 #
-# 1. **cut** linears, heads and vocabulary so that ranks talk twice a layer,
+# 1. **cut** a layer so that ranks talk twice in it,
 # 2. **explain** why ranks are sent requests and never schedules,
-# 3. **predict** from an all-reduce's time when more ranks help.
+# 3. **predict** when more ranks help.
 #
 # ## The picture, and the symbols
 #
@@ -95,8 +93,8 @@ print(parts[0], parts[1], sep="\n")
 assert torch.equal(parts[0] + parts[1], h @ B)
 
 # %% [markdown]
-# *All outputs*, incomplete: they must be **added**, by an all-reduce. And what a cut by columns leaves on
-# a rank is just what a cut by rows wants there.
+# *All outputs*, incomplete: an all-reduce must **add** them. And what a cut by columns leaves on a rank is
+# just what a cut by rows wants there.
 #
 # ## Step 3: what may stand between them
 #
@@ -124,9 +122,9 @@ assert not torch.allclose(row_first, whole)
 #
 # ## Step 4: two ranks that talk
 #
-# A rank is a process. But a spawned process cannot import a function from a notebook's cell: it dies
-# without a word. Threads can run it. `on_ranks` gives each thread the engine's `Ranks`, joined through
-# gloo, a library of collectives for CPUs.
+# A rank is a process, but a spawned process cannot import a notebook cell's function: it dies without a
+# word. Threads can run it: `on_ranks` gives each the engine's `Ranks`, joined through gloo, a library of
+# collectives for CPUs.
 
 
 # %%
@@ -208,8 +206,8 @@ for rank, (mine, chosen) in enumerate(on_ranks(2, best_on)):
 # %% [markdown]
 # <details><summary>Twelve bytes a rank will do</summary>
 #
-# Its best value (4 bytes) and its id (8). Ids 1 and 4 tie: the lowest wins everywhere. Sampling is alike:
-# each rank adds the Gumbel noise of its own ids (lesson 01). Only top-k, top-p and min-p gather rows.
+# Its best value (4 bytes) and its id (8); of ties the lowest id wins. Sampling is alike: each rank adds
+# the Gumbel noise of its own ids (lesson 01). Only top-k, top-p and min-p gather rows.
 #
 # </details>
 #
@@ -226,7 +224,7 @@ show_source(VocabEmbedding, Ranks.reduce_argmax)
 
 # %% [markdown]
 # The toy left out uneven sizes, and the checkpoint: every parameter has a `Shard`, and the loader reads
-# only that slice of the file. No rank ever holds the whole model. The storyteller's first MLP, cut in two:
+# that slice of the file alone. The storyteller's first MLP, cut in two:
 
 # %%
 from safetensors.torch import load_file
@@ -252,9 +250,9 @@ assert error < 1e-4 * exact.abs().max()
 # %% [markdown]
 # ## Step 7: who plans?
 #
-# All ranks must run the same rows in a step, or a sum mixes requests. Rank 0 could send each schedule. Ours
-# sends what it was *asked to do*: **every rank runs the same scheduler** on the same requests, and so
-# plans the same (*SPMD*: single program, multiple data). Here are two processes; we listen.
+# All ranks must run the same rows, or a sum mixes requests. Rank 0 could send each schedule. Ours sends
+# what it was *asked to do*: **every rank runs the same scheduler** on the same requests, and plans the
+# same (*SPMD*: single program, multiple data). Here are two processes; we listen.
 #
 # **Predict**: three requests of 4 tokens each. Which messages? How large is a step's?
 
@@ -279,8 +277,7 @@ assert [json.loads(message)[0] for message in messages] == ["add"] * 3 + ["step"
 # <details><summary>Three adds, four steps; 14 bytes, whatever is in a step</summary>
 #
 # A schedule grows with rows and block tables, and all would wait for it. The price: nothing that differs
-# between ranks may steer a plan: no clock, no `hash()`, no set's order, no free memory. The block
-# count is the smallest of all ranks', agreed at the start.
+# between ranks may steer a plan: no clock, no `hash()`, no set's order, no free memory.
 #
 # </details>
 
@@ -291,14 +288,13 @@ show_source(Ranks.share, LLMEngine._on_all_ranks, run_worker)
 
 # %% [markdown]
 # Commands go through a key-value store, where an idle worker can wait for days; tensors through gloo, or
-# with a GPU a rank **NCCL**, whose collectives lesson 07's graphs can capture. One that a rank never
-# enters would block the others for ever: rank 0 looks whether its workers live, and a step of 25 s is
-# an error.
+# with a GPU a rank **NCCL**, which lesson 07's graphs can capture. A collective that one rank never
+# enters blocks the others: so rank 0 looks whether its workers live, and a step of 25 s is an error.
 #
 # ## Check
 #
-# Every unit is on one rank. Greedy tokens of two processes are stage 02's, which lesson 02 held against
-# transformers, up to the first near tie.
+# Every unit on one rank; then greedy tokens against stage 02's, which lesson 02 held against transformers,
+# up to the first near tie.
 
 # %%
 from course.stages import ContiguousCache, ContinuousBatching, TwoRanks, compare
@@ -408,9 +404,9 @@ show(figure, figure.alt_text)
 # %% [markdown]
 # <details><summary>No: a tiny model gets slower</summary>
 #
-# A step has 11 all-reduces and a message, and waits for the slower process: that takes longer than 28 MB
-# to read. And ranks here share one memory. Tensor parallelism is for models that do not fit, or take
-# milliseconds to read, on GPUs with their own memory and fast links.
+# 11 all-reduces, a message, and waiting for the slower process take longer than reading 28 MB, and ranks
+# here share one memory. Tensor parallelism is for models that do not fit, or take milliseconds to read,
+# on GPUs with memory of their own and fast links.
 #
 # </details>
 #
@@ -434,9 +430,9 @@ show(figure, figure.alt_text)
 #
 # In `exercises/08_tensor_parallelism.ipynb`:
 #
-# 1. **Predict** (5 minutes): memory and all-reduce bytes a rank for a given model.
-# 2. **Implement** (20 minutes): `ColumnLinear` and `RowLinear` for one layer.
-# 3. **Break and fix** (20 minutes): a bias that is added by every rank.
+# 1. **Predict** (5 minutes): memory and all-reduce bytes of a rank.
+# 2. **Implement** (20 minutes): `ColumnLinear` and `RowLinear`.
+# 3. **Break and fix** (20 minutes): a bias added by every rank.
 #
 # ## Recap
 #
@@ -452,22 +448,17 @@ show(figure, figure.alt_text)
 # $2 \cdot 36 + 1 = 73$, and the sampler's exchange of best values.
 #
 # </details>
-# <details><summary>2. Why is the residual added on one rank?</summary>
-#
-# The all-reduce adds what all ranks bring: it would come in $n$ times.
-#
-# </details>
-# <details><summary>3. Could Q be cut in the middle of a head?</summary>
+# <details><summary>2. Could Q be cut in the middle of a head?</summary>
 #
 # Its scores would be incomplete, and softmax is not linear: one more all-reduce.
 #
 # </details>
-# <details><summary>4. A scheduler preempts whoever waited longest by the clock. What breaks?</summary>
+# <details><summary>3. A scheduler preempts whoever waited longest by the clock. What breaks?</summary>
 #
 # Clocks differ between ranks: sums mix requests, or wait for ever.
 #
 # </details>
-# <details><summary>5. 8 KV heads and 16 ranks: what of the cache has each?</summary>
+# <details><summary>4. 8 KV heads and 16 ranks: what of the cache has each?</summary>
 #
 # One head, an eighth; two ranks hold the same one.
 #
