@@ -46,10 +46,11 @@ def on_ranks(size: int, function: Callable[[Any], Any]) -> list[Any]:
     return results
 
 
-def recorded(kind: str, folder: Path = SHIPPED) -> list[dict[str, Any]]:
-    """Shipped reports of course.benchmarks.all_reduce ("rows") or .ranks ("engines"), by file."""
+def recorded(command: str, folder: Path = SHIPPED) -> list[dict[str, Any]]:
+    """Shipped reports of `python -m course.benchmarks.<command>`: "all_reduce" or "ranks"."""
     reports = (json.loads(file.read_text()) for file in sorted(folder.glob("*.json")))
-    return [report for report in reports if isinstance(report, dict) and kind in report]
+    called = f"course.benchmarks.{command} "
+    return [r for r in reports if isinstance(r, dict) and called in r.get("command", "")]
 
 
 def name_of(report: dict[str, Any]) -> str:
