@@ -45,7 +45,7 @@ assert gigabytes < 80
 #
 # </details>
 #
-# In **tensor parallelism** every GPU has a process, a **rank**, that holds a part of **every** layer.
+# **Tensor parallelism**: every GPU has a process, a **rank**, with a part of **every** layer.
 #
 # After this lesson you can
 #
@@ -122,8 +122,8 @@ assert not torch.allclose(row_first, whole)
 #
 # ## Step 4: two ranks that talk
 #
-# A rank is a process, but a spawned process cannot import a notebook cell's function: it dies without a
-# word. Threads can run it: `on_ranks` gives each the engine's `Ranks`, joined through gloo, a library of
+# A rank is a process, but a spawned process cannot import a cell's function: it dies without a word. So
+# here ranks are threads. `on_ranks` gives each the engine's `Ranks`, joined through gloo, a library of
 # collectives for CPUs.
 
 
@@ -206,8 +206,8 @@ for rank, (mine, chosen) in enumerate(on_ranks(2, best_on)):
 # %% [markdown]
 # <details><summary>Twelve bytes a rank will do</summary>
 #
-# Its best value (4 bytes) and its id (8); of ties the lowest id wins. Sampling is alike: each rank adds
-# the Gumbel noise of its own ids (lesson 01). Only top-k, top-p and min-p gather rows.
+# Its best value (4 bytes) and its id (8); the lowest id wins a tie. Sampling is alike: each rank adds its
+# own ids' Gumbel noise (lesson 01). Only top-k, top-p and min-p gather rows.
 #
 # </details>
 #
@@ -251,8 +251,8 @@ assert error < 1e-4 * exact.abs().max()
 # ## Step 7: who plans?
 #
 # All ranks must run the same rows, or a sum mixes requests. Rank 0 could send each schedule. Ours sends
-# what it was *asked to do*: **every rank runs the same scheduler** on the same requests, and plans the
-# same (*SPMD*: single program, multiple data). Here are two processes; we listen.
+# what it was *asked to do*: **every rank runs the same scheduler** on the same requests (*SPMD*: single
+# program, multiple data). Here are two processes; we listen.
 #
 # **Predict**: three requests of 4 tokens each. Which messages? How large is a step's?
 
@@ -287,9 +287,9 @@ from nanovllm.llm_engine import LLMEngine, run_worker
 show_source(Ranks.share, LLMEngine._on_all_ranks, run_worker)
 
 # %% [markdown]
-# Commands go through a key-value store, where an idle worker can wait for days; tensors through gloo, or
-# with a GPU a rank **NCCL**, which lesson 07's graphs can capture. A collective that one rank never
-# enters blocks the others: so rank 0 looks whether its workers live, and a step of 25 s is an error.
+# Commands go through a key-value store, where a worker can wait for days; tensors through gloo, or with a
+# GPU a rank **NCCL**, which graphs can capture. A collective that one rank never enters blocks the
+# others: so rank 0 looks whether its workers live, and a step of 25 s is an error.
 #
 # ## Check
 #
@@ -437,9 +437,8 @@ show(figure, figure.alt_text)
 #
 # ## Recap
 #
-# Columns, then rows: one all-reduce ends a half layer. Heads, vocabulary and cache are cut by whole units,
-# and every rank plans alike from the same requests. Reading shrinks with $n$, latency does not: small
-# models lose, large ones gain.
+# Columns, then rows: one all-reduce ends a half layer. Heads, vocabulary and cache are cut by whole units;
+# every rank plans alike from the same requests. Reading shrinks with $n$, latency does not.
 
 # %% [markdown]
 # **Check yourself**
