@@ -256,10 +256,8 @@ class LLMEngine:
             seq.finish("abort")
         self.sequences.clear()
         self.core.launched.clear()
-        self.ranks.leave()
-        self.core.runner.graphs.clear()  # a failure's traceback may keep the runner
-        self.core.runner = None
-        self.ranks.close(kill)
+        graphs, self.core.runner = self.core.runner.graphs, None
+        self.ranks.close(kill, graphs)
 
 
 def settle(args: EngineArgs, config: ModelConfig) -> EngineArgs:

@@ -50,7 +50,6 @@ class Ranks:
         self.group: Any = None
         self.device, self.capturable = torch.device("cpu"), size == 1  # see `connect`
         self.workers: list[subprocess.Popen] = []  # on rank 0, if it started the others
-        self._leaving: threading.Thread | None = None
         self._num_shared = 0
 
     def shard(self, units: int, width: int = 1, dim: int = 0) -> Shard:
@@ -105,29 +104,24 @@ class Ranks:
         if self.size == 1:
             return
         self.store.set(f"ready{self.rank}", "")
-        deadline = time.monotonic() + START_TIMEOUT.total_seconds()
-        while not self.store.check([f"ready{rank}" for rank in range(self.size)]):
-            self.check_workers()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not all {self.size} ranks were ready within {START_TIMEOUT}")
-            time.sleep(0.02)
+        names = [f"ready{rank}" for rank in range(self.size)]
+        self._wait(lambda: self.store.check(names), START_TIMEOUT, pause=0.02)
         self.store.set_timeout(IDLE_TIMEOUT)
         self.device = device
         self.capturable = device.type == "cuda" and self.per_gpu() == 1  # NCCL can be, gloo not
-        store = dist.PrefixStore("group", self.store)
+        kind: Any = dist.ProcessGroupNCCL if self.capturable else dist.ProcessGroupGloo
         if self.capturable:
             # NCCL's watchdog would end this process, a notebook perhaps, when a rank is gone;
             # `wait_for` sees that too, and raises.
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-            nccl = dist.ProcessGroupNCCL
-            self.group = nccl(store, self.rank, self.size, nccl.Options())
-            self.all_reduce(torch.zeros(1, device=device))  # connects, before any capture
-            torch.cuda.synchronize(device)
-            return
-        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
-        options._timeout = STEP_TIMEOUT
-        self.group = dist.ProcessGroupGloo(store, self.rank, self.size, options)
+            options = kind.Options()
+        else:
+            options = kind._Options()
+            options._devices = [kind.create_device(hostname="127.0.0.1")]
+            options._timeout = STEP_TIMEOUT
+        store = dist.PrefixStore("group", self.store)
+        self.group = kind(store, self.rank, self.size, options)
+        self.all_reduce(torch.zeros(1, device=device))  # NCCL connects only now, uncaptured
 
     def share(self, message: Any) -> Any:
         """Rank 0's message (anything JSON can hold), on every rank. Waits without end for it."""
@@ -152,27 +146,31 @@ class Ranks:
 
     def wait_for(self, done: torch.cuda.Event) -> None:
         """Wait for what this GPU does; RuntimeError if another rank is gone, and it never ends."""
-        deadline = time.monotonic() + STEP_TIMEOUT.total_seconds()
-        while self.size > 1 and not done.query():
-            self.check_workers()
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"a step did not end in {STEP_TIMEOUT}: is a rank gone?")
-            time.sleep(2e-5)
+        if self.size > 1:
+            self._wait(done.query, STEP_TIMEOUT, pause=2e-5)
         done.synchronize()
 
-    def leave(self) -> None:
-        """Begin to leave the group, and end collectives that would wait for a rank for ever.
+    def _wait(self, done: Callable[[], bool], limit: timedelta, pause: float) -> None:
+        """Ask every `pause` seconds. RuntimeError if a worker dies, or at the limit."""
+        deadline = time.monotonic() + limit.total_seconds()
+        while not done():
+            self.check_workers()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"waited {limit} for {self.size} ranks: is one of them gone?")
+            time.sleep(pause)
 
-        NCCL goes on once no captured graph holds a collective: drop them, then `close`.
+    def close(self, kill: bool = False, graphs: dict | None = None) -> None:
+        """Leave the group, wait for the workers this process started, end those that do not end.
+
+        graphs: the runner's, emptied here. NCCL first stops collectives that wait for a rank that
+        is gone, and then waits until no graph holds one: so in a thread, and not for ever.
         """
-        group, self.group = self.group, None
-        if group is not None and self.capturable:
-            self._leaving = threading.Thread(target=group.abort, daemon=True)
-            self._leaving.start()
-
-    def close(self, kill: bool = False) -> None:
-        """Wait for the workers this process started to end, and end those that do not."""
-        self.leave()
+        if self.group is not None and self.capturable:
+            leaving = threading.Thread(target=self.group.abort, daemon=True)
+            leaving.start()
+            (graphs or {}).clear()
+            leaving.join(timeout=10)
+        self.group = None
         for worker in self.workers:
             try:
                 worker.wait(timeout=0 if kill else 10)
@@ -180,9 +178,6 @@ class Ranks:
                 worker.kill()
                 worker.wait()
         self.workers.clear()
-        if self._leaving is not None:
-            self._leaving.join(timeout=10)  # seconds; it cannot hold this process at its exit
-            self._leaving = None
 
     # -- collectives -----------------------------------------------------------------------------
 
@@ -302,8 +297,7 @@ class VocabHead(Sharded):
 
     def __init__(self, config: ModelConfig, ranks: Ranks, linear: Callable = F.linear):
         super().__init__()
-        self.linear = linear
-        self.ranks, self.shard = ranks, ranks.shard(config.vocab_size)
+        self.linear, self.ranks, self.shard = linear, ranks, ranks.shard(config.vocab_size)
         weight = torch.empty(self.shard.count, config.hidden_size, dtype=config.dtype)
         self.hold("weight", weight, self.shard)
 
