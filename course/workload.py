@@ -7,12 +7,12 @@ matters to speed. No end-of-sequence id ends an answer, so each request gets exa
 Every stage has the same room for keys and values: that of 32 requests of the greatest length. How
 many requests it can fit in there is much of the difference between stages.
 
-On a CPU: a quarter of the requests, and a quarter of every length, in the room of 4. Stage 01 decides this: for every
-token it computes all those before it again. With a model of the course's shape, on one thread, that
-took 8 ms at 25 tokens, 15 ms at 100 and 59 ms at 400. So an eighth of the requests in full length
-(8 x 136 tokens) would take over a minute. 16 requests of 34 tokens on average, at about 100 tokens
-of context, took 8 to 10 seconds, and each later stage 1 to 2; twice that when other work shares the
-cores.
+On a CPU: a quarter of the requests, and a quarter of every length, in the room of 4. Stage 01
+decides this: for every token it computes all those before it again. With a model of the course's
+shape, on one thread, that took 8 ms at 25 tokens, 15 ms at 100 and 59 ms at 400. So an eighth of
+the requests in full length (8 x 136 tokens) would take over a minute. 16 requests of 34 tokens on
+average, at about 100 tokens of context, took 8 to 10 seconds, and each later stage 1 to 2; twice
+that when other work shares the cores.
 """
 
 import random
