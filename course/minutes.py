@@ -91,8 +91,8 @@ def exercise_minutes(stem: str, promised: str) -> int:
 
 def count_words(markdown: str) -> int:
     """Words of prose: links by their text, without HTML tags, tables' lines and code blocks."""
-    text = re.sub(r"```.*?```|<[^>]+>|\]\([^)]*\)|^\|[-:| ]+\|$", " ", markdown, flags=re.S | re.M)
-    return len(re.findall(r"\w[\w'’-]*", text))
+    text = re.sub(r"```.*?```|</?\w[^>\n]*>|\]\([^)]*\)|^\|[-:| ]+\|$", " ", markdown, flags=re.S | re.M)
+    return len(re.findall(r"\w[\w'-]*", text))
 
 
 def count_lines(cell: dict[str, Any]) -> int:
@@ -113,7 +113,7 @@ def hours(minutes: int) -> str:
 
 def summary(lessons: list[Lesson]) -> str:
     """The README's table."""
-    rows = [f"| {x.stem[:2]} | {x.card} | {x.exercises or '–'} |" for x in lessons]
+    rows = [f"| {x.stem[:2]} | {x.card} | {x.exercises or 'none'} |" for x in lessons]
     reading, doing = sum(x.card for x in lessons), sum(x.exercises for x in lessons)
     return "\n".join(
         [
@@ -147,7 +147,9 @@ def table(lessons: list[Lesson]) -> str:
             line + f"{x.words:>8,}{x.lines:>7}{x.shown_lines:>7}{x.cells:>7}{x.predictions:>9}"
         )
     cards, estimates = sum(x.card for x in lessons), sum(x.estimate for x in lessons)
-    lines.append(f"{'minutes':24}{cards:>6}{estimates:>10.0f}{sum(x.exercises for x in lessons):>11}")
+    lines.append(
+        f"{'minutes':24}{cards:>6}{estimates:>10.0f}{sum(x.exercises for x in lessons):>11}"
+    )
     return "\n".join(lines)
 
 

@@ -32,5 +32,7 @@ def test_every_lesson_has_terms_and_no_term_stands_twice():
     names = [term[0].lower() for term in TERMS]
     assert len(names) == len(set(names))
     assert len(names) >= 40
-    counted = {lesson[:2]: sum(term[2] == lesson[:2] for term in TERMS) for lesson in FILES_OF_LESSON}
+    counted = {
+        lesson[:2]: sum(term[2] == lesson[:2] for term in TERMS) for lesson in FILES_OF_LESSON
+    }
     assert min(counted.values()) >= 2, counted
