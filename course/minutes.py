@@ -17,6 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = re.compile(r"^\| Minutes \| (\d+) \|$", re.MULTILINE)
+HOW_HARD = re.compile(r"^\| Difficulty \| (easy|medium|hard) \|$", re.MULTILINE)
 EXERCISE = re.compile(r"^# \*\w+, (\d+) minutes\*$", re.MULTILINE)  # in solutions/NN_topic.py
 PROMISED = re.compile(r"^\d\. \*\*[^*]+\*\* \((\d+) min", re.MULTILINE)  # at a lesson's end
 MARKS = ("<!-- MINUTES: begin -->", "<!-- MINUTES: end -->")
@@ -26,6 +27,7 @@ SECONDS_A_LINE = 5  # code written in the page; half of it is setup and printing
 SECONDS_A_SHOWN_LINE = 2  # the engine's source, shown: half of it was built a moment ago
 SECONDS_A_CELL = 10  # run it, look at what it shows
 SECONDS_A_PREDICTION = 45
+DIFFICULTY = {"easy": 1.0, "medium": 1.0, "hard": 1.25}  # a hard page is read twice in places
 RUN_SECONDS = 40  # a page's run on two CPU cores, the average that lessons are held to
 
 
@@ -35,6 +37,7 @@ class Lesson:
 
     stem: str
     card: int
+    difficulty: str
     exercises: int
     words: int
     lines: int
@@ -53,7 +56,7 @@ class Lesson:
             + SECONDS_A_PREDICTION * self.predictions
             + RUN_SECONDS
         )
-        return seconds / 60
+        return DIFFICULTY[self.difficulty] * seconds / 60
 
 
 def read_lessons() -> list[Lesson]:
@@ -65,13 +68,14 @@ def count_lesson(path: Path) -> Lesson:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     prose = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     code = [cell for cell in cells if cell["cell_type"] == "code"]
-    own_card = CARD.search(prose)
-    if own_card is None:
-        raise ValueError(f"{path.name} has no card with `| Minutes | N |`")
+    own_card, how_hard = CARD.search(prose), HOW_HARD.search(prose)
+    if own_card is None or how_hard is None:
+        raise ValueError(f"{path.name}: its card lacks `| Minutes | N |` or the difficulty")
     lesson, _, exercises = prose.partition("\n## Exercises")
     return Lesson(
         stem=path.stem,
         card=int(own_card[1]),
+        difficulty=how_hard[1],
         exercises=exercise_minutes(path.stem, exercises),
         words=count_words(prose),
         lines=sum(map(count_lines, code)),
