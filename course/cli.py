@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from course import bench, doctor, ladder, run
+from course import bench, doctor, ladder, minutes, run
 from course.notebooks import build
 
 COMMANDS: dict[str, ModuleType] = {
@@ -19,6 +19,7 @@ COMMANDS: dict[str, ModuleType] = {
     "doctor": doctor,
     "ladder": ladder,
     "build": build,
+    "minutes": minutes,
 }
 
 
