@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from course import schedule_pictures as pictures
+from course.drawings import schedule_pictures as pictures
 from course.load import LoadPoint, arrivals, ask, interrupted, offer, run, start, sweep
 from course.stages import ContinuousBatching
 from course.workload import LadderWorkload, ladder_workload

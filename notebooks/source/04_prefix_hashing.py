@@ -285,7 +285,7 @@ def leave(pool, table):
 
 # %%
 from course.display import show, steps
-from course.prefix_pictures import STORY, pool_frame
+from course.drawings.prefix_pictures import STORY, pool_frame
 
 prompts |= {"D": [*range(20, 38)], "A again": prompts["A"]}
 pool, tables, contents, frames, queues = Pool(6), {}, {}, [], []
@@ -544,7 +544,7 @@ assert counts == [32, 48, 672, 672]
 # does the number of *computed* prompt tokens grow from turn to turn?
 
 # %%
-from course.prefix_pictures import hit_rates, turns
+from course.drawings.prefix_pictures import hit_rates, turns
 
 talk, totals, found = [], [], []
 for animal in animals[:5]:

@@ -25,9 +25,15 @@ import torch
 
 from course import machine, plots
 from course.display import show
+from course.drawings.schedule_pictures import (
+    num_again,
+    num_idle,
+    requests_chart,
+    rows_chart,
+    rows_in_time,
+)
 from course.models import own_model
 from course.reading import show_source
-from course.schedule_pictures import num_again, num_idle, requests_chart, rows_chart, rows_in_time
 from course.stages import ContinuousBatching, PrefixCache
 from course.workload import ladder_workload
 
@@ -339,8 +345,8 @@ show_source(EngineCore.plain_step, EngineCore._launch, EngineCore._take_in, Step
 
 # %%
 from course.display import steps
+from course.drawings.schedule_pictures import frames_of
 from course.load import ask, run, start
-from course.schedule_pictures import frames_of
 
 tight = {"max_num_seqs": 3, "max_num_batched_tokens": 8, "block_size": 4}
 engine = start(own_model(), **tight, num_gpu_blocks_override=9, max_model_len=36)
@@ -365,7 +371,7 @@ assert engine.block_manager.num_free_blocks == 9
 # Now stage 05 with the 16 requests from the top, in milliseconds.
 
 # %%
-from course.schedule_pictures import timeline
+from course.drawings.schedule_pictures import timeline
 
 after = ContinuousBatching(own_model(), device="cpu")
 better = after.run(workload)
@@ -452,8 +458,8 @@ show(figure, figure.alt_text)
 # decoding, and how many steps does the prompt take with a budget of 64?
 
 # %%
+from course.drawings.schedule_pictures import token_times
 from course.load import interrupted
-from course.schedule_pictures import token_times
 
 device = stage.args.device
 length, budget = (900, 64) if device == "cpu" else (8_000, 1024)
@@ -530,7 +536,7 @@ show_source(offer)
 # **Predict**: which grows first, TPOT or TTFT? Which goes on growing beyond the capacity?
 
 # %%
-from course.schedule_pictures import load_curves
+from course.drawings.schedule_pictures import load_curves
 
 texts = [rng.choices(range(1, 4000), k=rng.randint(16, 64)) for _ in range(24)]
 users = LadderWorkload(texts, [rng.randint(8, 16) for _ in texts], 0)
