@@ -10,17 +10,15 @@
 # | Ends in | `nanovllm/ops/attention.py`; previews `nanovllm/engine/block_manager.py` |
 
 # %% [markdown]
-# Lesson 02 gives each request a row as long as the longest may become. Here it takes memory as it grows, in small
-# blocks, wherever one is free.
+# Here a request takes memory as it grows, in small blocks.
 #
 # ## What hurts now
 #
-# 16 requests, prompts of 8 to 64 tokens, answers of 1 to 128, have room for 1,536 **places**, each for one token's key
-# and value; together they need 1,129. A row of stage 02 has $64 + 128 = 192$. A place is **live** if it holds a token of
-# a request that still runs.
+# 16 requests, prompts of up to 64 tokens, answers of up to 128, have room for 1,536 **places**,
+# each for one token's key and value; together they need 1,129. A row of stage 02 has $64 + 128 = 192$.
+# A place is **live** if it holds a token of a request that runs.
 #
-# **Predict** before you run, and write it down: how many requests run at once, and what share of places is live on
-# average?
+# **Predict** on paper: how many run at once, and what share of places is live on average?
 
 # %% tags=["nbval-check-output"]
 import torch
@@ -52,20 +50,20 @@ assert needed == 1129
 #
 # ## The picture, and the symbols
 #
-# ![A block table leads ten tokens to blocks 5, 2 and 7 of memory; token 9 lies in slot 29.](../figures/paged_blocks.svg)
+# ![Ten tokens lie in blocks 5, 2 and 7; token 9 in slot 29.](../figures/paged_blocks.svg)
 #
-# | symbol | meaning | toy | engine |
-# |:--|:--|--:|--:|
-# | block | `block_size` places together | 4 | 16 |
-# | block table | a request's block ids, in order | `[5, 2, 7]` | |
-# | slot | a place's number: `block_id * block_size + offset` | 0–31 | |
-# | `H`, `H_kv`, `D` | query heads; KV heads; numbers each | 4, 2, 4 | 4, 2, 64 |
-# | `k_cache` | keys: `[num_blocks, block_size, H_kv, D]`; `v_cache` alike | 8 blocks | |
+# | symbol | meaning | toy |
+# |:--|:--|--:|
+# | block | `block_size` places together | 4 |
+# | block table | a request's block ids, in order | `[5, 2, 7]` |
+# | slot | a place's number: `block_id * block_size + offset` | 0–31 |
+# | `H`, `H_kv`, `D` | query heads; KV heads; numbers each | 4, 2, 4 |
+# | `k_cache` | keys: `[num_blocks, block_size, H_kv, D]`; `v_cache` alike | 8 blocks |
 #
 # ## Step 1: two kinds of waste
 #
-# 32 places. A request reserves all it may ever need in one piece, the first free run that is long enough: A 8, B 10, C 6
-# and D 8. A and C finish, and E asks for 10. **Predict**: how many places are free? Does E get its 10?
+# Of 32 places, requests reserve all they may ever need in one piece: A 8, B 10, C 6, D 8. A and C finish, and E
+# asks for 10. **Predict**: how many are free? Does E get its 10?
 
 # %%
 from course.display import show, steps
@@ -96,8 +94,8 @@ assert (count(cells, "live"), count(cells, "inside"), count(cells, "outside")) =
 # <details>
 # <summary>14 are free, and E waits</summary>
 #
-# The holes of 8 and 6 do not touch. 7 places are empty **inside** reservations, for tokens that may never come; 14
-# **outside**, in pieces too small: internal and external fragmentation.
+# The holes of 8 and 6 do not touch. 7 places are empty **inside** reservations, 14 **outside**: internal and external
+# fragmentation.
 #
 # </details>
 #
@@ -105,7 +103,7 @@ assert (count(cells, "live"), count(cells, "inside"), count(cells, "outside")) =
 #
 # ## Step 2: table and slots, by hand
 #
-# Ten tokens need $\lceil 10 / 4 \rceil = 3$ blocks of 4; say 5, 2 and 7. **Predict** the slots of tokens 4 and 6.
+# Ten tokens need $\lceil 10 / 4 \rceil = 3$ blocks; say 5, 2, 7. **Predict** the slots of tokens 4 and 6.
 
 # %% tags=["nbval-check-output"]
 block_size, table = 4, torch.tensor([5, 2, 7])
@@ -120,8 +118,8 @@ assert (slots[4], slots[6], slots[9]) == (8, 10, 29)
 # %% [markdown]
 # Token 4 opens block 2: slot $2 \cdot 4 + 0 = 8$. Token 6 has offset 2: slot 10.
 #
-# Step 1's story again. Free blocks stand in a queue. A request takes its head when its last block is
-# full, and when done gives all back, the last one first. **Predict** E's table at 10 tokens.
+# Step 1's story again, with a queue of free blocks. A request takes its head when its last block is full; when done it
+# gives all back, the last one first. **Predict** E's table at 10 tokens.
 
 # %%
 from collections import deque
@@ -179,7 +177,7 @@ paged = attention(q, gathered[:10], v_cache[table].flatten(0, 1)[:10])
 assert torch.equal(paged, attention(q, K, V))
 
 # %% [markdown]
-# Twelve rows; the two of 99 are cut off. The rest are the very same numbers, so the result is equal **to the last bit**.
+# Twelve rows; the two of 99 are cut off. The result is equal **to the last bit**.
 #
 # ## Step 4: the engine's own
 #
@@ -194,8 +192,8 @@ from nanovllm.ops import attention as ops
 show_source(ops.Rows, ops.AttentionMetadata, ops.store_kv, ops.plan_decodes)
 
 # %% [markdown]
-# Some rows have no request behind them (lesson 07). What they compute must not be stored: their slot is −1. Plain
-# indexing would take −1 for the **last** slot, somebody else's.
+# Some rows have no request behind them (lesson 07): their slot is −1, and nothing is stored. Plain indexing would take −1
+# for the **last** slot, somebody else's.
 #
 # **Predict**: positions are 9, 2 and −1 (no such row). Tables are padded: `[5, 2, 7]`, `[1, 0, 0]` and zeros. Which slots,
 # and how many tokens does each row read?
@@ -259,9 +257,8 @@ m = BlockManager
 show_source(Block, m.__init__, m.num_missing, m.allocate, m._take_oldest_free, m._acquire, m.free)
 
 # %% [markdown]
-# The toy left out what lesson 04 needs to share blocks: `ref_count`, in how many tables a block
-# stands (here 0 or 1), and `hash`, `_cached`, `_uncache`, `num_registered`, by which blocks are found. A found
-# block leaves the middle of the queue, slow in a deque: hence the `OrderedDict`.
+# The rest is for lesson 04, where requests share blocks: `ref_count`, in how many tables a block stands (here 0 or 1),
+# and what finds a block again. A found one leaves the middle of the queue, slow in a deque: hence the `OrderedDict`.
 #
 # Tell it step 2's story. **Predict** E's table.
 
@@ -297,7 +294,7 @@ print(f"up to {max(live)} of 256 places live; every invariant held, 2,000 times"
 
 # %% [markdown]
 # Then **logits**, in float32: free blocks of 4 in random order, against `transformers` and the whole text at once.
-# Then greedy **tokens**, up to the first near tie (the best leads by less than 0.0001).
+# Then greedy **tokens**, up to the first near tie (a lead below 0.0001).
 
 # %%
 import random
@@ -326,11 +323,10 @@ print(f"{certain} of 64 greedy tokens compared: all equal")
 # %% [markdown]
 # ## Measure: waste against block size
 #
-# A last block has 0 to `block_size` − 1 empty places; if all are equally likely, $(\text{block\_size} - 1) / 2$
-# on average.
+# If 0 to `block_size` − 1 empty places are equally likely, they are $(\text{block\_size} - 1) / 2$ on average.
 #
-# **Predict** for block sizes of 16 and 256: how many empty places has a request, and which share of what it holds, if
-# requests have some 350 tokens? If 65? (1,000 requests, each counted at every step of its life.)
+# **Predict** for block sizes of 16 and 256: how many places of a request are empty, and which share of what it holds, if
+# requests have some 350 tokens? If 65? (Counted at every step of 1,000 requests' lives.)
 
 # %%
 from course.drawings.block_pictures import held_plot, waste_plot
@@ -350,14 +346,13 @@ assert abs(wasted[name][2] - 7.5) < 0.5
 # <details>
 # <summary>At 16 both waste 7.5</summary>
 #
-# 2% of what long ones hold, 10% of what short ones do. At 256 few short ones fill even their first block:
-# remainders are not equally likely, and three quarters are waste.
+# 2% of what long ones hold, 10% of short ones'. At 256 few short ones fill even their first block, and three quarters are
+# waste.
 #
 # </details>
 #
-# Why not blocks of 1, which waste nothing? Each block is an entry in a table (4 bytes), an index at
-# every read, and a step for the manager. **Predict** the bytes of the tables of 8 requests of 1,024 tokens at block
-# size 1. Is that much, beside their keys and values?
+# Why not blocks of 1, which waste nothing? Each is 4 bytes in a table, an index at every read, and a step for the
+# manager. **Predict** the tables' bytes for 8 requests of 1,024 tokens at block size 1.
 
 # %%
 from course import machine
@@ -379,9 +374,8 @@ for size in sizes:
 #
 # ## Measure: the same room, more requests
 #
-# Stage 03 is the engine with blocks of 16 and batches that still start together. A
-# request is let in if there are blocks for all it may need. **Predict** for the first cell's mix: how many run at
-# once, and in how many steps? (Stage 02: 196.)
+# Stage 03 is the engine with blocks of 16; batches still start together, each request with room for all it may need.
+# **Predict** for the first cell's mix: how many run at once, and in how many steps? (Stage 02: 196.)
 
 # %% tags=["nbval-check-output"]
 from course.paging import blocks_history
@@ -398,7 +392,7 @@ fig = held_plot({"02: rows": rows_02, "03: blocks of 16": blocks_03}, mix.kv_tok
 show(fig, "Stage 02 holds all places and fills an eighth; stage 03 holds little more than is live")
 
 # %% [markdown]
-# Nobody uses the white part before the batch is done (lesson 05).
+# One batch, as long as its longest answer. Nobody uses the white part meanwhile (lesson 05).
 #
 # Now the ladder's workload, whose lengths differ less: stage 02 has 4 rows (on a GPU 16), stage 03 holds
 # few more requests, and at every step gathers, that is copies, all keys and values. **Predict**: which is faster?
@@ -437,14 +431,14 @@ show(fig, fig.alt_text)
 #
 # In `exercises/03_paged_blocks.ipynb`:
 #
-# 1. **Predict** (5 min): blocks, empty places and slots of three requests at block sizes 4 and 16.
-# 2. **Implement** (20 min): the slot mapping of a batch of prompts, padding rows included, without a loop.
+# 1. **Predict** (5 min): blocks, empty places and slots at block sizes 4 and 16.
+# 2. **Implement** (20 min): a batch's slot mapping, padding rows included, without a loop.
 # 3. **Break and fix** (15 min): a manager that frees a request's blocks while it is still in the batch.
 #
 # ## Recap
 #
-# Blocks of one size leave no useless holes; a request wastes less than one. Its table says in which slot each token
-# lies. Gathering through it changes what fits, not what is answered.
+# Blocks of one size leave no useless holes. A table says in which slot each token lies. Gathering through it changes what
+# fits, not what is answered.
 #
 # **Check yourself.**
 #
@@ -453,14 +447,14 @@ show(fig, fig.alt_text)
 # $20 = 16 + 4$: second block, offset 4. $9 \cdot 16 + 4 = 148$.
 #
 # </details>
-# <details><summary>2. 33 tokens, block size 16: how many places are empty?</summary>
+# <details><summary>2. 33 tokens, block size 16: empty places?</summary>
 #
 # 3 blocks, 48 places, 15 empty: the worst case.
 #
 # </details>
-# <details><summary>3. Half of the blocks are free. Can fragmentation refuse a request?</summary>
+# <details><summary>3. Half of the blocks are free. Can fragmentation stop a request?</summary>
 #
-# No. Any free block will do; it waits only if there are too few.
+# No: any free block will do.
 #
 # </details>
 #
