@@ -6,7 +6,8 @@ computed, ttft = second_requests(engine, services()["one system prompt"])
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from course.checkpoint.chats import LONG_SYSTEM
 from course.serving import ask
@@ -96,3 +97,26 @@ def second_requests(engine: LLMEngine, make_prompt: Callable[[], list[int]]) -> 
     seqs = [ask(engine, [make_prompt()])[0] for _ in range(4)][1:]
     times = sorted(seq.metrics.ttft or 0.0 for seq in seqs)
     return SERVICE_TOKENS - seqs[0].metrics.num_cached_tokens, times[1]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a chat: its prompt's tokens, those found, and both engines' seconds."""
+
+    tokens: int
+    found: int
+    ttft: float
+    ttft_without: float
+
+
+def converse(cached: LLMEngine, uncached: LLMEngine, animals: Sequence[str]) -> Iterator[Turn]:
+    """A chat that asks for one story after the other, each prompt with all that was said."""
+    talk: list[dict[str, str]] = []
+    for animal in animals:
+        prompt = prompt_of(cached, tell_of(animal), *talk)
+        [seq] = ask(cached, [prompt], count=120, ignore_eos=False)
+        [cold] = ask(uncached, [prompt])
+        talk.append({"role": "user", "content": tell_of(animal)})
+        talk.append({"role": "assistant", "content": seq.detokenizer.text})
+        times = seq.metrics.ttft or 0.0, cold.metrics.ttft or 0.0
+        yield Turn(len(prompt), seq.metrics.num_cached_tokens, *times)

@@ -14,9 +14,9 @@
 #
 # ## What hurts now
 #
-# Eight children ask the course's storyteller. Its system prompt has 24 rules, so of the 337 tokens of each prompt the first
-# 323 are the same. (Stories are made on the CPU in float32, with one thread. `ask` runs the engine until each
-# prompt has `count` greedy tokens, here one; `trace` records every step.)
+# Eight children ask the storyteller. Its system prompt has 24 rules: of each prompt's 337 tokens the first
+# 323 are the same. (Stories are made on the CPU. `ask` runs the engine until each prompt has `count` greedy tokens,
+# here one; `trace` records every step.)
 #
 # **Predict** on paper: how many prompt tokens does an engine without sharing compute? How many would do?
 
@@ -40,29 +40,29 @@ print(f"{computed:,} tokens computed; {once} would do: {computed / once:.1f} tim
 assert (len(prompts[0]), common) == (337, 323)
 
 # %% [markdown]
-# $8 \cdot 337 = 2{,}696$. The common beginning once, and 14 tokens a question: $323 + 8 \cdot 14 = 435$.
+# $8 \cdot 337 = 2{,}696$. The beginning once, and 14 tokens a question: $323 + 8 \cdot 14 = 435$.
 #
 # ## What you will be able to do
 #
 # 1. **Explain** why a block's key must cover all tokens before it.
-# 2. **Trace** reference counts, eviction and revival by hand.
-# 3. **Measure** what sharing saves, and name where it saves nothing.
+# 2. **Trace** reference counts, eviction and revival.
+# 3. **Measure** what sharing saves, and where nothing.
 #
 # ## The picture, and the symbols
 #
-# ![A and B share two blocks by equal keys; C's second block has the same tokens and another key.](../figures/prefix_tree.svg)
+# ![A and B share two blocks by equal keys; C has another first block, and shares none.](../figures/prefix_tree.svg)
 #
 # | symbol | meaning | toy | engine |
 # |:--|:--|--:|--:|
 # | $B$ | tokens in a block | 4 | 16 |
-# | $k_i$ | key of a prompt's block $i$ | 4 hex digits | 16 bytes |
-# | table | a request's block ids, in order | `[0, 1, 2]` | `block_table` |
+# | $k_i$ | key of block $i$ | 4 hex digits | 16 bytes |
+# | table | a request's blocks | `[0, 1, 2]` | `block_table` |
 # | refs | tables a block stands in | 0 to 2 | `ref_count` |
 #
 # ## Step 1: what two requests can share
 #
 # A token's keys and values depend on the tokens up to it (lesson 02). So requests share as far as they agree
-# **from the first token on**, and only **whole** blocks: into a half-filled one its owner still writes.
+# **from the first token on**, in **whole** blocks: into a half-filled one its owner still writes.
 # **Predict**: how many blocks of 4 can each pair share?
 
 # %% tags=["nbval-check-output"]
@@ -85,32 +85,18 @@ print("the same ten tokens:    ", shared_blocks(ten, ten))
 assert shared_blocks(ten, ten) == 2
 
 # %% [markdown]
-# Seven common tokens fill one block; another first token is another history for all that follow; ten fill two.
+# Seven common tokens fill one block; another first token is another history; ten fill two.
 #
 # ## Step 2: a key that chains
 #
-# A dictionary finds a block by its **key**. Would a hash of the block's own tokens do? Take the simplest attention: equal
-# weight for all tokens so far, so the output is their mean, and a second layer makes its values from that. **Predict** the
-# first value of a block 5 6 7 8 after 1 1 1 1, and after 9 9 9 9.
-
-
-# %% tags=["nbval-check-output"]
-def second_layer_values(ids):
-    x = torch.tensor(ids, dtype=torch.float64)
-    return x.cumsum(0) / torch.arange(1, len(ids) + 1)  # the mean of the tokens so far
-
-
-after_ones = second_layer_values([1, 1, 1, 1, 5, 6, 7, 8])[4:]
-after_nines = second_layer_values([9, 9, 9, 9, 5, 6, 7, 8])[4:]
-print("values of 5 6 7 8 after 1 1 1 1:", [round(v, 2) for v in after_ones.tolist()])
-print("values of 5 6 7 8 after 9 9 9 9:", [round(v, 2) for v in after_nines.tolist()])
-assert not torch.isclose(after_ones, after_nines).any()
-
-# %% [markdown]
-# $(4 \cdot 1 + 5) / 5 = 1.8$, but $(4 \cdot 9 + 5) / 5 = 8.2$. So a key takes in the key before it, its
-# **parent**, and through it the whole history:
+# A dictionary finds a block by its **key**. Would a hash of its own tokens do? Take the simplest attention, equal weight
+# for all tokens so far. What a 5 passes to the next layer is $(4 \cdot 1 + 5) / 5 = 1.8$ after 1 1 1 1, but
+# $(4 \cdot 9 + 5) / 5 = 8.2$ after 9 9 9 9: equal tokens, other values. So a key takes in the key before it, its **parent**,
+# and through it the whole history:
 #
 # $$k_i = \text{hash}(k_{i-1},\ \text{tokens of block } i), \qquad k_{-1} = \text{nothing}$$
+#
+# **Predict**: which of the six keys of A, B and C below are equal?
 
 # %% tags=["nbval-check-output"]
 import xxhash
@@ -137,9 +123,9 @@ assert chain(toys["A"])[1] != chain(toys["C"])[1]
 
 # %% [markdown]
 # Not chained, C's second block has the key of A's. What would an engine say that shared them? Its manager makes keys in
-# `_hash`, and in `_content` what a found block is compared with; leave what stands before out of both. Three requests with
-# blocks of 4: the beginning of a question about a dragon, one about a fox, then the dragon's in full. **Predict** whose
-# blocks the third finds with the chain, and without.
+# `_hash`, and in `_content` what a found block is compared with; leave what stands before out of both. Three requests:
+# the beginning of a question about a dragon, one about a fox, then the dragon's in full. **Predict** whose blocks of 4 the
+# third finds with the chain, and without.
 
 # %%
 from course.prefixes import prompt_of, tell_of
@@ -168,15 +154,15 @@ for manager_class in (BlockManager, Unchained):
 assert answers[0] != answers[1]
 
 # %% [markdown]
-# With the chain its own beginning. Without, the rest comes from the **fox**. Nothing crashes: the text is fluent, and not
-# what the model says.
+# With the chain its own beginning. Without, the rest comes from the **fox**: the text is fluent, and not what the model
+# says.
 #
 # ## Step 3: reference counts and the free queue
 #
-# A shared block counts the tables it stands in: its **refs**. At 0 it is free, but its contents and key stay. It waits in
+# A shared block counts the tables it stands in, its **refs**. At 0 it is free, but contents and key stay. It waits in
 # a queue, the longest unused first. Whoever needs a fresh block takes the head; if that was cached, it is
-# **evicted**: its key is forgotten. A **hit**, a block found by its key, may be free: then it leaves the queue, wherever it
-# stands. It is **revived**.
+# **evicted**: its key is forgotten. A **hit**, a block found by its key, may be free: then it leaves the queue from where
+# it stands, **revived**.
 
 
 # %%
@@ -199,8 +185,7 @@ class Pool:
 
 # %% [markdown]
 # A request enters with its hits, the run of known keys from the first on, and fresh blocks for the rest. It
-# leaves **last block first**, so that its tail is evicted before its beginning: a tail without its beginning can never be
-# hit.
+# leaves **last block first**: a tail is of no use without its beginning.
 
 
 # %%
@@ -226,34 +211,25 @@ def leave(pool, table):
 
 
 # %% [markdown]
-# Six blocks, A and B from above, and a D of 18 tokens. +A, +B, −A, −B, +D, −D, +A again
-# (+ enters, − leaves). **Predict**: which blocks does D take? How many does A find the second time?
+# Six blocks, A and B from above, and a D of 18 tokens. They enter (+) and leave (−): +A, +B, −A, −B, +D, −D, +A again.
+# **Predict**: which blocks does D take? How many does A find the second time?
 
 # %%
 from course.display import show, steps
-from course.drawings.prefix_pictures import STORY, pool_frame
+from course.drawings.prefix_pictures import STORY, play
 
 toys |= {"D": [*range(20, 38)], "A again": toys["A"]}
-pool, tables, contents, frames, queues = Pool(6), {}, {}, [], []
-for event in STORY:  # what happens, and a caption
-    name = event[1:]
-    if event[0] == "+":
-        table = tables[name] = enter(pool, toys[name])
-        contents |= {block: toys[name][i * B : (i + 1) * B] for i, block in enumerate(table)}
-    else:
-        leave(pool, tables.pop(name))
-    frames.append(pool_frame(pool, tables, contents))
-    queues.append([*pool.free])
+frames, queues, tables = play(Pool(6), toys, enter, leave)
 steps(frames, [*STORY.values()], "Six blocks, their tokens and refs, and the queue of free ones")
 assert queues[3] == [4, 5, 2, 3, 1, 0]
 assert tables["A again"] == [0, 1, 3]
 
 # %% [markdown]
-# Block 0 went into the queue last, so it alone outlived D: A finds one block of two.
+# D takes 4, 5, 2, 3 and 1. Block 0 went into the queue last, so it alone outlived D: A finds one block.
 #
 # ## Step 4: the token that is computed all the same
 #
-# A prompt of 32 tokens, two blocks of 16, is asked twice. **Predict**: how many tokens must be computed the second time?
+# A prompt of 32 tokens, two blocks of 16, is asked twice. **Predict**: how many are computed the second time?
 # (A step's `rows` hold a request's id, its first computed position, and how many.)
 
 # %%
@@ -265,14 +241,14 @@ for _ in range(2):
 assert (position, count) == (31, 1)
 
 # %% [markdown]
-# Not 0. The next token comes from the last token's **query**, and queries are not kept. Its key and value are in the
-# cache already, so they are not stored again: its slot is −1 (lesson 03).
+# Not 0. The next token comes from the last token's **query**, and queries are not kept. Its key and value stand in the
+# cache already: its slot is −1 (lesson 03).
 #
 # ## What if two keys collide?
 #
-# Two texts may share a key: by chance among some $2^{64}$ blocks, or crafted. A request would read a stranger's keys
-# and values. So a key is only a hint: `match` also compares the **content**, a block's tokens and a number that stands for
-# all before them. **Predict** what the worst hash there is costs:
+# Two texts may share a key, by chance or crafted. A request would read a stranger's keys and values. So `match` also
+# compares the **content**: a block's tokens, and a number that stands for all before them. **Predict** what the worst
+# hash there is costs:
 
 
 # %%
@@ -288,12 +264,12 @@ print(f"tokens found with a constant: {found[0]}; with the real hash: {found[1]:
 assert [seq.output_ids for seq in wrong] == [seq.output_ids for seq in right]
 
 # %% [markdown]
-# Hits, and no answer.
+# Hits (all but the first block of seven prompts), and no answer.
 #
 # ## Assemble: `engine/block_manager.py`
 #
-# Taking and giving back, your `Pool`. Then your `enter`, in parts: `match` looks and takes nothing, as the rest may not
-# fit; `share` takes the hits, `allocate` (lesson 03) the fresh blocks, `register` enters what is full.
+# Your `Pool`, then your `enter` in parts: `match` looks and takes nothing, as the rest may not fit; `share` takes the hits,
+# `allocate` (lesson 03) fresh blocks, `register` enters what is full.
 
 # %%
 from course.reading import show_source
@@ -305,13 +281,13 @@ show_source(m.match, m.num_free_after_sharing, m.share, m.register, m.unregister
 show_source(m._content, m._tokens, m._hash)
 
 # %% [markdown]
-# What the toy left out: a request keeps its keys in `block_hashes`, so that one that waits is not hashed again at every
-# step. `register` runs again as an answer grows. In `num_free_after_sharing`, a hit on a *free* block uses up a free
-# block. `unregister` is for a step that failed, and never wrote what was entered.
+# Beyond the toy: `block_hashes` keeps a request's keys, so that one that waits is not hashed at every step. `register`
+# runs again as an answer grows. A hit on a *free* block uses up a free block: `num_free_after_sharing`. `unregister` is for
+# a step that failed.
 #
-# `register` runs when a step is **planned**, so requests of one step share: the first computes, the others point at its
-# blocks. That is safe as each layer stores all rows' keys and values before any row reads (lesson 03).
-# **Predict**: eight questions arrive at once, at an empty cache. How many tokens does each find?
+# `register` runs when a step is **planned**, so requests of one step share, too. That is safe as each layer stores all rows'
+# keys and values before any row reads (lesson 03). **Predict**: eight questions arrive at once, at an empty cache. How many
+# tokens does each find?
 
 # %%
 engine = start_engine()
@@ -325,8 +301,8 @@ assert [seq.metrics.num_cached_tokens for seq in seqs] == [0] + [common // 16 * 
 #
 # ## Check
 #
-# First **invariants**: refs are counts of tables, and a block is either free or used. The story, told to the finished
-# manager (`admit` calls `match`, `share`, `allocate`, `register`), must give the toy's tables and queues.
+# First **invariants**. The story, told to the finished manager (`admit` calls `match`, `share`, `allocate`,
+# `register`), must give the toy's tables and queues.
 
 # %%
 from collections import Counter
@@ -374,7 +350,7 @@ print(f"{certain} of 16 tokens compared with transformers: all equal")
 # ## Measure: time to first token
 #
 # TTFT is the time from a request's arrival to its first token. Four services send prompts of 672 random ids, one after
-# another, so that nobody waits. Three have a system prompt of 640; two put a clock of 10 changing tokens in it, at positions
+# another. Three have a system prompt of 640 tokens; in two of them a clock changes 10, at positions
 # 630 to 639 or in front. **Predict** for each: how many of 672 tokens does its *second* request compute?
 
 # %%
@@ -397,8 +373,7 @@ assert counts == [32, 48, 672, 672]
 # <details>
 # <summary>32, 48, 672, 672</summary>
 #
-# $640 = 40 \cdot 16$: all whole blocks. A clock at the end spoils the block of 624 to 639, 16 more; one in front spoils
-# everything behind it. Put last what changes.
+# $640 = 40 \cdot 16$: all whole blocks. A clock at the end spoils one, one in front all. Put last what changes.
 #
 # </details>
 #
@@ -407,25 +382,20 @@ assert counts == [32, 48, 672, 672]
 # ## Measure: a chat of several turns
 #
 # Each turn sends the whole conversation and a new question. **Predict**: how does the number of *computed* prompt
-# tokens grow from turn to turn?
+# tokens grow?
 
 # %%
 from course.drawings.prefix_pictures import hit_rates, turns
-from course.prefixes import ANIMALS
+from course.prefixes import ANIMALS, converse
 
-talk, totals, found = [], [], []
-for animal in ANIMALS[:5]:
-    prompt = prompt_of(plain, tell_of(animal), *talk)
-    [seq], [cold] = ask(good, [prompt], count=120, ignore_eos=False), ask(plain, [prompt])
-    fast, slow = (1e3 * request.metrics.ttft for request in (seq, cold))
-    print(f"turn {len(found) + 1}: TTFT {fast:4.0f} ms, without a cache {slow:4.0f} ms")
-    talk += [{"role": "user", "content": tell_of(animal)}]
-    talk += [{"role": "assistant", "content": seq.detokenizer.text}]
-    totals.append(seq.num_prompt_tokens)
-    found.append(seq.metrics.num_cached_tokens)
+talk = list(converse(good, plain, ANIMALS[:5]))  # the plain engine answers the same prompts
+for i, turn in enumerate(talk, 1):
+    fast, slow = 1e3 * turn.ttft, 1e3 * turn.ttft_without
+    print(f"turn {i}: TTFT {fast:4.0f} ms, without a cache {slow:4.0f} ms")
+totals, found = [turn.tokens for turn in talk], [turn.found for turn in talk]
 fig = turns(totals, found, "the course's own model, on any machine")
 show(fig, f"Prompt tokens by turn: {totals}; found in the cache: {found}")
-assert max(total - hit for total, hit in zip(totals, found, strict=True)) < 60
+assert max(turn.tokens - turn.found for turn in talk) < 60
 
 # %% [markdown]
 # It does not: answers were cached as they were made, so only a question and a part of a block are new.
@@ -433,7 +403,7 @@ assert max(total - hit for total, hit in zip(totals, found, strict=True)) < 60
 # ## Where it saves nothing: a cache too small
 #
 # Ten chats of 20 blocks come in turn, five rounds; 200 blocks hold them all. **Predict** the share of prompt
-# tokens found with 100 blocks. (The manager alone will do: `share_found` admits and frees.)
+# tokens found with 100 blocks. (`share_found` needs a manager only.)
 
 # %%
 from course.prefixes import share_found
@@ -450,25 +420,22 @@ assert rates[-1] == 0.8
 # <summary>Not half: nothing</summary>
 #
 # The chat that comes next is the one unused for longest, and just its blocks were evicted. From 200 blocks on,
-# four rounds of five are found. Real chats do not take turns so strictly; the edge is softer.
+# four rounds of five are found.
 #
 # </details>
 #
 # ## The stage, and the ladder so far
 #
-# Stage 04 is stage 03 with `enable_prefix_caching=True`; a batch is still static. **Predict**: which of throughput, TTFT
-# and live memory change most, if a shared block counts once?
+# Stage 04 is stage 03 with `enable_prefix_caching=True`; a batch is still static. **Predict**: a shared block counts once;
+# what does that do to live memory, and to TTFT?
 
 # %%
-import textwrap
-
 from course.records import measured, record
 from course.stages import PagedStatic, PrefixCache
 from course.workload import ladder_workload
 
 stage_03, stage_04 = PagedStatic(where["model"]), PrefixCache(where["model"])
 workload = ladder_workload(stage_04.vocab_size)
-print(textwrap.fill(str(workload), 95))
 print(measured(stage_03, workload))  # this machine's record; without one, a run
 
 # %%
@@ -477,9 +444,9 @@ fig = plots.ladder(upto=4)
 show(fig, fig.alt_text)
 
 # %% [markdown]
-# Fewer keys and values are held for each request, so more requests fit into a batch, and first tokens come sooner. On a
-# CPU a step of more rows takes longer, so TPOT, the time per output token, rises. It does **not** help where prompts
-# begin differently, or where answers are long and prompts short.
+# Each request holds less, so more fit into a batch, and first tokens come sooner. On a CPU a step of more rows takes
+# longer, so TPOT, the time per output token, rises. It does **not** help where prompts begin differently, or answers are
+# long and prompts short.
 #
 # ## In real vLLM
 #
@@ -489,9 +456,9 @@ show(fig, fig.alt_text)
 # [`vllm/v1/core/block_pool.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/block_pool.py#L322-L353).
 # Three differences:
 #
-# 1. Its keys also cover LoRA adapters, images, and a `cache_salt` that keeps customers apart: else a fast first token
-#    tells that somebody asked the same. It does not compare a hit's tokens.
-# 2. Of a prompt found in full it computes the **last block** again, not the last token
+# 1. Its keys also cover LoRA adapters, images, and a `cache_salt` that keeps customers apart; it does not compare a hit's
+#    tokens.
+# 2. Of a prompt found in full it computes the **last block**, not the last token
 #    ([here](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/kv_cache_manager.py#L174-L180)).
 # 3. Two blocks with the same tokens may both be cached, under one key.
 #
@@ -515,14 +482,14 @@ show(fig, fig.alt_text)
 # Six full blocks are 96 tokens; 4 are computed. (Of a prompt of 96 it would be 1.)
 #
 # </details>
-# <details><summary>2. A free, cached block is hit. What happens to its refs, the queue and its key?</summary>
+# <details><summary>2. A free, cached block is hit. Its refs, queue, key?</summary>
 #
-# Its refs become 1, it leaves the queue from where it stands, and its key stays.
+# Refs become 1, it leaves the queue, its key stays.
 #
 # </details>
 # <details><summary>3. Why does a request give back its last block first?</summary>
 #
-# What is given back first is evicted first, and a tail is worth nothing without its beginning.
+# It is evicted first, and a tail is worth nothing without its beginning.
 #
 # </details>
 #
