@@ -101,7 +101,7 @@ def second_requests(engine: LLMEngine, make_prompt: Callable[[], list[int]]) -> 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a chat: its prompt's tokens, those found, and both engines' seconds."""
+    """One turn of a chat: its prompt's tokens, those found, and both engines' times in ms."""
 
     tokens: int
     found: int
@@ -118,5 +118,5 @@ def converse(cached: LLMEngine, uncached: LLMEngine, animals: Sequence[str]) -> 
         [cold] = ask(uncached, [prompt])
         talk.append({"role": "user", "content": tell_of(animal)})
         talk.append({"role": "assistant", "content": seq.detokenizer.text})
-        times = seq.metrics.ttft or 0.0, cold.metrics.ttft or 0.0
+        times = (1e3 * (request.metrics.ttft or 0.0) for request in (seq, cold))
         yield Turn(len(prompt), seq.metrics.num_cached_tokens, *times)

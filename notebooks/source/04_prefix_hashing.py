@@ -15,8 +15,7 @@
 # ## What hurts now
 #
 # Eight children ask the storyteller. Its system prompt has 24 rules: of each prompt's 337 tokens the first
-# 323 are the same. (Stories are made on the CPU. `ask` runs the engine until each prompt has `count` greedy tokens,
-# here one; `trace` records every step.)
+# 323 are the same.
 #
 # **Predict** on paper: how many prompt tokens does an engine without sharing compute? How many would do?
 
@@ -33,8 +32,8 @@ plots.use_style()
 plain = start_engine(enable_prefix_caching=False)
 prompts = questions(plain)
 common = num_common(prompts)
-ask(plain, prompts)
-computed = sum(step.num_tokens for step in plain.trace)
+ask(plain, prompts)  # runs the engine, on the CPU, until each has one greedy token
+computed = sum(step.num_tokens for step in plain.trace)  # a record of every step
 once = common + sum(len(prompt) - common for prompt in prompts)
 print(f"{computed:,} tokens computed; {once} would do: {computed / once:.1f} times as many")
 assert (len(prompts[0]), common) == (337, 323)
@@ -56,7 +55,6 @@ assert (len(prompts[0]), common) == (337, 323)
 # |:--|:--|--:|--:|
 # | $B$ | tokens in a block | 4 | 16 |
 # | $k_i$ | key of block $i$ | 4 hex digits | 16 bytes |
-# | table | a request's blocks | `[0, 1, 2]` | `block_table` |
 # | refs | tables a block stands in | 0 to 2 | `ref_count` |
 #
 # ## Step 1: what two requests can share
@@ -85,14 +83,13 @@ print("the same ten tokens:    ", shared_blocks(ten, ten))
 assert shared_blocks(ten, ten) == 2
 
 # %% [markdown]
-# Seven common tokens fill one block; another first token is another history; ten fill two.
+# Seven common tokens fill one block; ten fill two.
 #
 # ## Step 2: a key that chains
 #
-# A dictionary finds a block by its **key**. Would a hash of its own tokens do? Take the simplest attention, equal weight
-# for all tokens so far. What a 5 passes to the next layer is $(4 \cdot 1 + 5) / 5 = 1.8$ after 1 1 1 1, but
-# $(4 \cdot 9 + 5) / 5 = 8.2$ after 9 9 9 9: equal tokens, other values. So a key takes in the key before it, its **parent**,
-# and through it the whole history:
+# A dictionary finds a block by its **key**. Would a hash of its own tokens do? If attention weighs all tokens so far
+# alike, a 5 passes on $(4 \cdot 1 + 5) / 5 = 1.8$ after 1 1 1 1, but $(4 \cdot 9 + 5) / 5 = 8.2$ after 9 9 9 9. So a key
+# takes in the key before it, and through it the whole history:
 #
 # $$k_i = \text{hash}(k_{i-1},\ \text{tokens of block } i), \qquad k_{-1} = \text{nothing}$$
 #
@@ -118,14 +115,12 @@ toys = {"A": [7, 7, 7, 7, 1, 2, 3, 4, 5, 6], "B": [7, 7, 7, 7, 1, 2, 3, 4, 8]}
 toys["C"] = [9, 9, 9, 9, 1, 2, 3, 4, 5]
 for name, ids in toys.items():
     print(name, "chained:", chain(ids), " not chained:", [toy_hash("", t) for t in blocks_of(ids)])
-assert chain(toys["A"]) == chain(toys["B"])
-assert chain(toys["A"])[1] != chain(toys["C"])[1]
+assert chain(toys["A"])[1] == chain(toys["B"])[1] != chain(toys["C"])[1]
 
 # %% [markdown]
-# Not chained, C's second block has the key of A's. What would an engine say that shared them? Its manager makes keys in
-# `_hash`, and in `_content` what a found block is compared with; leave what stands before out of both. Three requests:
-# the beginning of a question about a dragon, one about a fox, then the dragon's in full. **Predict** whose blocks of 4 the
-# third finds with the chain, and without.
+# Not chained, C's second block has the key of A's. What would an engine say that shared them? `Unchained` leaves out what
+# stands before, in keys and in what a found block is compared with. Three requests: the beginning of a question about a
+# dragon, one about a fox, then the dragon's in full. **Predict** whose blocks the third finds with the chain, and without.
 
 # %%
 from course.prefixes import prompt_of, tell_of
@@ -159,10 +154,9 @@ assert answers[0] != answers[1]
 #
 # ## Step 3: reference counts and the free queue
 #
-# A shared block counts the tables it stands in, its **refs**. At 0 it is free, but contents and key stay. It waits in
-# a queue, the longest unused first. Whoever needs a fresh block takes the head; if that was cached, it is
-# **evicted**: its key is forgotten. A **hit**, a block found by its key, may be free: then it leaves the queue from where
-# it stands, **revived**.
+# A block counts the tables it stands in, its **refs**. At 0 it is free, but contents and key stay; it waits in a queue, the
+# longest unused first. Whoever needs a fresh block takes the head: that one is **evicted**, its key forgotten. A
+# **hit**, a block found by its key, may be free: **revived**, it leaves the queue from where it stands.
 
 
 # %%
@@ -230,25 +224,23 @@ assert tables["A again"] == [0, 1, 3]
 # ## Step 4: the token that is computed all the same
 #
 # A prompt of 32 tokens, two blocks of 16, is asked twice. **Predict**: how many are computed the second time?
-# (A step's `rows` hold a request's id, its first computed position, and how many.)
 
 # %%
 engine = start_engine()
 for _ in range(2):
     [seq] = ask(engine, [prompts[0][:32]])
-    [(_, position, count)] = engine.trace[-1].rows
+    [(_, position, count)] = engine.trace[-1].rows  # id, first computed position, how many
     print(f"found {seq.metrics.num_cached_tokens}, computed {count}, from position {position}")
 assert (position, count) == (31, 1)
 
 # %% [markdown]
-# Not 0. The next token comes from the last token's **query**, and queries are not kept. Its key and value stand in the
-# cache already: its slot is −1 (lesson 03).
+# Not 0: the next token comes from the last token's **query**, and queries are not kept. Its key and value are: its slot is
+# −1 (lesson 03).
 #
 # ## What if two keys collide?
 #
-# Two texts may share a key, by chance or crafted. A request would read a stranger's keys and values. So `match` also
-# compares the **content**: a block's tokens, and a number that stands for all before them. **Predict** what the worst
-# hash there is costs:
+# Two texts may share a key, by chance or crafted. So `match` also compares the **content**: a block's tokens, and a number
+# that stands for all before them. **Predict** what the worst hash there is costs:
 
 
 # %%
@@ -268,8 +260,8 @@ assert [seq.output_ids for seq in wrong] == [seq.output_ids for seq in right]
 #
 # ## Assemble: `engine/block_manager.py`
 #
-# Your `Pool`, then your `enter` in parts: `match` looks and takes nothing, as the rest may not fit; `share` takes the hits,
-# `allocate` (lesson 03) fresh blocks, `register` enters what is full.
+# Your `Pool`, then your `enter` in parts: `match` only looks, as the rest may not fit; `share` takes the hits,
+# `allocate` (lesson 03) fresh blocks; `register` enters what is full.
 
 # %%
 from course.reading import show_source
@@ -281,12 +273,11 @@ show_source(m.match, m.num_free_after_sharing, m.share, m.register, m.unregister
 show_source(m._content, m._tokens, m._hash)
 
 # %% [markdown]
-# Beyond the toy: `block_hashes` keeps a request's keys, so that one that waits is not hashed at every step. `register`
-# runs again as an answer grows. A hit on a *free* block uses up a free block: `num_free_after_sharing`. `unregister` is for
-# a step that failed.
+# Beyond the toy: `block_hashes` keeps the keys of a request that waits; `register` runs again as an answer grows; a hit on
+# a *free* block uses it up (`num_free_after_sharing`); `unregister` is for a step that failed.
 #
-# `register` runs when a step is **planned**, so requests of one step share, too. That is safe as each layer stores all rows'
-# keys and values before any row reads (lesson 03). **Predict**: eight questions arrive at once, at an empty cache. How many
+# `register` runs when a step is **planned**, so its requests share, too: each layer stores all rows' keys and values
+# before any row reads. **Predict**: eight questions arrive at once, at an empty cache. How many
 # tokens does each find?
 
 # %%
@@ -301,13 +292,12 @@ assert [seq.metrics.num_cached_tokens for seq in seqs] == [0] + [common // 16 * 
 #
 # ## Check
 #
-# First **invariants**. The story, told to the finished manager (`admit` calls `match`, `share`, `allocate`,
-# `register`), must give the toy's tables and queues.
+# First **invariants**. The story, told to the finished manager, must give the toy's tables and queues.
 
 # %%
 from collections import Counter
 
-from course.prefixes import admit
+from course.prefixes import admit  # match, share, allocate, register
 
 
 def check_invariants(manager, seqs):
@@ -339,7 +329,7 @@ from course.reference import keep_logits, num_certain, reference_logits
 kept = keep_logits(engine)
 [seq] = ask(engine, [prompts[3]], count=16)
 ours, theirs = torch.cat(kept), reference_logits(plain.args.model, seq)
-print(f"{seq.metrics.num_cached_tokens} of {seq.num_prompt_tokens} prompt tokens were cached")
+print(f"{seq.metrics.num_cached_tokens} of {seq.num_prompt_tokens} prompt tokens were cached;")
 print(f"logits differ by {(ours - theirs).abs().max():.0e} at most")
 torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
 certain = num_certain(theirs)
@@ -377,7 +367,7 @@ assert counts == [32, 48, 672, 672]
 #
 # </details>
 #
-# TTFT falls by less than the tokens do: a step costs some time whatever its size. Nothing after the first token gets faster.
+# TTFT falls by less than the tokens do: a step costs some time whatever its size. Later tokens come no faster.
 #
 # ## Measure: a chat of several turns
 #
@@ -390,37 +380,34 @@ from course.prefixes import ANIMALS, converse
 
 talk = list(converse(good, plain, ANIMALS[:5]))  # the plain engine answers the same prompts
 for i, turn in enumerate(talk, 1):
-    fast, slow = 1e3 * turn.ttft, 1e3 * turn.ttft_without
-    print(f"turn {i}: TTFT {fast:4.0f} ms, without a cache {slow:4.0f} ms")
+    print(f"turn {i}: TTFT {turn.ttft:4.0f} ms, without a cache {turn.ttft_without:4.0f} ms")
 totals, found = [turn.tokens for turn in talk], [turn.found for turn in talk]
 fig = turns(totals, found, "the course's own model, on any machine")
 show(fig, f"Prompt tokens by turn: {totals}; found in the cache: {found}")
 assert max(turn.tokens - turn.found for turn in talk) < 60
 
 # %% [markdown]
-# It does not: answers were cached as they were made, so only a question and a part of a block are new.
+# It does not: answers were cached, too; only a question and a part of a block are new.
 #
 # ## Where it saves nothing: a cache too small
 #
 # Ten chats of 20 blocks come in turn, five rounds; 200 blocks hold them all. **Predict** the share of prompt
-# tokens found with 100 blocks. (`share_found` needs a manager only.)
+# tokens found with 100 blocks.
 
 # %%
-from course.prefixes import share_found
+from course.prefixes import share_found  # with a BlockManager alone
 
 sizes = [20, 60, 100, 140, 180, 190, 200, 220]
 rates = [share_found(num_blocks) for num_blocks in sizes]
 fig = hit_rates(sizes, rates, needed=200)
 show(fig, f"Share found by blocks in the cache: {dict(zip(sizes, rates, strict=True))}")
-assert rates[sizes.index(100)] == 0
-assert rates[-1] == 0.8
+assert (rates[2], rates[-1]) == (0, 0.8)
 
 # %% [markdown]
 # <details>
 # <summary>Not half: nothing</summary>
 #
-# The chat that comes next is the one unused for longest, and just its blocks were evicted. From 200 blocks on,
-# four rounds of five are found.
+# The next chat is the one unused for longest: just its blocks were evicted. With 200, four rounds of five are found.
 #
 # </details>
 #
@@ -472,8 +459,8 @@ show(fig, fig.alt_text)
 #
 # ## Recap
 #
-# Requests share whole blocks from the first token on, by keys that cover the whole history. A block
-# counts its tables; at 0 it waits, still cached, to be revived or evicted.
+# Requests share whole blocks from the first token on, by keys that cover the whole history. A free block waits, still
+# cached, to be revived or evicted.
 #
 # **Check yourself.**
 #
