@@ -50,10 +50,6 @@ def test_frames_grow_by_a_step_and_are_as_large() -> None:
     assert len({frame.split("viewBox")[1][:20] for frame in frames}) == 1
 
 
-def test_spans_that_touch_are_one() -> None:
-    assert pictures.merged([(0, 3), (4, 2), (20, 1)]) == [(0, 6), (20, 1)]
-
-
 def test_arrivals_have_the_rate_on_average_and_no_rhythm() -> None:
     times = arrivals(rate=20, count=4000)
     gaps = [b - a for a, b in itertools.pairwise(times)]
