@@ -12,24 +12,18 @@
 # %% [markdown]
 # ## What hurts now
 #
-# Stage 04's batch is **static**: requests start together, and nobody comes in until the last is done. Of 16 requests 11
-# fit in the cache; five wait. Their answers have 543 tokens; the longest in each batch has 64.
+# Stage 04's batch is **static**: nobody comes in until the last is done. Of 16 requests 11 fit in the cache; five wait.
+# Their answers have 543 tokens; the longest in each batch 64.
 #
-# **Predict** on paper. A batch runs as many steps as its longest answer has tokens; a row whose request is done is
-# **idle** in a step. Of all row-steps, $64 \cdot 11 + 64 \cdot 5$, what share is idle?
+# A row whose request is done is **idle**. **Predict** on paper: of all row-steps, $64 \cdot 11 + 64 \cdot 5$, what share
+# is?
 
 # %%
 import torch
 
 from course import machine, plots
 from course.display import show
-from course.drawings.schedule_pictures import (
-    num_again,
-    num_idle,
-    requests_chart,
-    rows_chart,
-    rows_in_time,
-)
+from course.drawings import schedule_pictures as pictures
 from course.models import own_model
 from course.stages import ContinuousBatching, PrefixCache
 from course.workload import ladder_workload
@@ -40,14 +34,14 @@ before = PrefixCache(own_model(), device="cpu")
 workload = ladder_workload(before.vocab_size, device="cpu")
 result = before.run(workload)
 static = [record.rows for record in before.trace]  # of each step: (request, position, tokens)
-idle = num_idle(static[:64], rows=11) + num_idle(static[64:], rows=5)
+idle = pictures.num_idle(static[:64], rows=11) + pictures.num_idle(static[64:], rows=5)
 print(f"{idle} of {64 * 11 + 64 * 5} row-steps are idle: {idle / (64 * 16):.0%}")
 print(f"time to first token: {min(result.ttft):.2f} s at best, {max(result.ttft):.2f} s at worst")
 assert idle == 64 * 16 - sum(workload.num_outputs)
 
 # %% [markdown]
-# Each of 543 tokens takes one of 1,024 row-steps; 481 are idle. And five users see nothing until a stranger's story is
-# finished. A **scheduler** decides, before every step, who is in it and with how many tokens.
+# 543 tokens in 1,024 row-steps; and five users see nothing until a stranger's story is finished. A **scheduler** decides,
+# before every step, who is in it and with how many tokens.
 #
 # ## What you will be able to do
 #
@@ -57,20 +51,20 @@ assert idle == 64 * 16 - sum(workload.num_outputs)
 #
 # ## The picture, and the symbols
 #
-# ![Waiting requests are admitted to a list of running ones; a step of 8 tokens takes one for A and B, four of C's prompt, two of D's.](../figures/one_step.svg)
+# ![A step of 8 tokens takes one for A and B, four of C's prompt, two of D's.](../figures/one_step.svg)
 #
 # | symbol | meaning |
 # |:--|:--|
-# | known | tokens whose ids we have: prompt and answer so far |
+# | known | prompt and answer tokens so far |
 # | computed | of them, those with keys and values in the cache |
 # | rows | requests that may run at once (`max_num_seqs`) |
 # | budget | tokens a step may compute (`max_num_batched_tokens`) |
-# | TTFT, TPOT | time to first token, from arrival; per token after it |
+# | TTFT, TPOT | time to first token; per token after it |
 #
 # ## Step 1: fill the row at once
 #
-# Two counters show what a scheduler does. A step brings each request's *computed* up to its *known*; then one more token is
-# known. So the step that computes a prompt gives the first answer token, and the last is never computed.
+# A step brings each request's *computed* up to its *known*; then one more token is known. So the step that computes a prompt
+# gives the first answer token, and the last is never computed.
 
 # %%
 from collections import deque
@@ -116,39 +110,37 @@ lengths = {"A": (3, 6), "B": (2, 2), "C": (4, 4), "D": (3, 5), "E": (2, 3)}
 for static_batch, title in ((True, "Static"), (False, "Continuous")):
     requests = [Request(name, *both) for name, both in lengths.items()]
     flows = serve(requests, rows=3, static=static_batch)
-    chart = rows_chart(flows, 3, title)
+    chart = pictures.rows_chart(flows, 3, title)
     show(chart.svg(), chart.alt)
-assert num_idle(flows, 3) == 3 * 7 - (6 + 2 + 4 + 5 + 3)
+assert pictures.num_idle(flows, 3) == 3 * 7 - (6 + 2 + 4 + 5 + 3)
 
 # %% [markdown]
-# $\max(6, 2, 4) + \max(5, 3) = 11$, and 7: D takes B's row in step 3, E takes C's in step 5. A dark cell is a prompt. In
-# step 3, D's is computed beside answer tokens of A and C: each row has its own positions and blocks. So a step is neither
-# prefill nor decode.
+# $\max(6, 2, 4) + \max(5, 3) = 11$, and 7. In step 3, D's prompt (dark) is computed beside answer tokens of A and C: a step is
+# neither prefill nor decode.
 #
 # ## Step 2: a budget, and prompts cut at its edge
 #
-# A long prompt makes a long step, and holds up everyone in it. So a step has a **budget**. Running requests take theirs
-# first; a prompt gets what is left, and its rest in the next steps: **chunked prefill**.
+# A long prompt holds up everyone in its step. So a step has a **budget**: running requests first, a prompt gets what is
+# left, and its rest in the next steps: **chunked prefill**.
 #
 # **Predict**: a budget of 6. A has a prompt of 3 and an answer of 6, B of 2 and 7, L of 12 and 3. In which step does L get
 # its first token?
 
 # %% tags=["nbval-check-output"]
 chunked = serve([Request("A", 3, 6), Request("B", 2, 7), Request("L", 12, 3)], rows=3, budget=6)
-chart = requests_chart(chunked, {"A": 3, "B": 2, "L": 12}, "A budget of 6 tokens a step")
+chart = pictures.requests_chart(chunked, {"A": 3, "B": 2, "L": 12}, "A budget of 6 tokens a step")
 show(chart.svg(), chart.alt)
 assert max(sum(count for _, _, count in step) for step in chunked) <= 6
 assert all(name in [row[0] for row in step] for step in chunked[:6] for name in "AB")
 
 # %% [markdown]
-# In step 4. L gets what A and B leave: 1, 4, 4, and the last 3. They still get a token in every step.
+# In step 4: L gets what A and B leave, 1, 4, 4, and the last 3.
 #
 # ## Step 3: when blocks run out
 #
-# Nobody knows how long an answer gets, so a request is admitted with blocks for the tokens it *knows*, and grows. If one
-# cannot grow, the **youngest** gives up its blocks and goes back to the head of the queue: **preemption by recompute**. Its
-# tokens stay known; all must be computed again. `spare` is how many blocks admission leaves free for each request that runs
-# already.
+# A request is admitted with blocks for the tokens it *knows*, and grows. If one cannot, the **youngest** gives up its
+# blocks and goes back to the head of the queue: **preemption by recompute**. Its tokens stay known; all must be computed
+# again. `spare` blocks are left free at admission for each request that runs.
 
 
 # %%
@@ -180,21 +172,22 @@ def serve_in(blocks, requests, spare):
 names = dict.fromkeys("ABCDEF", 4)
 for spare in (0, 1):
     trace = serve_in(6, [Request(name, 4, answer=5) for name in names], spare)
-    title = f"{spare} blocks spare for each running request: {num_again(trace)} tokens again"
-    chart = requests_chart(trace, names, title)
+    title = (
+        f"{spare} blocks spare for each running request: {pictures.num_again(trace)} tokens again"
+    )
+    chart = pictures.requests_chart(trace, names, title)
     show(chart.svg(), chart.alt)
-    assert num_again(trace) == (12, 0)[spare]
+    assert pictures.num_again(trace) == (12, 0)[spare]
 
 # %% [markdown]
 # <details><summary>Six, of which three go back; or three</summary>
 #
-# With `spare=0` step 2 needs 12 blocks: D, E and F go back, with 4 computed tokens each. (They keep their first answer
-# token, so step 6 computes 5.) With `spare=1` C makes it $2 + 1 + 2 = 5$ blocks; D would make it $3 + 1 + 3 = 7 > 6$.
+# With `spare=0` D, E and F go back, with 4 computed tokens each, and keep their first answer token: step 6 computes 5. With
+# `spare=1` C makes it $2 + 1 + 2 = 5$ blocks; D would need $3 + 1 + 3 = 7$.
 #
 # </details>
 #
-# Spare blocks are **headroom**. Without it a full cache **thrashes**: admits and throws out the same prompts again and
-# again.
+# Spare blocks are **headroom**. Without it a full cache **thrashes**: admits and throws out the same prompts.
 #
 # ## Step 4: two counters
 #
@@ -224,9 +217,8 @@ assert (len(seq.token_ids), seq.num_scheduled, seq.num_computed) == (9, 8, 8)
 #
 # ## Assemble: `sequence.py` and `scheduler.py`
 #
-# `num_unscheduled` is our `known - computed`. Its `max(1, ...)` is for lesson 07: while the newest token is in flight its
-# id is not known, but one token may be planned all the same. `append` ends a request at a stop token, a stop string or its
-# length.
+# `num_unscheduled` is our `known - computed` (`max(1, ...)`: lesson 07). `append` ends a request at a stop token, a stop
+# string or its length.
 
 # %%
 from course.reading import show_source
@@ -236,10 +228,9 @@ print(sequence.__doc__)
 show_source(Status, Sequence)
 
 # %% [markdown]
-# The scheduler is our loop in two halves. Three rules are new. A sequence in flight is not preempted, as the device is
-# writing into its blocks. Admission stops at the first request that does not fit: nobody is overtaken; `match` finds its
-# cached prefix, and `_fits` is our `spare=1`. Rows that decode stand first, where attention wants them. `abort` is for a
-# user who left, `roll_back` for a step that failed.
+# The scheduler is our loop in two halves; `_fits` is our `spare=1`. New: a sequence in flight is not preempted, as the
+# device is writing into its blocks; nobody is overtaken at admission; rows that decode stand first, where attention
+# wants them. `abort` is for a user who left, `roll_back` for a step that failed.
 
 # %%
 s = Scheduler
@@ -249,8 +240,7 @@ show_source(s._admit_waiting, s._fits, s._admit, s._plan)
 show_source(s.update, s._retire, s.abort, s.roll_back)
 
 # %% [markdown]
-# The loop around it, in its plain form (lesson 07 has the other), and the `StepRecord` that each step leaves in
-# `engine.trace`:
+# The loop around it (lesson 07 has another), and what each step leaves in `engine.trace`:
 
 # %%
 from nanovllm.engine.engine import EngineCore
@@ -266,7 +256,6 @@ show_source(EngineCore.plain_step, EngineCore._launch, EngineCore._take_in, Step
 
 # %%
 from course.display import steps
-from course.drawings.schedule_pictures import frames_of
 from course.load import ask, run, start
 
 tight = {"max_num_seqs": 3, "max_num_batched_tokens": 8, "block_size": 4}
@@ -276,16 +265,15 @@ for (name, length), answer in zip(prompts.items(), (6, 6, 6, 2), strict=True):
     ask(engine, name, workload.prompts[0][:length], answer)  # queues a request
 trace = run(engine)  # steps until all are answered
 captions = [", ".join(f"{name} {count}" for name, _, count in step) for step in trace]
-frames = frames_of(trace, prompts, "Three rows, 8 tokens a step, 9 blocks of 4")
+frames = pictures.frames_of(trace, prompts, "Three rows, 8 tokens a step, 9 blocks of 4")
 steps(frames, captions, "Tokens each request computes, step by step")
-assert num_again(trace) == 12
+assert pictures.num_again(trace) == 12
 assert engine.block_manager.num_free_blocks == 9
 
 # %% [markdown]
 # <details><summary>A 3 and B 5; then A 1, B 5, C 2</summary>
 #
-# In step 6, A and B hold 2 and 4 of nine blocks and C wants a fourth: it goes back with 12 computed
-# tokens. Later its prompt *and* its two answer tokens are computed again.
+# In step 6, A and B hold 2 and 4 of nine blocks and C wants a fourth: it goes back with 12 computed tokens.
 #
 # </details>
 #
@@ -295,7 +283,7 @@ assert engine.block_manager.num_free_blocks == 9
 after = ContinuousBatching(own_model(), device="cpu")
 better = after.run(workload)
 flowing = [record.rows for record in after.trace]
-figure = rows_in_time({"stage 04": static, "stage 05": flowing})
+figure = pictures.rows_in_time({"stage 04": static, "stage 05": flowing})
 show(figure, "Stage 05 runs up to 16 rows and needs 65 steps; stage 04 needs 128")
 print(f"worst time to first token: {max(result.ttft):.2f} s, now {max(better.ttft):.2f} s")
 assert (len(static), len(flowing)) == (128, 65)
@@ -303,9 +291,8 @@ assert (len(static), len(flowing)) == (128, 65)
 # %% [markdown]
 # ## Check
 #
-# A random workload with room for 128 tokens, five rows and a budget of 24, so that prompts are cut and requests preempted.
-# First **invariants**, then tokens against stage 02, where each request has the cache to itself, up to the first near tie
-# (a lead below 0.0001).
+# A random workload with room for 128 tokens, five rows and a budget of 24. First **invariants**, then tokens against stage
+# 02, which preempts nobody, up to the first near tie (a lead below 0.0001).
 
 # %%
 from course.cramped import Cramped, cramped_workload
@@ -314,7 +301,7 @@ from course.stages import ContiguousCache, compare
 cramped, mix = Cramped(own_model(), device="cpu"), cramped_workload()
 ours = cramped.run(mix)  # raises unless every request gets exactly its tokens
 alone = ContiguousCache(own_model(), device="cpu").run(mix)
-again = num_again([record.rows for record in cramped.trace])
+again = pictures.num_again([record.rows for record in cramped.trace])
 assert all(record.num_tokens <= 24 and record.num_running <= 5 for record in cramped.trace)
 assert cramped.leaked == 0
 assert again > 0  # some were preempted, or this checks less than it says
@@ -323,16 +310,15 @@ print(f"{len(cramped.trace)} steps, {again} tokens computed again; {compare(ours
 # %% [markdown]
 # ## Measure: the ladder
 #
-# The workload of every stage. **Predict**: how many times stage 04's throughput has stage 05, if a step took the same time
-# whatever its rows? (The chart above has the steps.)
+# **Predict** from the chart: how many times stage 04's throughput has stage 05, if all steps took the same time?
 
 # %%
 from course.models import measured_model
-from course.records import measured, record
+from course.records import record
 
 model = measured_model().path
 job = ladder_workload(PrefixCache(model).vocab_size)
-old = measured(PrefixCache(model), job)  # this machine's record; without one, a run
+old = record(PrefixCache(model).run(job))
 print(f"{old}\n{measured_model()}")
 
 # %%
@@ -345,22 +331,18 @@ show(figure, figure.alt_text)
 # %% [markdown]
 # <details><summary>Twice, if steps cost the same</summary>
 #
-# $128 / 65 = 1.97$ with a CPU's workload. But there a step with more rows takes longer, and TPOT grows. The fewer rows keep
-# a machine busy, the less is gained.
+# $128 / 65 = 1.97$ with a CPU's workload. But there a step with more rows takes longer: TPOT grows, and less is gained.
 #
 # </details>
 #
-# It does **not** help with one request at a time, as there is no batch, or with equal lengths that arrive together, as
-# no row is ever idle.
+# It does **not** help with one request at a time, or with equal lengths that arrive together: no row is ever idle.
 #
 # ## Measure: a long prompt beside short answers
 #
-# Two requests decode when a prompt of 900 tokens arrives (on a GPU 8,000). First the budget holds all of it, then 64 tokens
-# (1,024). **Predict**: which way has the longer gap between two tokens of a request that is decoding? How many steps does
-# the prompt take in chunks?
+# Two requests decode when a prompt of 900 tokens arrives (on a GPU 8,000), with a budget for all of it, then of 64
+# (1,024). **Predict**: which way has the longer gap between their tokens? How many steps are the chunks?
 
 # %%
-from course.drawings.schedule_pictures import token_times
 from course.load import interrupted
 
 device = ContinuousBatching(model).args.device
@@ -372,18 +354,16 @@ for name, tokens in {"in one step": length + 40, "in chunks": budget}.items():
     times[name], ttft = interrupted(engine, [5] * length)
     print(f"{name:12} first token of the long prompt after {1e3 * ttft:.0f} ms")
     engine.close()
-figure = token_times(times, machine.describe())
+figure = pictures.token_times(times, machine.describe())
 show(figure, "Tokens of a running request: one long gap in one step, small gaps in chunks")
 
 # %% [markdown]
-# $900 / (64 - 2)$ is 15 steps, rounded up ($8000 / 1022$: 8), as two tokens of each go to those that decode. In one step,
-# both wait for the whole prompt.
+# $\lceil 900 / (64 - 2) \rceil = 15$ steps (on a GPU 8), as two tokens of each go to those that decode. In one step, both wait.
 #
 # ## Measure: thrashing
 #
-# `LLMEngine(..., scheduler_class=...)` takes a scheduler of your own. This one admits whatever fits at the moment. 64
-# requests, prompts of 16 tokens, answers of 12, 32 blocks of 16. **Predict**, as in Step 3: without headroom, how many run
-# in step 1, and how many go back in step 2?
+# An engine takes a scheduler of your own. This one admits whatever fits at the moment. 64 requests, prompts of 16 tokens,
+# answers of 12, 32 blocks of 16. **Predict**: how many run in step 1, and how many go back in step 2?
 
 
 # %% tags=["nbval-check-output"]
@@ -397,25 +377,23 @@ for kind in (Scheduler, NoHeadroom):
     engine = start(own_model(), kind, max_model_len=64, num_gpu_blocks_override=32)
     for i in range(64):
         ask(engine, str(i), [i + 1] * 16, 12)
-    again = num_again(run(engine))
+    again = pictures.num_again(run(engine))
     total = sum(record.num_tokens for record in engine.trace)
     print(f"{kind.__name__:11}{total:,} tokens computed, {again} of them again")
     assert (again > 0) == (kind is NoHeadroom)
 
 # %% [markdown]
-# 32 prompts fill 32 blocks. In step 2 each needs a second, only 16 can have one, and 16 go back. Headroom admits 16:
-# $16 + 15 \le 32$ blocks.
+# 32 prompts fill 32 blocks. In step 2 only 16 can have a second, and 16 go back. Headroom admits 16: $16 + 15 \le 32$.
 #
 # ## Measure: load
 #
-# Users do not come all at once. `sweep` first measures the **capacity**: requests a second when all wait from the start.
-# Then it lets them arrive at random moments, at shares of it, at an engine of eight rows. The **knee** is where throughput
-# divided by TTFT is greatest. **Predict**: which is bounded beyond the capacity, TPOT or TTFT?
+# `sweep` measures the **capacity** of eight rows: requests a second when all wait from the start. Then they arrive
+# at random moments, at shares of it. The **knee** is where throughput divided by TTFT is greatest. **Predict**: which is
+# bounded beyond the capacity, TPOT or TTFT?
 
 # %%
 import random
 
-from course.drawings.schedule_pictures import load_curves
 from course.load import sweep
 from course.workload import LadderWorkload
 
@@ -424,21 +402,21 @@ texts = [rng.choices(range(1, 4000), k=rng.randint(16, 64)) for _ in range(24)]
 users = LadderWorkload(texts, [rng.randint(8, 16) for _ in texts], 0)
 engine = start(model, device=device, max_num_seqs=8, max_num_batched_tokens=128, max_model_len=128)
 capacity, points = sweep(engine, users, (0.2, 0.5, 0.8, 1.2, 2.0))
-figure = load_curves(points, capacity, machine.describe())
+figure = pictures.load_curves(points, capacity, machine.describe())
 words = [f"{p.rate:.0f}/s: {p.throughput:.0f} tok/s, {1e3 * p.ttft:.0f} ms" for p in points]
 show(figure, f"TTFT and TPOT against throughput. TTFT at each rate: {'; '.join(words)}")
 knee = max(points, key=lambda p: p.power)
 print(f"capacity {capacity:.1f} requests a second; the knee is at {knee.rate / capacity:.0%} of it")
 
 # %% [markdown]
-# TPOT: it grows with the rows of a step (on a GPU hardly), and who waits is in no step. Near the capacity all eight rows are
-# taken and requests queue. Beyond it throughput stays, and TTFT would grow for ever if 24 requests did not have an end.
+# TPOT: who waits is in no step. Near the capacity all rows are taken and requests queue; beyond it throughput stays, and
+# TTFT would grow for ever, were there more than 24 requests.
 #
 # ## In real vLLM
 #
 # Release v0.11.0: [`Scheduler.schedule`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L179-L189) in `vllm/v1/core/sched/scheduler.py`. Three differences:
 #
-# 1. A request needs blocks for this step's tokens only, without headroom; but it [admits nobody](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L335-L336)
+# 1. It keeps no headroom, but [admits nobody](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L335-L336)
 #    in a step that preempted somebody.
 # 2. Its *priority* policy [preempts](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L260-L271) the least important request, not the youngest.
 # 3. `long_prefill_token_threshold` [caps](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L216-L220) one prompt's share of a step.
@@ -453,26 +431,25 @@ print(f"capacity {capacity:.1f} requests a second; the knee is at {knee.rate / c
 #
 # ## Recap
 #
-# A step brings each row's computed tokens up to its known ones: running requests first, then waiting ones, prompts cut at
-# the budget's edge. If blocks run out, the youngest is computed again; headroom keeps that rare. Beyond the knee, more load
-# buys waiting, not throughput.
+# A step brings each row's computed tokens up to its known ones: running requests first, prompts cut at the budget's edge. If
+# blocks run out, the youngest is computed again; headroom keeps that rare. Beyond the knee, load buys waiting.
 #
 # **Check yourself.**
 #
-# <details><summary>1. Three rows, answers of 8, 2, 2, 2, 2 tokens. Steps, static and continuous?</summary>
+# <details><summary>1. Three rows, answers of 8, 2, 2, 2, 2. Steps, static and continuous?</summary>
 #
-# $8 + 2 = 10$, and 8: four short answers fit beside the long one.
+# $8 + 2 = 10$, and 8.
 #
 # </details>
-# <details><summary>2. Budget 16, five requests decode, a prompt of 40 arrives. When is its first token?</summary>
+# <details><summary>2. Budget 16, five decode, a prompt of 40 arrives. Its first token?</summary>
 #
 # In the fourth step: 11, 22, 33, 40.
 #
 # </details>
-# <details><summary>3. A preempted request had a prompt of 10 and 6 answer tokens. What is lost?</summary>
+# <details><summary>3. Preempted with a prompt of 10 and 6 answer tokens. What is lost?</summary>
 #
-# No text: 16 tokens stay known. The keys and values of 15 of them.
+# No text; the keys and values of 15 tokens.
 #
 # </details>
 #
-# **The next question**: attention copies every row's blocks together before it computes. Could it read them where they are?
+# **The next question**: attention copies every row's blocks together. Could it read them where they are?
