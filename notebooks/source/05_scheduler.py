@@ -172,12 +172,11 @@ def serve_in(blocks, requests, spare):
 names = dict.fromkeys("ABCDEF", 4)
 for spare in (0, 1):
     trace = serve_in(6, [Request(name, 4, answer=5) for name in names], spare)
-    title = (
-        f"{spare} blocks spare for each running request: {pictures.num_again(trace)} tokens again"
-    )
+    again = pictures.num_again(trace)
+    title = f"{spare} blocks spare for each running request: {again} tokens again"
     chart = pictures.requests_chart(trace, names, title)
     show(chart.svg(), chart.alt)
-    assert pictures.num_again(trace) == (12, 0)[spare]
+    assert again == (12, 0)[spare]
 
 # %% [markdown]
 # <details><summary>Six, of which three go back; or three</summary>
