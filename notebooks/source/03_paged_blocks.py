@@ -152,8 +152,8 @@ steps([f.svg() for f in frames], [f.title for f in frames], "The same memory as 
 assert table_of["E"] == [7, 4, 0]
 
 # %% [markdown]
-# E takes 7, the oldest free one, then 4 and 0, which A gave back. Nothing is wasted outside; inside, at most
-# `block_size` − 1 places of a request's **last** block.
+# E takes 7, then 4 and 0, which A gave back. Nothing is wasted outside; inside, at most `block_size` − 1 places of a
+# request's **last** block.
 #
 # ## Step 3: attention over scattered blocks
 #
@@ -177,7 +177,7 @@ paged = attention(q, gathered[:10], v_cache[table].flatten(0, 1)[:10])
 assert torch.equal(paged, attention(q, K, V))
 
 # %% [markdown]
-# Twelve rows; the two of 99 are cut off. The result is equal **to the last bit**.
+# Twelve; the two of 99 are cut off. Equal **to the last bit**.
 #
 # ## Step 4: the engine's own
 #
@@ -326,7 +326,7 @@ print(f"{certain} of 64 greedy tokens compared: all equal")
 # If 0 to `block_size` − 1 empty places are equally likely, they are $(\text{block\_size} - 1) / 2$ on average.
 #
 # **Predict** for block sizes of 16 and 256: how many places of a request are empty, and which share of what it holds, if
-# requests have some 350 tokens? If 65? (Counted at every step of 1,000 requests' lives.)
+# requests have some 350 tokens? If 65?
 
 # %%
 from course.drawings.block_pictures import held_plot, waste_plot
@@ -334,7 +334,7 @@ from course.paging import lengths_in_life
 
 sizes, wasted, shares = (1, 4, 16, 64, 256), {}, {}
 for name, prompt_median, output_mean in (("long", 150, 150), ("short", 30, 25)):
-    n = lengths_in_life(prompt_median, output_mean)
+    n = lengths_in_life(prompt_median, output_mean)  # at every step of 1,000 requests' lives
     name += f": {n.mean():.0f} tokens on average"
     wasted[name] = [(-n % size).mean().item() for size in sizes]
     shares[name] = [empty / (empty + n.mean().item()) for empty in wasted[name]]

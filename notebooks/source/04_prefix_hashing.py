@@ -10,7 +10,7 @@
 # | Ends in | `nanovllm/engine/block_manager.py` |
 
 # %% [markdown]
-# Two requests can point at the **same** block. When may they, how does an engine notice, and what does it save?
+# When may two requests point at the **same** block?
 #
 # ## What hurts now
 #
@@ -45,17 +45,17 @@ assert (len(prompts[0]), common) == (337, 323)
 #
 # 1. **Explain** why a block's key must cover all tokens before it.
 # 2. **Trace** reference counts, eviction and revival.
-# 3. **Measure** what sharing saves, and where nothing.
+# 3. **Measure** what sharing saves.
 #
 # ## The picture, and the symbols
 #
 # ![A and B share two blocks by equal keys; C has another first block, and shares none.](../figures/prefix_tree.svg)
 #
-# | symbol | meaning | toy | engine |
-# |:--|:--|--:|--:|
-# | $B$ | tokens in a block | 4 | 16 |
-# | $k_i$ | key of block $i$ | 4 hex digits | 16 bytes |
-# | refs | tables a block stands in | 0 to 2 | `ref_count` |
+# | symbol | meaning | toy |
+# |:--|:--|--:|
+# | $B$ | tokens in a block (engine: 16) | 4 |
+# | $k_i$ | key of block $i$ | 4 hex digits |
+# | refs | tables a block stands in | 0 to 2 |
 #
 # ## Step 1: what two requests can share
 #
@@ -288,7 +288,7 @@ print(f"computed: {engine.trace[0].num_tokens} of {computed:,} tokens, in {len(e
 assert [seq.metrics.num_cached_tokens for seq in seqs] == [0] + [common // 16 * 16] * 7
 
 # %% [markdown]
-# The first none, the others 20 whole blocks of the 323 common tokens.
+# The first none, the others 20 whole blocks.
 #
 # ## Check
 #
@@ -320,8 +320,8 @@ assert held["A again"].block_table == tables["A again"]
 print(f"{len(STORY)} events: tables and queues are the toy's, and the invariants hold")
 
 # %% [markdown]
-# Then **logits** in float32, of a question found in the cache, against `transformers`; then greedy **tokens**, up to the
-# first near tie (a lead below 0.0001).
+# Then **logits** of a question found in the cache against `transformers`; then greedy **tokens**, up to the first near
+# tie (a lead below 0.0001).
 
 # %%
 from course.reference import keep_logits, num_certain, reference_logits
@@ -339,9 +339,9 @@ print(f"{certain} of 16 tokens compared with transformers: all equal")
 # %% [markdown]
 # ## Measure: time to first token
 #
-# TTFT is the time from a request's arrival to its first token. Four services send prompts of 672 random ids, one after
-# another. Three have a system prompt of 640 tokens; in two of them a clock changes 10, at positions
-# 630 to 639 or in front. **Predict** for each: how many of 672 tokens does its *second* request compute?
+# TTFT is the time to first token. Four services send prompts of 672 random ids. Three have a system prompt of 640; in two of
+# them a clock changes 10 tokens, at positions 630 to 639 or in front. **Predict** for each: how many does its *second*
+# request compute?
 
 # %%
 from course import machine
@@ -371,8 +371,7 @@ assert counts == [32, 48, 672, 672]
 #
 # ## Measure: a chat of several turns
 #
-# Each turn sends the whole conversation and a new question. **Predict**: how does the number of *computed* prompt
-# tokens grow?
+# Each turn sends all that was said and a new question. **Predict**: how does the number of *computed* prompt tokens grow?
 
 # %%
 from course.drawings.prefix_pictures import hit_rates, turns
@@ -391,8 +390,7 @@ assert max(turn.tokens - turn.found for turn in talk) < 60
 #
 # ## Where it saves nothing: a cache too small
 #
-# Ten chats of 20 blocks come in turn, five rounds; 200 blocks hold them all. **Predict** the share of prompt
-# tokens found with 100 blocks.
+# Ten chats of 20 blocks come in turn, five rounds. 200 blocks hold them all; **predict** the share found with 100.
 
 # %%
 from course.prefixes import share_found  # with a BlockManager alone
@@ -407,14 +405,13 @@ assert (rates[2], rates[-1]) == (0, 0.8)
 # <details>
 # <summary>Not half: nothing</summary>
 #
-# The next chat is the one unused for longest: just its blocks were evicted. With 200, four rounds of five are found.
+# The next chat is the one unused for longest: just its blocks were evicted.
 #
 # </details>
 #
 # ## The stage, and the ladder so far
 #
-# Stage 04 is stage 03 with `enable_prefix_caching=True`; a batch is still static. **Predict**: a shared block counts once;
-# what does that do to live memory, and to TTFT?
+# Stage 04 is stage 03 with `enable_prefix_caching=True`. **Predict**: what does that do to live memory, and to TTFT?
 
 # %%
 from course.records import measured, record
@@ -432,8 +429,7 @@ show(fig, fig.alt_text)
 
 # %% [markdown]
 # Each request holds less, so more fit into a batch, and first tokens come sooner. On a CPU a step of more rows takes
-# longer, so TPOT, the time per output token, rises. It does **not** help where prompts begin differently, or answers are
-# long and prompts short.
+# longer, so TPOT, the time per output token, rises. It does **not** help where prompts begin differently, or are short.
 #
 # ## In real vLLM
 #
@@ -459,24 +455,18 @@ show(fig, fig.alt_text)
 #
 # ## Recap
 #
-# Requests share whole blocks from the first token on, by keys that cover the whole history. A free block waits, still
-# cached, to be revived or evicted.
+# Requests share whole blocks from the first token on, by keys that cover the whole history. A free one waits to be revived or evicted.
 #
 # **Check yourself.**
 #
 # <details><summary>1. B = 16; a prompt of 100 tokens is asked twice. Computed the second time?</summary>
 #
-# Six full blocks are 96 tokens; 4 are computed. (Of a prompt of 96 it would be 1.)
+# Six full blocks are 96 tokens; 4 are computed.
 #
 # </details>
 # <details><summary>2. A free, cached block is hit. Its refs, queue, key?</summary>
 #
 # Refs become 1, it leaves the queue, its key stays.
-#
-# </details>
-# <details><summary>3. Why does a request give back its last block first?</summary>
-#
-# It is evicted first, and a tail is worth nothing without its beginning.
 #
 # </details>
 #

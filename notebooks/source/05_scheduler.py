@@ -15,8 +15,8 @@
 # Stage 04's batch is **static**: nobody comes in until the last is done. Of 16 requests 11 fit in the cache; five wait.
 # Their answers have 543 tokens; the longest in each batch 64.
 #
-# A row whose request is done is **idle**. **Predict** on paper: of all row-steps, $64 \cdot 11 + 64 \cdot 5$, what share
-# is?
+# A batch runs as many steps as its longest answer; a row whose request is done is **idle**. **Predict** on paper: what share
+# of all row-steps, $64 \cdot 11 + 64 \cdot 5$, is idle?
 
 # %%
 import torch
@@ -123,8 +123,7 @@ assert pictures.num_idle(flows, 3) == 3 * 7 - (6 + 2 + 4 + 5 + 3)
 # A long prompt holds up everyone in its step. So a step has a **budget**: running requests first, a prompt gets what is
 # left, and its rest in the next steps: **chunked prefill**.
 #
-# **Predict**: a budget of 6. A has a prompt of 3 and an answer of 6, B of 2 and 7, L of 12 and 3. In which step does L get
-# its first token?
+# **Predict**: a budget of 6; A has a prompt of 3 and an answer of 6, B 2 and 7, L 12 and 3. When does L get its first token?
 
 # %% tags=["nbval-check-output"]
 chunked = serve([Request("A", 3, 6), Request("B", 2, 7), Request("L", 12, 3)], rows=3, budget=6)
@@ -165,8 +164,8 @@ def serve_in(blocks, requests, spare):
 
 
 # %% [markdown]
-# Six requests, prompts of 4 tokens, answers of 5, 6 blocks. **Predict** for `spare=0` and `spare=1`: how many run in
-# step 1? In step 2 each needs a second block: how many go back, and how many computed tokens do they lose?
+# Six requests, prompts of 4, answers of 5, 6 blocks. **Predict** for `spare=0` and `spare=1`: how many run in step 1? How
+# many go back in step 2, and how many computed tokens do they lose?
 
 # %% tags=["nbval-check-output"]
 names = dict.fromkeys("ABCDEF", 4)
@@ -250,8 +249,8 @@ show_source(EngineCore.plain_step, EngineCore._launch, EngineCore._take_in, Step
 # %% [markdown]
 # ## The engine's own steps
 #
-# Four requests on the real model: three rows, a budget of 8, 9 blocks of 4 tokens. **Predict**, for prompts of A 3, B 10,
-# C 11 and D 10 tokens: what do steps 1 and 2 compute?
+# On the real model: three rows, a budget of 8, 9 blocks of 4. **Predict**, for prompts of A 3, B 10, C 11 and D 10 tokens:
+# what do steps 1 and 2 compute?
 
 # %%
 from course.display import steps
@@ -290,8 +289,8 @@ assert (len(static), len(flowing)) == (128, 65)
 # %% [markdown]
 # ## Check
 #
-# A random workload with room for 128 tokens, five rows and a budget of 24. First **invariants**, then tokens against stage
-# 02, which preempts nobody, up to the first near tie (a lead below 0.0001).
+# A random workload in 128 places, five rows and a budget of 24. First **invariants**, then tokens against stage 02, up to
+# the first near tie (a lead below 0.0001).
 
 # %%
 from course.cramped import Cramped, cramped_workload
@@ -309,7 +308,7 @@ print(f"{len(cramped.trace)} steps, {again} tokens computed again; {compare(ours
 # %% [markdown]
 # ## Measure: the ladder
 #
-# **Predict** from the chart: how many times stage 04's throughput has stage 05, if all steps took the same time?
+# **Predict** from the chart: how many times stage 04's throughput, if all steps took the same time?
 
 # %%
 from course.models import measured_model
@@ -357,7 +356,7 @@ figure = pictures.token_times(times, machine.describe())
 show(figure, "Tokens of a running request: one long gap in one step, small gaps in chunks")
 
 # %% [markdown]
-# $\lceil 900 / (64 - 2) \rceil = 15$ steps (on a GPU 8), as two tokens of each go to those that decode. In one step, both wait.
+# $\lceil 900 / (64 - 2) \rceil = 15$ steps (on a GPU 8): two tokens of each go to those that decode.
 #
 # ## Measure: thrashing
 #
@@ -386,8 +385,8 @@ for kind in (Scheduler, NoHeadroom):
 #
 # ## Measure: load
 #
-# `sweep` measures the **capacity** of eight rows: requests a second when all wait from the start. Then they arrive
-# at random moments, at shares of it. The **knee** is where throughput divided by TTFT is greatest. **Predict**: which is
+# `sweep` measures the **capacity** of eight rows: requests a second when all wait. Then they arrive at random, at shares of
+# it. The **knee** is where throughput divided by TTFT is greatest. **Predict**: which is
 # bounded beyond the capacity, TPOT or TTFT?
 
 # %%
@@ -408,12 +407,13 @@ knee = max(points, key=lambda p: p.power)
 print(f"capacity {capacity:.1f} requests a second; the knee is at {knee.rate / capacity:.0%} of it")
 
 # %% [markdown]
-# TPOT: who waits is in no step. Near the capacity all rows are taken and requests queue; beyond it throughput stays, and
-# TTFT would grow for ever, were there more than 24 requests.
+# TPOT: who waits is in no step. Beyond the capacity requests queue: throughput stays, and TTFT
+# would grow for ever, were there more than 24.
 #
 # ## In real vLLM
 #
-# Release v0.11.0: [`Scheduler.schedule`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L179-L189) in `vllm/v1/core/sched/scheduler.py`. Three differences:
+# Release v0.11.0: [`vllm/v1/core/sched/scheduler.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L179-L189).
+# Three differences:
 #
 # 1. It keeps no headroom, but [admits nobody](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L335-L336)
 #    in a step that preempted somebody.
@@ -426,26 +426,21 @@ print(f"capacity {capacity:.1f} requests a second; the knee is at {knee.rate / c
 #
 # 1. **Predict** (5 minutes): four requests' steps under a budget, and who is preempted first.
 # 2. **Implement** (25 minutes): `_schedule_running` and `_admit_waiting`.
-# 3. **Break and fix** (20 minutes): a preemption that forgets a counter. Stories go wrong under load.
+# 3. **Break and fix** (20 minutes): a preemption that forgets a counter.
 #
 # ## Recap
 #
 # A step brings each row's computed tokens up to its known ones: running requests first, prompts cut at the budget's edge. If
-# blocks run out, the youngest is computed again; headroom keeps that rare. Beyond the knee, load buys waiting.
+# blocks run out, the youngest is computed again; headroom keeps that rare.
 #
 # **Check yourself.**
 #
-# <details><summary>1. Three rows, answers of 8, 2, 2, 2, 2. Steps, static and continuous?</summary>
-#
-# $8 + 2 = 10$, and 8.
-#
-# </details>
-# <details><summary>2. Budget 16, five decode, a prompt of 40 arrives. Its first token?</summary>
+# <details><summary>1. Budget 16, five decode, a prompt of 40 arrives. Its first token?</summary>
 #
 # In the fourth step: 11, 22, 33, 40.
 #
 # </details>
-# <details><summary>3. Preempted with a prompt of 10 and 6 answer tokens. What is lost?</summary>
+# <details><summary>2. Preempted with a prompt of 10 and 6 answer tokens. What is lost?</summary>
 #
 # No text; the keys and values of 15 tokens.
 #
