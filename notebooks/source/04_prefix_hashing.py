@@ -292,7 +292,7 @@ assert [seq.metrics.num_cached_tokens for seq in seqs] == [0] + [common // 16 * 
 #
 # ## Check
 #
-# First **invariants**. The story, told to the finished manager, must give the toy's tables and queues.
+# First **invariants**. The finished manager must give the toy's tables and queues.
 
 # %%
 from collections import Counter
@@ -367,7 +367,7 @@ assert counts == [32, 48, 672, 672]
 #
 # </details>
 #
-# TTFT falls by less than the tokens do: a step costs some time whatever its size. Later tokens come no faster.
+# TTFT falls by less than the tokens: a step costs some time whatever its size.
 #
 # ## Measure: a chat of several turns
 #
@@ -428,7 +428,7 @@ fig = plots.ladder(upto=4)
 show(fig, fig.alt_text)
 
 # %% [markdown]
-# Each request holds less, so more fit into a batch, and first tokens come sooner. On a CPU a step of more rows takes
+# More requests fit into a batch, and first tokens come sooner. On a CPU a step of more rows takes
 # longer, so TPOT, the time per output token, rises. It does **not** help where prompts begin differently, or are short.
 #
 # ## In real vLLM

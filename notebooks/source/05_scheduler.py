@@ -185,7 +185,7 @@ for spare in (0, 1):
 #
 # </details>
 #
-# Spare blocks are **headroom**. Without it a full cache **thrashes**: admits and throws out the same prompts.
+# Spare blocks are **headroom**. Without it a full cache **thrashes**: admits and throws out.
 #
 # ## Step 4: two counters
 #
@@ -238,7 +238,7 @@ show_source(s._admit_waiting, s._fits, s._admit, s._plan)
 show_source(s.update, s._retire, s.abort, s.roll_back)
 
 # %% [markdown]
-# The loop around it (lesson 07 has another), and what each step leaves in `engine.trace`:
+# The loop around it (lesson 07 has another), and a step's record in `engine.trace`:
 
 # %%
 from nanovllm.engine.engine import EngineCore
@@ -271,7 +271,7 @@ assert engine.block_manager.num_free_blocks == 9
 # %% [markdown]
 # <details><summary>A 3 and B 5; then A 1, B 5, C 2</summary>
 #
-# In step 6, A and B hold 2 and 4 of nine blocks and C wants a fourth: it goes back with 12 computed tokens.
+# In step 6, A and B hold 6 of nine blocks and C wants a fourth: it goes back with 12 tokens.
 #
 # </details>
 #
