@@ -31,6 +31,7 @@ def test_traffic_never_holds_more_than_there_is():
     counts = set()
     for running in paging.traffic(manager, 200):
         counts.add(len(running))
+        assert all(len(s.block_table) * 4 >= len(s.token_ids) for s in running)
         assert manager.num_free_blocks + sum(len(s.block_table) for s in running) == 64
     assert len(counts) > 3
 
