@@ -3,6 +3,7 @@
     results = [stage.run(workload) for _ in range(3)]
     record(results)            # into .course/stages.json, which git ignores
     load()                     # all that is known: shipped first, then the reader's own
+    measured(stage, workload)  # this machine's record; the stage is run once if there is none
 
 A file is a list of records, one for each stage, model and machine; measuring again replaces it.
 """
@@ -17,7 +18,8 @@ from typing import Any
 
 from course import machine
 from course.bench import command_line
-from course.stages.common import StageResult, mean
+from course.stages.common import Stage, StageResult, mean, mib
+from course.workload import LadderWorkload
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = ROOT / ".course" / "stages.json"
@@ -56,6 +58,15 @@ class Record:
     def key(self) -> tuple[int, str, str, str]:
         """What a newer record replaces an older one by."""
         return self.stage, self.machine, self.model, self.workload
+
+    def __str__(self) -> str:
+        n = self.numbers
+        return (
+            f"{self.stage:02} {self.name}: {n['tokens_per_second']:,.0f} tok/s; "
+            f"TTFT {1000 * n['ttft_mean_seconds']:,.0f} ms, "
+            f"TPOT {1000 * n['tpot_mean_seconds']:,.1f} ms; "
+            f"KV {mib(round(n['kv_live_bytes']))} live"
+        )
 
     @property
     def source(self) -> tuple[str, str, str]:
@@ -140,3 +151,13 @@ def load(own: Path = OWN, shipped: Path = SHIPPED) -> list[Record]:
     """All records: those that ship with the course, then the reader's own."""
     found = [row for file in sorted(shipped.glob("stages_*.json")) for row in read(file, "shipped")]
     return found + read(own, "yours")
+
+
+def measured(
+    stage: Stage, workload: LadderWorkload, own: Path = OWN, shipped: Path = SHIPPED
+) -> Record:
+    """This machine's newest record of a stage; the stage is run once if there is none."""
+    device = stage.device.type
+    key = stage.number, machine.describe(device), stage.folder.name, str(workload)
+    known = [row for row in load(own, shipped) if row.key == key]
+    return known[-1] if known else record(stage.run(workload), own)

@@ -1,7 +1,14 @@
 """Drawings of reserved memory and of blocks: what a cell is said to hold is what the tables say."""
 
-from course.block_pictures import block_cells, count, held_plot, reserved_cells, strip, waste_plot
 from course.display import svg_of
+from course.drawings.block_pictures import (
+    block_cells,
+    count,
+    held_plot,
+    reserved_cells,
+    strip,
+    waste_plot,
+)
 
 OWNERS = ["A", "A", "A", None, "B", "B"]
 

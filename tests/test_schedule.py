@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from course import schedule_pictures as pictures
+from course.drawings import schedule_pictures as pictures
 from course.load import LoadPoint, arrivals, ask, interrupted, offer, run, start, sweep
 from course.stages import ContinuousBatching
 from course.workload import LadderWorkload, ladder_workload
@@ -48,10 +48,6 @@ def test_frames_grow_by_a_step_and_are_as_large() -> None:
     assert len(frames) == 4
     assert all(a.count("<rect") < b.count("<rect") for a, b in itertools.pairwise(frames))
     assert len({frame.split("viewBox")[1][:20] for frame in frames}) == 1
-
-
-def test_spans_that_touch_are_one() -> None:
-    assert pictures.merged([(0, 3), (4, 2), (20, 1)]) == [(0, 6), (20, 1)]
 
 
 def test_arrivals_have_the_rate_on_average_and_no_rhythm() -> None:

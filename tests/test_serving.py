@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace as Namespace
 
-from course.prefix_pictures import hit_rates, pool_frame, turns
+from course.drawings.prefix_pictures import hit_rates, pool_frame, turns
 from course.serving import ask, start_engine
 from nanovllm.engine.block_manager import BlockManager
 

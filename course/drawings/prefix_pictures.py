@@ -1,11 +1,12 @@
 """Drawings of a prefix cache: a pool of blocks at one moment, and what a cache saved.
 
 frame = pool_frame(pool, tables, contents)        # an SVG's text, for course.display.steps
+frames, queues, tables = play(pool, prompts, enter, leave)      # STORY, told to a pool
 fig = turns(prompts, computed, machine)           # tokens of a chat's turns
 fig = hit_rates(blocks, rates, needed)            # against the size of the cache
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from course.pictures.svg import BLUE, GREY, INK, ORANGE, Picture
@@ -60,6 +61,29 @@ def pool_frame(
     else:
         p.text((120, 146), "empty", 13, "start", GREY)
     return p.svg()
+
+
+def play(
+    pool: Pool,
+    prompts: Mapping[str, Sequence[int]],
+    enter: Callable[[Pool, Sequence[int]], list[int]],
+    leave: Callable[[Pool, list[int]], None],
+) -> tuple[list[str], list[list[int]], dict[str, list[int]]]:
+    """STORY in blocks of 4 tokens: its frames, the free queue after each event, the last tables."""
+    tables: dict[str, list[int]] = {}
+    contents: dict[int, Sequence[int]] = {}
+    frames, queues = [], []
+    for event in STORY:
+        name = event[1:]
+        if event[0] == "+":
+            tables[name] = enter(pool, prompts[name])
+            for i, block in enumerate(tables[name]):
+                contents[block] = prompts[name][i * 4 : (i + 1) * 4]
+        else:
+            leave(pool, tables.pop(name))
+        frames.append(pool_frame(pool, tables, contents))
+        queues.append([*pool.free])
+    return frames, queues, tables
 
 
 def held_by(block: int, tables: Mapping[str, Sequence[int]]) -> str:

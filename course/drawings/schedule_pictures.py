@@ -195,57 +195,8 @@ def box(
 # -- measured ------------------------------------------------------------------------------------
 
 
-def timeline(records: Sequence[Any], prompts: Mapping[str, int], title: str, machine: str) -> Any:
-    """A run in milliseconds, a line for each request: thick where it computes its prompt."""
-    from course.plots import figure
-
-    fig, axes = figure(title, machine, height=1.2 + 0.2 * len(prompts))
-    begin = records[0].start_time
-    lines = {name: y for y, name in enumerate(prompts)}
-    table = kinds([record.rows for record in records], prompts)
-    styles = {
-        "prompt": (BLUE, 0.8),
-        "answer": (SKY, 0.4),
-        "again": (ORANGE, 0.6),
-    }
-    for kind, (colour, height) in styles.items():
-        bars: dict[int, list[tuple[float, float]]] = {}
-        for record, cells in zip(records, table, strict=True):
-            span = ms(record.start_time - begin), ms(record.end_time - record.start_time)
-            for name, (found, _) in cells.items():
-                if found == kind:
-                    bars.setdefault(lines[name], []).append(span)
-        for i, (y, spans) in enumerate(bars.items()):
-            label = (
-                {"label": LEGEND[kind][1].replace("1 answer token", "answer tokens")}
-                if i == 0
-                else {}
-            )
-            shape = {"facecolor": colour, "edgecolor": "white", "linewidth": 0.3}
-            axes.broken_barh(merged(spans), (y - height / 2, height), **shape, **label)
-    axes.set_yticks(range(len(prompts)))
-    axes.set(
-        xlabel="ms since the first step",
-        ylim=(len(prompts) - 0.5, -0.5),
-        ylabel="request, as they came",
-    )
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
-    return fig
-
-
 def ms(seconds: float) -> float:
     return 1e3 * seconds
-
-
-def merged(spans: list[tuple[float, float]], gap: float = 5.0) -> list[tuple[float, float]]:
-    """(start, length) spans, those less than `gap` apart made one: fewer shapes in a picture."""
-    joined: list[tuple[float, float]] = []
-    for start, length in spans:
-        if joined and start - sum(joined[-1]) < gap:
-            joined[-1] = (joined[-1][0], start + length - joined[-1][0])
-        else:
-            joined.append((start, length))
-    return joined
 
 
 def token_times(times: Mapping[str, Sequence[float]], machine: str) -> Any:

@@ -6,7 +6,7 @@ picture = strip(cells, "E asks for 10 places", lines=["free: 0-7"])
 fig = waste_plot(sizes, {"long": [...]}, {"long": [...]})
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from course.pictures.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Picture
@@ -84,6 +84,14 @@ def strip(
     for i, line in enumerate(lines):
         p.text((LEFT, TOP + SIZE + 58 + 22 * i), line, 13, "start", mono=True)
     return p
+
+
+def block_strip(
+    title: str, tables: Mapping[str, Sequence[int]], free: Iterable[int], tokens: Mapping[str, int]
+) -> Picture:
+    """Eight blocks of four places, the tables that name them, and the queue of free ones."""
+    lines = ["; ".join(f"{name}: {t}" for name, t in tables.items() if t), f"free: {list(free)}"]
+    return strip(block_cells(tables, tokens, 8, 4), title, lines, block_size=4)
 
 
 def draw_cell(p: Picture, x: float, y: float, owner: str, kind: str) -> None:
