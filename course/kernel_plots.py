@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from course.plots import COLOURS, WIDTH
+from course.pictures.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Picture
 from course.records import SHIPPED
 
 RECORDED = SHIPPED / "h200_kernel_ladder.json"
 FLASH = SHIPPED / "h200_attention_flash.json"  # a run of its own, on another card of the kind
 CEILING = {"store": "copy", "rope": "copy", "decode": "read"}
-HATCHES = ("", "//", "..", "xx", "\\\\")
+BARS = (ORANGE, SKY, GREEN, BLUE, PURPLE)
+LEFT = 190  # where bars begin, pixels
 Report = Mapping[str, Any]
 
 
@@ -37,49 +38,36 @@ def ceiling(report: Report, ladder: str) -> float:
 def words(report: Report, ladder: str) -> str:
     """All of a ladder's numbers, for a picture's alternative text."""
     return "; ".join(
-        f"{shape}: "
-        + ", ".join(
-            f"{name} {row['bytes_per_second'] / 1e9:,.0f} GB/s" for name, row in rows.items()
-        )
+        f"{shape}: " + ", ".join(f"{name} {reached(row)}" for name, row in rows.items())
         for shape, rows in report[ladder].items()
     )
 
 
-def table(report: Report, ladder: str) -> str:
-    """A ladder's times in microseconds, and its share of the ceiling, as lines to print."""
-    lines = []
-    for shape, rows in report[ladder].items():
-        lines.append(f"{shape:38}{'µs':>10}{'GB/s':>8}{'of the ceiling':>16}")
-        for name, row in rows.items():
-            reached = row["bytes_per_second"]
-            lines.append(
-                f"  {name:36}{row['microseconds']:>10,.1f}{reached / 1e9:>8,.0f}"
-                f"{reached / ceiling(report, ladder):>15.0%}"
-            )
-    return "\n".join(lines)
+def reached(row: Mapping[str, float]) -> str:
+    return f"{row['microseconds']:,.1f} µs, {row['bytes_per_second'] / 1e9:,.0f} GB/s"
 
 
-def bars(report: Report, ladder: str, title: str) -> Any:
-    """GB/s of every version, a panel a shape; the dashed line is the ceiling."""
-    import matplotlib.pyplot as plt
-
-    shapes = report[ladder]
-    rows = [max(len(versions) for versions in shapes.values())] * len(shapes)
-    fig, axes = plt.subplots(1, len(rows), figsize=(WIDTH, 1.5 + 0.36 * rows[0]), sharey=True)
-    fig.suptitle(f"{title}\n{report['machine']}, {report['dtype']}", x=0.01, ha="left", fontsize=12)
-    top = ceiling(report, ladder) / 1e9
-    for ax, (shape, versions) in zip(axes, shapes.items(), strict=True):
-        for i, (name, row) in enumerate(versions.items()):
-            speed = row["bytes_per_second"] / 1e9
-            style = {"color": COLOURS[i % len(COLOURS)], "hatch": HATCHES[i % len(HATCHES)]}
-            ax.barh(name, speed, edgecolor="white", **style)
-            ax.text(speed + top / 60, i, f"{speed:,.0f}", va="center", fontsize=9)
-        ax.axvline(top, linestyle="--", color="#444444")
-        ax.set(title=shape, xlabel="GB/s", xlim=(0, 1.25 * top))
-        ax.title.set_fontsize(10)
-    axes[0].invert_yaxis()
-    fig.tight_layout()
-    return fig
+def bars(report: Report, ladder: str, title: str) -> Picture:
+    """Each version's bandwidth, shape by shape; the dashed line is the ceiling."""
+    groups, top = report[ladder], ceiling(report, ladder)
+    height = 90 + sum(34 + 24 * len(rows) for rows in groups.values())
+    p = Picture(700, height, title, f"{title}: {words(report, ladder)}")
+    p.text((20, 24), title, 15, "start", bold=True)
+    p.text((20, 46), f"{report['machine']}, {report['dtype']}", 12, "start", GREY)
+    width, y = 300, 74
+    edge = LEFT + width
+    p.text((edge, 66), f"{CEILING[ladder]} bandwidth, {top / 1e9:,.0f} GB/s", 11, colour=GREY)
+    p.line((edge, 78), (edge, height - 14), colour=GREY, dashed=True)
+    for shape, rows in groups.items():
+        p.text((20, y + 14), shape, 12, "start", bold=True)
+        for i, (name, row) in enumerate(rows.items()):
+            at = y + 28 + 24 * i
+            share = row["bytes_per_second"] / top
+            p.text((LEFT - 8, at + 9), name, 12, "end")
+            p.box(LEFT, at, max(1, width * share), 18, colour=BARS[i % len(BARS)], radius=1)
+            p.text((edge + 12, at + 9), f"{reached(row)}, {share:.0%}", 11.5, "start")
+        y += 34 + 24 * len(rows)
+    return p
 
 
 # -- who is busy when ----------------------------------------------------------------------------
@@ -101,19 +89,21 @@ def makespan(lengths: Sequence[int], processors: int) -> int:
     return max(start + length for _, start, length in deal(lengths, processors))
 
 
-def timetable(ways: Mapping[str, Sequence[int]], processors: int) -> Any:
+def timetable(ways: Mapping[str, Sequence[int]], processors: int) -> Picture:
     """For each way to cut the work: which processor is busy with which program, in tiles."""
-    import matplotlib.pyplot as plt
-
-    fig, axes = plt.subplots(1, len(ways), figsize=(WIDTH, 2.4), sharex=True, sharey=True)
-    for ax, (title, lengths) in zip(axes, ways.items(), strict=True):
+    ends = [makespan(lengths, processors) for lengths in ways.values()]
+    texts = [f"{name}: {end}" for name, end in zip(ways, ends, strict=True)]
+    alt = f"{processors} processors; tiles until the last is done: {', '.join(texts)}."
+    p = Picture(700, 20 + (54 + 22 * processors) * len(ways), "Who is busy when", alt)
+    y, scale = 12, 520 / max(ends)
+    for (title, lengths), end in zip(ways.items(), ends, strict=True):
+        p.text((20, y + 12), f"{title}: done after {end}", 13, "start", bold=True)
+        for processor in range(processors):
+            p.text((120, y + 36 + 22 * processor), f"processor {processor}", 11, "end", GREY)
         for i, (processor, start, length) in enumerate(deal(lengths, processors)):
-            style = {"color": COLOURS[i % len(COLOURS)], "hatch": HATCHES[i % len(HATCHES)]}
-            ax.barh(processor, length, left=start, height=0.7, edgecolor="white", **style)
-        ax.set(title=title, xlabel="time (tiles)", yticks=range(processors))
-        ax.title.set_fontsize(10)
-        ax.grid(visible=False, axis="y")
-    axes[0].set_ylabel("processor")
-    axes[0].invert_yaxis()
-    fig.tight_layout()
-    return fig
+            x, top = 130 + scale * start, y + 27 + 22 * processor
+            p.box(
+                x, top, scale * length - 2, 18, f"{length}", "", BARS[i % len(BARS)], 11, radius=2
+            )
+        y += 54 + 22 * processors
+    return p

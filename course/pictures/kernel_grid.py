@@ -28,10 +28,9 @@ def draw() -> Picture:
     for token, slot in enumerate(SLOTS):
         y = 94 + 60 * token
         p.box(30, y, 160, 32, f"token {token}", colour=COLOURS[token])
-        p.box(260, y - 4, 140, 40, f"program {token}", f"slot {slot}", SKY, 12)
+        what = f"slot {slot}" if slot >= 0 else "slot -1: nothing"
+        p.box(260, y - 4, 140, 40, f"program {token}", what, SKY, 12)
         p.arrow((192, y + 16), (256, y + 16))
         if slot >= 0:
             p.arrow((402, y + 16), (450, 94 + 40 * slot), colour=COLOURS[token])
-        else:
-            p.text((410, y + 16), "writes nothing", 11, "start", GREY)
     return p

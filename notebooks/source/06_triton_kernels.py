@@ -5,21 +5,20 @@
 # |---|---|
 # | Minutes | 60 |
 # | Difficulty | hard |
-# | Hardware | any laptop; on a GPU the same cells compile their kernels and time them |
+# | Hardware | any laptop; on a GPU the same cells compile their kernels |
 # | Needs | lessons 02, 03 and 05 |
 # | Ends in | `nanovllm/ops/kernels.py`, `nanovllm/ops/backend.py` |
 
 # %% [markdown]
 # ## What hurts now
 #
-# A decode step reads every request's keys and values once; it can take no less time than that. Our
-# torch attention gathers each row's blocks into one long copy, then attends to the copy: it reads, writes,
-# and reads again.
+# A decode step must read every request's keys and values once. Our torch attention gathers each row's blocks
+# into one long copy and attends to the copy: it reads, writes, and reads again.
 #
-# Take 256 requests at 900 tokens, one layer of Qwen3-0.6B's shape: 8 KV heads of 128, two bytes a number.
+# Take 256 requests at 900 tokens, and one layer: 8 KV heads of 128, two bytes a number.
 #
-# **Predict** before you run. How many bytes are that? How long must an H200 take at least, which reads
-# 4,600 GB/s? And how long if everything is moved three times? Write it down.
+# **Predict** before you run: how many bytes are read once? How long must an H200 take, which reads 4,600 GB/s?
+# And if everything is moved three times? Write it down.
 
 # %%
 import torch
@@ -27,29 +26,28 @@ import torch
 from course import plots
 from course.display import show
 from course.kernel_lab import agree, call, device, has_triton, launch, tl, triton, where
-from course.kernel_plots import bars, ceiling, makespan, recorded, table, timetable, words
+from course.kernel_plots import bars, makespan, recorded, timetable
 from course.reading import show_from, show_source
 
 torch.set_num_threads(1)
 plots.use_style()
 report = recorded()
+row, peak = report["decode"]["256 x 900"]["torch"], report["read_bytes_per_second"]
 print(where())
-row = report["decode"]["256 x 900"]["torch"]
-print(f"recorded on {report['machine']}: {row['microseconds']:,.0f} µs with torch")
-print(f"{row['bytes'] / 1e6:,.0f} MB; at {ceiling(report, 'decode') / 1e9:,.0f} GB/s:", end=" ")
-print(f"{1e6 * row['bytes'] / ceiling(report, 'decode'):,.0f} µs")
+print(f"recorded on {report['machine']}: {row['microseconds']:,.0f} µs with torch,")
+print(
+    f"{row['bytes'] / 1e6:,.0f} MB in {1e6 * row['bytes'] / peak:,.0f} µs at {peak / 1e9:,.0f} GB/s"
+)
 
 # %% [markdown]
-# <details><summary>944 MB, 205 µs, and more than three times that</summary>
+# <details><summary>944 MB, 205 µs, 615 µs</summary>
 #
-# $256 \cdot 900 \cdot 8 \cdot 128 \cdot 2 \cdot 2 = 943{,}718{,}400$ bytes (keys and values, two bytes
-# each). At 4,600 GB/s: 205 µs. Three times: 615 µs. Torch takes longer still: its copy
-# reads and writes below the ceiling, and rows are padded.
+# $256 \cdot 900 \cdot 8 \cdot 128 \cdot 2 \cdot 2 = 943{,}718{,}400$ bytes. Torch needs still more time than
+# three times the floor: gathering stays below the ceiling.
 #
 # </details>
 #
-# Only code that reads blocks where they lie can do better: a **kernel** of our own. After this lesson you
-# can
+# To read blocks where they lie we need a **kernel** of our own. After this lesson you can
 #
 # 1. **write** a Triton kernel, with masks, strides and 64-bit offsets,
 # 2. **explain** online softmax, and why decode splits a context,
@@ -64,17 +62,19 @@ print(f"{1e6 * row['bytes'] / ceiling(report, 'decode'):,.0f} µs")
 # | program | one run of a kernel's code; many run at once |
 # | grid | how many programs, in up to three dimensions |
 # | `tl.program_id(0)` | which program this is |
-# | `tl.arange(0, 8)` | the vector 0 … 7; its length must be a power of two |
+# | `tl.arange(0, 8)` | the vector 0 … 7; a power of two long |
 # | `tl.constexpr` | a number that is compiled in |
-# | multiprocessor (SM) | what runs programs on a GPU; an H200 has 132 |
+# | multiprocessor | what runs programs; an H200 has 132 |
 #
 # ## Step 1: one program, one token
 #
-# A kernel gets tensors as **pointers** to their first number. Pointer plus offset is an address; a vector of
-# offsets loads a vector. Below, each program copies one token's key, four numbers, into its slot.
+# A kernel gets a tensor as a **pointer** to its first number. Pointer plus offset is an address; a vector of
+# offsets loads a vector. Each program copies one token's key, four numbers, into its slot.
+#
+# **Predict**: tokens (1 1 1 1), (2 2 2 2), (3 3 3 3), slots 4, 0, 2. What does the cache hold?
 
 
-# %%
+# %% tags=["nbval-check-output"]
 @triton.jit
 def store_kernel(key, cache, slots, SIZE: tl.constexpr):
     token = tl.program_id(0)
@@ -83,11 +83,6 @@ def store_kernel(key, cache, slots, SIZE: tl.constexpr):
     tl.store(cache + slot * SIZE + at, tl.load(key + token * SIZE + at))
 
 
-# %% [markdown]
-# **Predict**: tokens of (1 1 1 1), (2 2 2 2), (3 3 3 3), slots 4, 0, 2. What does the cache of six slots
-# hold?
-
-# %% tags=["nbval-check-output"]
 key = torch.arange(1, 4, device=device)[:, None].expand(3, 4).contiguous()
 slots = torch.tensor([4, 0, 2], device=device)
 cache = torch.zeros(6, 4, dtype=torch.int64, device=device)
@@ -99,19 +94,20 @@ print(agree(cache, wanted, ran))
 # %% [markdown]
 # <details><summary>Rows 2, 0, 3, 0, 1, 0</summary>
 #
-# One row a program. On a GPU all three run at once, in no order. So two programs must never write the
-# same place: slots are distinct.
+# On a GPU the programs run at once, in no order; so no two may write the same place.
 #
 # </details>
 #
 # ## Step 2: masks, and the slot −1
 #
-# Heads have 80 numbers in some models, and `tl.arange` knows powers of two only. So a program takes more
-# lanes than it needs, and a **mask** keeps the rest from memory. A slot of −1 means "do not store": padding
-# of lesson 07, for one. Here `MASKED` leaves the mask away, to see what it is for.
+# Some heads have 80 numbers, and `tl.arange` knows powers of two only. A program takes more lanes than it
+# needs, and a **mask** keeps the rest from memory. A slot of −1 means "do not store".
+#
+# **Predict**: three numbers a token, so four lanes. Tokens (1 1 1), (2 2 2), (3 3 3), slots 0, 2, −1. What does
+# the cache of four slots hold, with the mask and without?
 
 
-# %%
+# %% tags=["nbval-check-output"]
 @triton.jit
 def masked_kernel(key, cache, slots, SIZE: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):
     token = tl.program_id(0)
@@ -123,11 +119,6 @@ def masked_kernel(key, cache, slots, SIZE: tl.constexpr, BLOCK: tl.constexpr, MA
         tl.store(cache + slot * SIZE + at, row, inside)
 
 
-# %% [markdown]
-# Three numbers a token, so four lanes. Tokens (1 1 1) and (2 2 2), and a third, (3 3 3), whose slot is −1;
-# slots 0 and 2. **Predict** both caches.
-
-# %% tags=["nbval-check-output"]
 key = torch.arange(1, 4, device=device)[:, None].expand(3, 3).contiguous()
 slots = torch.tensor([0, 2, -1], device=device)
 for masked in (True, False):
@@ -135,53 +126,48 @@ for masked in (True, False):
     wanted = cache.clone()
     wanted[slots[:2]] = key[:2]
     if not masked:
-        wanted[1, 0], wanted[3, 0] = 2, 3  # the fourth lane: the next row's first number
+        wanted[1, 0], wanted[3, 0] = 2, 3  # the fourth lane: the next token's first number
     ran = launch(masked_kernel, (3,), key, cache, slots, 3, 4, masked)
     print("with a mask" if masked else "without", agree(cache, wanted, ran), sep="\n")
 
 # %% [markdown]
-# <details><summary>Without a mask each token spills into its neighbour's slot</summary>
+# <details><summary>Without a mask, each token spills into the next slot</summary>
 #
-# The fourth lane reads the next token's first number and writes it into the next slot: slot 1 gets a 2, slot
-# 3 a 3. Nothing crashes; another request's key is wrong. Without `if slot >= 0`, the third token would
-# be written *before* the cache's first byte.
+# Slot 1 gets a 2, slot 3 a 3. Nothing crashes; another request's key is wrong. Without `if slot >= 0`, the third
+# token would be written *before* the cache's first byte.
 #
 # </details>
 #
 # ## Step 3: strides, and 64 bits
 #
-# Keys arrive as a part of `qkv`: a token's next row is not `SIZE` numbers on, but a whole row of `qkv`. The
-# distance is the **stride**. And `slot * SIZE` can be large. A kernel's integers have 32 bits unless you
-# say otherwise.
+# Keys arrive as a part of `qkv`: the next token's key is a whole row of `qkv` further on. That distance is the
+# **stride**. And offsets get large, while a kernel's integers have 32 bits unless told otherwise.
 #
-# **Predict**: with 8 KV heads of 128, from which slot on does a 32-bit offset wrap? What does that take
-# in GiB, of one layer's keys?
+# **Predict**: with 8 KV heads of 128, at which slot does a 32-bit offset wrap? How many GiB of one layer's
+# keys lie below it?
 
 # %% tags=["nbval-check-output"]
 for slot in (2_097_151, 2_097_152):
     offset = torch.tensor(slot, dtype=torch.int32) * 1024
-    print(f"slot {slot:,}: offset {offset.item():,}; {slot * 1024 * 2 / 2**30:.1f} GiB in")
+    print(f"slot {slot:,}: offset {offset.item():,}; {slot * 1024 * 2 / 2**30:.1f} GiB")
 assert offset < 0
 
 # %% [markdown]
-# <details><summary>Slot 2,097,152: exactly 4 GiB</summary>
+# <details><summary>Slot 2,097,152, or 4 GiB</summary>
 #
-# $2^{31} / 1{,}024 = 2^{21}$. A small model on a large GPU has that many slots, and its first user above
-# them gets memory that is not his. nano-vLLM's kernel had this bug. Hence `.to(tl.int64)` below.
+# $2^{31} / 1{,}024 = 2^{21}$. A small model on a large GPU has that many slots. nano-vLLM's kernel had this
+# bug; hence `.to(tl.int64)` below.
 #
 # </details>
 #
-# The finished toy copies all heads of a token's key and value. Its launcher passes `key.stride(0)`.
-
-# %%
-show_from("course/toy_kernels.py", "store_token_kernel", "store_tokens")
+# The finished toy stores all heads of a token. The test gives it keys and values that are parts of one tensor.
 
 # %%
 from nanovllm.ops import attention
 
+show_from("course/toy_kernels.py", "store_token_kernel", "store_tokens")
 if has_triton:
     from course import toy_kernels as toy
-
 qkv = torch.randn(5, 10, 6, device=device)  # 6 query heads, 2 key heads, 2 value heads; 6 numbers
 parts = qkv[:, 6:8], qkv[:, 8:]
 slots = torch.tensor([7, 3, -1, 0, 2], device=device)
@@ -193,56 +179,49 @@ for found, wanted in zip(caches[2:], caches[:2], strict=True):
 assert not parts[0].is_contiguous()
 
 # %% [markdown]
-# ### How near the ceiling?
-#
-# A store reads a row and writes it, so its ceiling is a copy's bandwidth. **Predict**: a program a head
-# moves 256 bytes of a key, a program a token 2,048. Which is faster for 16,384 tokens (a prefill), and
-# does it matter for 256 (a decode step)?
+# A store reads and writes, so its ceiling is a copy's bandwidth. **Predict**: a program a head moves 256 bytes
+# of key, a program a token 2,048. Which is faster for 16,384 tokens (a prefill)? Does it matter for 256 (a
+# decode step)?
 
 # %%
-figure = bars(report, "store", "Storing keys and values (recorded)")
-show(figure, words(report, "store"))
-print(table(report, "store"))
+chart = bars(report, "store", "Storing keys and values (recorded)")
+show(chart.svg(), chart.alt)
 
 # %% [markdown]
 # <details><summary>How to read it</summary>
 #
-# 134 MB for a prefill: there bandwidth counts, and torch pays for looking up which slots are wanted and for
-# copies. 2 MB for a decode step: at the ceiling under a microsecond. Starting a kernel takes longer than that,
-# so no kernel comes near the ceiling there, and fewer kernels is what helps.
+# A prefill moves 134 MB: there bandwidth counts, and torch also searches for slots and copies. A decode step
+# moves 2 MB, under a microsecond at the ceiling; starting a kernel takes longer. There, fewer kernels help.
 #
 # </details>
 #
 # ## Step 4: fuse neighbours
 #
-# Before the store, queries and keys are normed, then turned (RoPE). Three kernels each read what the one
-# before wrote. **Fused** into one, the row is read once, and written once where it is wanted.
+# Before the store, queries and keys are normed and turned (RoPE). Each of three kernels reads what the one
+# before wrote. **Fused** into one, a row is read once and written once.
 #
-# **Predict**, in heads a token (16 query, 8 key, 8 value): norm and RoPE each read and write queries and
-# keys; the store reads and writes keys and values. What do three kernels move, what does one?
+# **Predict**, in heads a token (16 query, 8 key, 8 value): norm and RoPE each read and write queries and keys,
+# the store reads and writes keys and values. What do three kernels move, what does one?
 
 # %%
 separate = 2 * (16 + 8) + 2 * (16 + 8) + 2 * (8 + 8)
 fused = 2 * (16 + 8 + 8)
-rope = report["rope"]["16,384 tokens"]
-gain = rope["three kernels"]["microseconds"] / rope["the engine's, fused"]["microseconds"]
-print(
-    f"{separate} heads a token against {fused}: {separate / fused:.1f} times; measured {gain:.1f}"
-)
-figure = bars(report, "rope", "Norm, RoPE and store: GB/s of what must be moved (recorded)")
-show(figure, words(report, "rope"))
+for tokens, rows in report["rope"].items():
+    gain = rows["three kernels"]["microseconds"] / rows["the engine's, fused"]["microseconds"]
+    print(f"{separate} heads against {fused}: {separate / fused:.1f}; {tokens}: {gain:.1f} times")
+chart = bars(report, "rope", "Norm, RoPE and store (recorded)")
+show(chart.svg(), chart.alt)
 assert separate == 2 * fused
 
 # %% [markdown]
-# <details><summary>128 against 64, and a start in place of three</summary>
+# <details><summary>128 and 64, and one start instead of three</summary>
 #
-# The bars count only what *must* be moved, 64 heads, so that three kernels cannot look busy by moving more.
-# At 256 tokens starts count more than bytes: 28 layers, 56 starts saved a step.
+# GB/s count only the 64 heads that *must* be moved, so moving more looks slower, not busier.
 #
 # </details>
 #
-# The engine's kernel. A program holds all heads of a token as a table [heads, half a head], twice, since RoPE
-# pairs dimension $i$ with $i + d/2$ (lesson 01).
+# In the engine's kernel a program holds all heads as two tables [heads, half a head], since RoPE pairs dimension
+# $i$ with $i + d/2$ (lesson 01).
 
 # %%
 show_from("nanovllm/ops/kernels.py", "rope_store_kernel")
@@ -250,17 +229,16 @@ show_from("nanovllm/ops/kernels.py", "rope_store_kernel")
 # %% [markdown]
 # ## Step 5: softmax in one pass
 #
-# Attention needs $\sum_i e^{s_i} v_i / \sum_i e^{s_i}$. In float, $e^{s}$ overflows, so the
-# highest score is subtracted first; but a kernel sees the scores tile by tile, and learns the highest last.
-# **Online softmax** keeps three numbers: the `best` score so far, the `total` of the weights
-# $e^{s - best}$, and `acc`, the weighted sum of values. If a higher score comes, what is there
-# *shrinks* by $e^{best - higher}$.
+# Attention is $\sum_i e^{s_i} v_i / \sum_i e^{s_i}$. So that $e^{s}$ does not overflow, the highest score is
+# subtracted first; but a kernel sees scores tile by tile. **Online softmax** keeps three numbers: the `best`
+# score so far, the `total` of the weights $e^{s - best}$, and `acc`, the weighted sum of values. When a higher
+# score comes, what is there *shrinks* by $e^{best - higher}$.
 #
-# **Predict**: tiles of scores (1, 3) and (2, 5), values (10, 20) and (30, 40). By what factor does the
-# second tile shrink the first?
+# **Predict**: tiles of scores (1, 3) and (2, 5), of values (10, 20) and (30, 40). By what factor does the
+# first tile shrink?
 
 # %% tags=["nbval-check-output"]
-from math import exp
+from math import exp, inf
 
 
 def absorb(best, total, acc, scores, values):
@@ -271,7 +249,7 @@ def absorb(best, total, acc, scores, values):
     return higher, total * shrink + sum(weights), acc
 
 
-state = (float("-inf"), 0.0, 0.0)
+state = (-inf, 0.0, 0.0)
 for scores, values in (((1, 3), (10, 20)), ((2, 5), (30, 40))):
     state = absorb(*state, scores, values)
     print("best {}, total {:.3f}, acc {:.2f}".format(*state), f"-> {state[2] / state[1]:.3f}")
@@ -281,28 +259,22 @@ assert abs(state[2] / state[1] - whole) < 1e-4
 # %% [markdown]
 # <details><summary>By $e^{3-5} \approx 0.135$</summary>
 #
-# The first tile's total, 1.135, becomes 0.154; the second adds $e^{-3} + e^{0} = 1.050$. No score was
-# kept.
+# The first tile's total, 1.135, becomes 0.154; the second adds $e^{-3} + e^{0} = 1.050$.
 #
 # </details>
 #
 # ## Step 6: a row reads its own blocks
 #
-# Now a kernel: one program for each sequence and query head. It walks over its context in tiles of 32
-# tokens. The slot of a token is lesson 03's: `block * BLOCK_SIZE + token % BLOCK_SIZE`; the rest
-# is Step 5.
+# Now a kernel: one program for each sequence and query head walks over its context in tiles of 32 tokens. A
+# token's slot is lesson 03's; the rest is Step 5.
 
 # %%
 show_from("course/toy_kernels.py", "attend_range", "whole_kernel")
-
-# %%
-from nanovllm.ops.attention import Rows
-
 lengths = torch.tensor([10, 3, 37], dtype=torch.int32, device=device)
 tables = torch.randperm(30, device=device).view(3, 10).int()
 k_cache, v_cache = torch.randn(2, 30, 4, 2, 8, device=device)  # 30 blocks of 4, 2 KV heads of 8
 query = torch.randn(3, 4, 8, device=device)  # 3 sequences, 4 query heads
-rows = Rows(slots, lengths, tables, lengths)  # attention reads the second and the third
+rows = attention.plan_decodes(lengths - 1, tables, k_cache, heads=4)
 data = (query, k_cache, v_cache, rows, 8**-0.5)
 wanted = attention.attend_decodes(*data)
 result = agree(call(lambda: toy.attend_whole(*data)), wanted)
@@ -310,11 +282,9 @@ result = agree(call(lambda: toy.attend_whole(*data)), wanted)
 # %% [markdown]
 # ## Step 7: split a long row
 #
-# **Predict**: one sequence of 640 tokens, 16 query heads. How many programs run? How many of an H200's 132
-# multiprocessors have nothing to do?
-#
-# And with many rows: four processors, four sequences of 12, 4, 2 and 2 tiles. When is the last one done, if
-# a sequence is one program? If each is cut in four? If the 20 tiles are dealt out evenly?
+# **Predict**: one sequence, 16 query heads. How many programs run? How many of 132 multiprocessors are idle? And
+# four processors, sequences of 12, 4, 2 and 2 tiles: when is the last one done, if a sequence is one program?
+# If the longer two are cut in four? If all tiles are dealt out evenly?
 
 # %%
 ways = {
@@ -322,27 +292,23 @@ ways = {
     "12 and 4 cut in four": [3] * 4 + [1] * 4 + [2, 2],
     "20 tiles dealt evenly": [5] * 4,
 }
-figure = timetable(ways, processors=4)
-ends = {name: makespan(lengths, 4) for name, lengths in ways.items()}
-show(figure, f"Four processors; the last is done after {list(ends.values())} tiles")
-print(ends)
-assert min(ends.values()) == 5 == (12 + 4 + 2 + 2) / 4
+chart = timetable(ways, processors=4)
+show(chart.svg(), chart.alt)
+assert [makespan(lengths, 4) for lengths in ways.values()] == [12, 6, 5]
 
 # %% [markdown]
 # <details><summary>16 programs, 116 idle; 12, 6 and 5</summary>
 #
-# In decode a row has one query, so it offers no other work to split: the context must be cut. That is
-# **split-KV**, or Flash-Decoding. A prefill has many queries a row, and needs none. Cutting rows alike leaves
-# an uneven end; the engine deals out all tiles of a step evenly.
+# In decode a row has one query, so there is nothing to cut but its context: **split-KV**, or Flash-Decoding. A
+# prefill has many queries a row, and needs no cut. Equal cuts leave an uneven end; the engine deals out tiles.
 #
 # </details>
 #
-# Each part leaves its three numbers, not divided, and a second kernel merges them. Merging is absorbing once
-# more: both parts shrink to the higher `best`.
+# Each part leaves its three numbers, undivided. A second kernel merges them: both parts shrink to the higher
+# `best`.
 
 # %%
-left, right = absorb(float("-inf"), 0.0, 0.0, (1, 3), (10, 20)), None
-right = absorb(float("-inf"), 0.0, 0.0, (2, 5), (30, 40))
+left, right = absorb(-inf, 0, 0, (1, 3), (10, 20)), absorb(-inf, 0, 0, (2, 5), (30, 40))
 higher = max(left[0], right[0])
 total, acc = (sum(part[i] * exp(part[0] - higher) for part in (left, right)) for i in (1, 2))
 assert abs(acc / total - whole) < 1e-4
@@ -352,25 +318,22 @@ result = agree(call(lambda: toy.attend_split(*data, num_splits=3)), wanted)
 # %% [markdown]
 # ## Measure: decode attention, version by version
 #
-# Four loads: 256 equal rows; 130 rows of 100 to 1,900 tokens; 16 of 1,500; one of 640. **Predict** where
-# splitting helps most, and where not at all.
+# **Predict**: of the four loads below, where does splitting help most, and where not at all?
 
 # %%
-figure = bars(report, "decode", "Decode attention (recorded)")
-show(figure, words(report, "decode"))
-print(table(report, "decode"))
+chart = bars(report, "decode", "Decode attention (recorded)")
+show(chart.svg(), chart.alt)
 
 # %% [markdown]
-# <details><summary>One row gains most; 256 rows nothing</summary>
+# <details><summary>One row gains most, 256 rows nothing</summary>
 #
-# $256 \cdot 16 = 4{,}096$ programs keep 132 multiprocessors busy without a cut. One row has 16. The engine's
-# kernel also reads keys once for both query heads of a KV head, on the matrix units, and deals tiles evenly,
-# so ragged rows gain. 640 tokens are 2.6 MB, 0.6 µs at the ceiling: there the starts of two kernels are
-# what is left. FlashAttention-3, the reference others are measured by, is beside it.
+# $256 \cdot 16 = 4{,}096$ programs keep 132 multiprocessors busy without a cut. The engine also reads keys once
+# for both query heads of a KV head, on the matrix units, and deals tiles evenly. 640 tokens are 2.6 MB, 0.6 µs
+# at the ceiling: starting two kernels is what is left there.
 #
 # </details>
 #
-# The same benchmark here: on a GPU all versions, without one torch's alone, on smaller shapes.
+# The same benchmark here: all versions on a GPU, torch's alone, on smaller shapes, without one.
 
 # %%
 from course import machine
@@ -380,28 +343,29 @@ from course.benchmarks.roofline import read_bandwidth
 
 dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 peak = read_bandwidth(device)
-print(f"{machine.describe()}: reads {peak / 1e9:,.0f} GB/s")
+print(f"{machine.describe()}, reads {peak / 1e9:,.0f} GB/s")
 versions = decode_versions() if device.type == "cuda" else {"torch": decode_versions()["torch"]}
 for shape, lens in shapes(DECODE_SCALE[device.type]).items():
     for name, backend in versions.items():
         row = measure_shape(backend, lens, device, dtype, peak, graph=name != "torch")
-        print(f"{shape:28}{name:20}{row['microseconds']:>10,.0f} µs {row['bytes'] / 1e6:>8,.1f} MB")
+        share = f"{row['share_of_read_bandwidth']:.0%} of it"
+        print(f"{shape:28}{name:20}{row['microseconds']:>10,.0f} µs {share:>12}")
 
 # %% [markdown]
 # ## Assemble: the engine's kernels
 #
-# The list of tiles is made on the GPU, once a step, by `plan_kernel`: of each tile its row, its tokens, and
-# which part of the row it belongs to. Then each program takes its share of the list. New beside the toy: one
-# tile of queries is a [16, head size] matrix, for `tl.dot`; rows that begin with the same blocks (lesson 04)
-# share it, so their prefix is read once; `exp2` in place of `exp`, since the hardware has it.
+# `plan_kernel` lists a step's tiles on the GPU, once for all layers: each one's row, tokens, and part. A program
+# takes its share of the list. New beside the toy: the queries of a tile are a [16, head size] matrix for
+# `tl.dot`; rows that begin with the same blocks (lesson 04) share it, so a prefix is read once; `exp2`, since the
+# hardware has it.
 
 # %%
 show_from("nanovllm/ops/kernels.py", "absorb", "decode_attention_kernel")
 
 # %% [markdown]
-# `merge_parts_kernel` is our merge, `prefill_attention_kernel` Step 6 with many queries and a causal mask; the
-# rest of the file fuses a layer's norm, gate and sum into its products, and samples. A `Backend` names the
-# functions a layer calls, and `choose_backend` takes what was measured to be best: in the table `AUTO`.
+# `prefill_attention_kernel` is Step 6 with many queries. The rest of the file fuses a layer's norm, gate and sum
+# into products, and samples. A `Backend` names the functions a layer calls; `choose_backend` takes the best one
+# measured (`AUTO`).
 
 # %%
 from nanovllm.ops import backend as backends
@@ -413,8 +377,8 @@ print(f"here 'auto' takes {chosen.name!r} for decode rows")
 # %% [markdown]
 # ## Check: the real model, with our store inside
 #
-# Kernels against their twins were equal. Now a whole model: the engine takes a store function as an argument,
-# and we hand it Step 3's. On a CPU that runs in the interpreter, so the story is short.
+# The engine takes a store function as an argument: here Step 3's. On a CPU it is interpreted, so the story is
+# short.
 
 # %%
 from course.load import ask, run
@@ -439,8 +403,7 @@ print(tokens[6:].tolist())
 # %% [markdown]
 # ## Measure: the ladder
 #
-# Stage 06 is stage 05 with the Triton backend, and needs a GPU. Without one there is nothing to gain: `auto`
-# takes torch, and the step is the same.
+# Stage 06 is stage 05 with our kernels. **Predict**: what do they gain on a CPU?
 
 # %%
 from course.models import measured_model
@@ -460,42 +423,45 @@ figure = plots.ladder(upto=6)
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# When does it *not* help? On a small model with few rows, the GPU waits for Python to start kernels, however
-# quick they are. That is lesson 07's subject.
+# <details><summary>Nothing</summary>
+#
+# `auto` takes torch there, so stage 06 is stage 05. On a GPU a small model gains little, too: it waits for
+# Python to start kernels, however quick they are.
+#
+# </details>
 #
 # ## In real vLLM
 #
 # Release v0.11.0:
-# [`reshape_and_cache_flash`](https://github.com/vllm-project/vllm/blob/v0.11.0/csrc/cache_kernels.cu) is its
-# store,
+# [`cache_kernels.cu`](https://github.com/vllm-project/vllm/blob/v0.11.0/csrc/cache_kernels.cu) stores,
 # [`triton_unified_attention.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/attention/ops/triton_unified_attention.py)
-# its attention in Triton. Three differences:
+# attends. Three differences:
 #
-# 1. Its store is CUDA C++, and may write 8-bit floats, scaled, to halve the cache.
-# 2. One kernel serves decode and prefill rows; another, with split contexts, serves steps of decode rows only.
-# 3. Each row is cut into the same number of segments; ours are shares of a list of all rows' tiles.
+# 1. Its store is CUDA C++, and may write 8-bit floats, which halves the cache.
+# 2. One attention kernel serves prefill and decode rows together; a second, with splits, small steps of decode
+#    rows.
+# 3. It cuts every row into the same number of segments; we deal out tiles of all rows.
 #
 # ## Exercises
 #
 # In `exercises/06_triton_kernels.ipynb`:
 #
-# 1. **Predict** (5 minutes): a kernel's microseconds from its bytes, and where that fails.
-# 2. **Implement** (25 minutes): the store kernel, with masks, strides and slot −1.
-# 3. **Break and fix** (20 minutes): a merge that forgets to shrink. Short contexts are right, long ones
-#    wrong.
+# 1. **Predict** (5 minutes): a kernel's time from its bytes, and where that fails.
+# 2. **Implement** (25 minutes): the store kernel with mask, strides and slot −1.
+# 3. **Break and fix** (20 minutes): a merge that forgets to shrink; only long contexts go wrong.
 #
 # ## Recap
 #
-# A kernel is one program run many times; masks keep it from its neighbours' memory. Most of decoding moves
-# bytes, so a kernel is good if it moves each once, with every multiprocessor busy. Online softmax lets a row
-# be read in tiles, cut into parts and put together again.
+# A kernel is one program run many times; masks keep it from its neighbours' memory. Decoding moves bytes: a good
+# kernel moves each once, with every multiprocessor busy. Online softmax lets a row be read in tiles, cut into
+# parts and put together again.
 
 # %% [markdown]
 # **Check yourself**
 #
-# <details><summary>1. A head has 96 numbers. How many lanes, and how many are masked?</summary>
+# <details><summary>1. A head has 96 numbers. How many lanes are masked?</summary>
 #
-# 128, of which 32 are masked.
+# 128 lanes, 32 masked.
 #
 # </details>
 # <details><summary>2. A kernel moves 46 MB in 20 µs. What share of 4,600 GB/s is that?</summary>
@@ -510,9 +476,9 @@ show(figure, figure.alt_text)
 # </details>
 # <details><summary>4. Why does prefill need no split?</summary>
 #
-# It has many query tiles a row and head; each is a program.
+# It has many queries a row, so many programs.
 #
 # </details>
 #
-# **The next question**: a decode step of a small model is some hundred kernels of a few microseconds. Who
-# starts them, and how long does that take?
+# **The next question**: a decode step is some hundred kernels of a few microseconds. Who starts them, and how
+# long does that take?
