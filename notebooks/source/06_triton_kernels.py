@@ -12,13 +12,12 @@
 # %% [markdown]
 # ## What hurts now
 #
-# A decode step must read every request's keys and values once. Our torch attention gathers each row's blocks
-# into one long copy and attends to the copy: it reads, writes, and reads again.
+# A decode step must read all keys and values once. Our torch attention gathers each row's blocks into a copy
+# and attends to that: it reads, writes, and reads again. Take 256 requests at 900 tokens, one layer: 8 KV heads
+# of 128, two bytes a number.
 #
-# Take 256 requests at 900 tokens, and one layer: 8 KV heads of 128, two bytes a number.
-#
-# **Predict** before you run: how many bytes are read once? How long must an H200 take, which reads 4,600 GB/s?
-# And if everything is moved three times? Write it down.
+# **Predict** before you run: how many bytes is one reading? How long does it take at 4,600 GB/s, an H200's
+# bandwidth? And three times that? Write it down.
 
 # %%
 import torch
@@ -42,12 +41,12 @@ print(
 # %% [markdown]
 # <details><summary>944 MB, 205 µs, 615 µs</summary>
 #
-# $256 \cdot 900 \cdot 8 \cdot 128 \cdot 2 \cdot 2 = 943{,}718{,}400$ bytes. Torch needs still more time than
-# three times the floor: gathering stays below the ceiling.
+# $256 \cdot 900 \cdot 8 \cdot 128 \cdot 2 \cdot 2 = 943{,}718{,}400$ bytes, keys and values. The line above is
+# what torch took.
 #
 # </details>
 #
-# To read blocks where they lie we need a **kernel** of our own. After this lesson you can
+# To read blocks where they lie takes a **kernel** of our own. After this lesson you can
 #
 # 1. **write** a Triton kernel, with masks, strides and 64-bit offsets,
 # 2. **explain** online softmax, and why decode splits a context,
@@ -59,17 +58,17 @@ print(
 #
 # | symbol | meaning |
 # |:--|:--|
-# | program | one run of a kernel's code; many run at once |
-# | grid | how many programs, in up to three dimensions |
+# | program | one run of a kernel's code |
+# | grid | how many programs, in up to 3 dimensions |
 # | `tl.program_id(0)` | which program this is |
-# | `tl.arange(0, 8)` | the vector 0 … 7; a power of two long |
-# | `tl.constexpr` | a number that is compiled in |
-# | multiprocessor | what runs programs; an H200 has 132 |
+# | `tl.arange(0, 8)` | 0 … 7; a power of two long |
+# | `tl.constexpr` | a compiled-in number |
+# | multiprocessor | runs programs; an H200 has 132 |
 #
 # ## Step 1: one program, one token
 #
-# A kernel gets a tensor as a **pointer** to its first number. Pointer plus offset is an address; a vector of
-# offsets loads a vector. Each program copies one token's key, four numbers, into its slot.
+# A kernel gets a tensor as a **pointer** to its first number; pointer plus offsets are addresses. Each program
+# copies one token's key into its slot.
 #
 # **Predict**: tokens (1 1 1 1), (2 2 2 2), (3 3 3 3), slots 4, 0, 2. What does the cache hold?
 
@@ -94,17 +93,16 @@ print(agree(cache, wanted, ran))
 # %% [markdown]
 # <details><summary>Rows 2, 0, 3, 0, 1, 0</summary>
 #
-# On a GPU the programs run at once, in no order; so no two may write the same place.
+# Programs run in no order, so no two may write the same place.
 #
 # </details>
 #
 # ## Step 2: masks, and the slot −1
 #
-# Some heads have 80 numbers, and `tl.arange` knows powers of two only. A program takes more lanes than it
-# needs, and a **mask** keeps the rest from memory. A slot of −1 means "do not store".
+# Three numbers a token need four lanes; a **mask** keeps the fourth from memory. Slot −1 means "do not store".
 #
-# **Predict**: three numbers a token, so four lanes. Tokens (1 1 1), (2 2 2), (3 3 3), slots 0, 2, −1. What does
-# the cache of four slots hold, with the mask and without?
+# **Predict**: tokens (1 1 1), (2 2 2), (3 3 3), slots 0, 2, −1. What does a cache of four slots hold, with the
+# mask and without?
 
 
 # %% tags=["nbval-check-output"]
@@ -133,18 +131,17 @@ for masked in (True, False):
 # %% [markdown]
 # <details><summary>Without a mask, each token spills into the next slot</summary>
 #
-# Slot 1 gets a 2, slot 3 a 3. Nothing crashes; another request's key is wrong. Without `if slot >= 0`, the third
-# token would be written *before* the cache's first byte.
+# Nothing crashes; another request's key is wrong. Without `if slot >= 0`, token 3 would be written *before* the
+# cache.
 #
 # </details>
 #
 # ## Step 3: strides, and 64 bits
 #
-# Keys arrive as a part of `qkv`: the next token's key is a whole row of `qkv` further on. That distance is the
-# **stride**. And offsets get large, while a kernel's integers have 32 bits unless told otherwise.
+# Keys are a part of `qkv`: the next token's key is a row of `qkv` further on. That distance is the **stride**.
+# And a kernel's integers have 32 bits unless told otherwise.
 #
-# **Predict**: with 8 KV heads of 128, at which slot does a 32-bit offset wrap? How many GiB of one layer's
-# keys lie below it?
+# **Predict**: with 8 KV heads of 128, at which slot does an offset wrap? How many GiB of keys lie below?
 
 # %% tags=["nbval-check-output"]
 for slot in (2_097_151, 2_097_152):
@@ -155,12 +152,11 @@ assert offset < 0
 # %% [markdown]
 # <details><summary>Slot 2,097,152, or 4 GiB</summary>
 #
-# $2^{31} / 1{,}024 = 2^{21}$. A small model on a large GPU has that many slots. nano-vLLM's kernel had this
-# bug; hence `.to(tl.int64)` below.
+# $2^{31} / 1{,}024 = 2^{21}$. A small model on a large GPU has as many slots. Hence `.to(tl.int64)` below.
 #
 # </details>
 #
-# The finished toy stores all heads of a token. The test gives it keys and values that are parts of one tensor.
+# The finished toy stores all heads of a token; here keys and values are parts of one tensor.
 
 # %%
 from nanovllm.ops import attention
@@ -179,9 +175,8 @@ for found, wanted in zip(caches[2:], caches[:2], strict=True):
 assert not parts[0].is_contiguous()
 
 # %% [markdown]
-# A store reads and writes, so its ceiling is a copy's bandwidth. **Predict**: a program a head moves 256 bytes
-# of key, a program a token 2,048. Which is faster for 16,384 tokens (a prefill)? Does it matter for 256 (a
-# decode step)?
+# A store's ceiling is a copy's bandwidth. **Predict**: a program a head (256 bytes of key) or a program a token
+# (2,048): which is faster for 16,384 tokens, a prefill? And for 256, a decode step?
 
 # %%
 chart = bars(report, "store", "Storing keys and values (recorded)")
@@ -190,18 +185,18 @@ show(chart.svg(), chart.alt)
 # %% [markdown]
 # <details><summary>How to read it</summary>
 #
-# A prefill moves 134 MB: there bandwidth counts, and torch also searches for slots and copies. A decode step
-# moves 2 MB, under a microsecond at the ceiling; starting a kernel takes longer. There, fewer kernels help.
+# A prefill moves 134 MB: bandwidth counts, and torch also searches slots and copies. A decode step moves 2 MB,
+# half a microsecond at the ceiling; starting a kernel takes longer. There, fewer kernels help.
 #
 # </details>
 #
 # ## Step 4: fuse neighbours
 #
-# Before the store, queries and keys are normed and turned (RoPE). Each of three kernels reads what the one
-# before wrote. **Fused** into one, a row is read once and written once.
+# Before the store, queries and keys are normed and turned (RoPE). **Fused** into one kernel, a row is read once
+# and written once.
 #
-# **Predict**, in heads a token (16 query, 8 key, 8 value): norm and RoPE each read and write queries and keys,
-# the store reads and writes keys and values. What do three kernels move, what does one?
+# **Predict**, in heads a token (16 query, 8 key, 8 value): norm and RoPE read and write queries and keys, the
+# store keys and values. What do three kernels move, what does one?
 
 # %%
 separate = 2 * (16 + 8) + 2 * (16 + 8) + 2 * (8 + 8)
@@ -216,12 +211,12 @@ assert separate == 2 * fused
 # %% [markdown]
 # <details><summary>128 and 64, and one start instead of three</summary>
 #
-# GB/s count only the 64 heads that *must* be moved, so moving more looks slower, not busier.
+# The bars count only the 64 heads that *must* be moved.
 #
 # </details>
 #
-# In the engine's kernel a program holds all heads as two tables [heads, half a head], since RoPE pairs dimension
-# $i$ with $i + d/2$ (lesson 01).
+# The engine's kernel holds all heads as two tables [heads, half a head], as RoPE pairs dimensions $i$ and
+# $i + d/2$.
 
 # %%
 show_from("nanovllm/ops/kernels.py", "rope_store_kernel")
@@ -229,10 +224,10 @@ show_from("nanovllm/ops/kernels.py", "rope_store_kernel")
 # %% [markdown]
 # ## Step 5: softmax in one pass
 #
-# Attention is $\sum_i e^{s_i} v_i / \sum_i e^{s_i}$. So that $e^{s}$ does not overflow, the highest score is
-# subtracted first; but a kernel sees scores tile by tile. **Online softmax** keeps three numbers: the `best`
-# score so far, the `total` of the weights $e^{s - best}$, and `acc`, the weighted sum of values. When a higher
-# score comes, what is there *shrinks* by $e^{best - higher}$.
+# Attention is $\sum_i e^{s_i}v_i / \sum_i e^{s_i}$. Against overflow the highest score is subtracted first;
+# but a kernel sees scores tile by tile. **Online softmax** keeps the `best` score so far, the `total` of the
+# weights $e^{s-best}$, and `acc`, the weighted sum of values. When a higher score comes, both sums *shrink* by
+# $e^{best-higher}$.
 #
 # **Predict**: tiles of scores (1, 3) and (2, 5), of values (10, 20) and (30, 40). By what factor does the
 # first tile shrink?
@@ -259,14 +254,14 @@ assert abs(state[2] / state[1] - whole) < 1e-4
 # %% [markdown]
 # <details><summary>By $e^{3-5} \approx 0.135$</summary>
 #
-# The first tile's total, 1.135, becomes 0.154; the second adds $e^{-3} + e^{0} = 1.050$.
+# The first tile's total, 1.135, becomes 0.154; the second adds $e^{-3}+e^{0}=1.050$.
 #
 # </details>
 #
 # ## Step 6: a row reads its own blocks
 #
-# Now a kernel: one program for each sequence and query head walks over its context in tiles of 32 tokens. A
-# token's slot is lesson 03's; the rest is Step 5.
+# One program for each sequence and query head walks over its context in tiles of 32 tokens. The slot is lesson
+# 03's; the rest is Step 5.
 
 # %%
 show_from("course/toy_kernels.py", "attend_range", "whole_kernel")
@@ -282,9 +277,9 @@ result = agree(call(lambda: toy.attend_whole(*data)), wanted)
 # %% [markdown]
 # ## Step 7: split a long row
 #
-# **Predict**: one sequence, 16 query heads. How many programs run? How many of 132 multiprocessors are idle? And
-# four processors, sequences of 12, 4, 2 and 2 tiles: when is the last one done, if a sequence is one program?
-# If the longer two are cut in four? If all tiles are dealt out evenly?
+# **Predict**: one sequence, 16 query heads: how many of 132 multiprocessors are idle? And four processors,
+# sequences of 12, 4, 2 and 2 tiles: when is the last one done, if a sequence is one program? If the longer two
+# are cut in four? If all tiles are dealt evenly?
 
 # %%
 ways = {
@@ -297,15 +292,14 @@ show(chart.svg(), chart.alt)
 assert [makespan(lengths, 4) for lengths in ways.values()] == [12, 6, 5]
 
 # %% [markdown]
-# <details><summary>16 programs, 116 idle; 12, 6 and 5</summary>
+# <details><summary>116; 12, 6 and 5</summary>
 #
-# In decode a row has one query, so there is nothing to cut but its context: **split-KV**, or Flash-Decoding. A
-# prefill has many queries a row, and needs no cut. Equal cuts leave an uneven end; the engine deals out tiles.
+# In decode a row has one query, so only its context can be cut: **split-KV**, or Flash-Decoding. A prefill has
+# many queries a row. Equal cuts leave an uneven end; the engine deals out tiles.
 #
 # </details>
 #
-# Each part leaves its three numbers, undivided. A second kernel merges them: both parts shrink to the higher
-# `best`.
+# Each part leaves its three numbers. A second kernel merges them: both shrink to the higher `best`.
 
 # %%
 left, right = absorb(-inf, 0, 0, (1, 3), (10, 20)), absorb(-inf, 0, 0, (2, 5), (30, 40))
@@ -327,13 +321,12 @@ show(chart.svg(), chart.alt)
 # %% [markdown]
 # <details><summary>One row gains most, 256 rows nothing</summary>
 #
-# $256 \cdot 16 = 4{,}096$ programs keep 132 multiprocessors busy without a cut. The engine also reads keys once
-# for both query heads of a KV head, on the matrix units, and deals tiles evenly. 640 tokens are 2.6 MB, 0.6 µs
-# at the ceiling: starting two kernels is what is left there.
+# $256 \cdot 16 = 4{,}096$ programs need no cut. The engine also reads keys once for both query heads of a KV
+# head. One row is 2.6 MB, 0.6 µs at the ceiling: starting kernels is what is left.
 #
 # </details>
 #
-# The same benchmark here: all versions on a GPU, torch's alone, on smaller shapes, without one.
+# The same benchmark here; without a GPU only torch's, on smaller shapes:
 
 # %%
 from course import machine
@@ -354,18 +347,16 @@ for shape, lens in shapes(DECODE_SCALE[device.type]).items():
 # %% [markdown]
 # ## Assemble: the engine's kernels
 #
-# `plan_kernel` lists a step's tiles on the GPU, once for all layers: each one's row, tokens, and part. A program
-# takes its share of the list. New beside the toy: the queries of a tile are a [16, head size] matrix for
-# `tl.dot`; rows that begin with the same blocks (lesson 04) share it, so a prefix is read once; `exp2`, since the
-# hardware has it.
+# `plan_kernel` lists a step's tiles, once for all layers, and a program takes its share of the list. New beside
+# the toy: a tile's queries are a [16, head size] matrix for `tl.dot`; rows that begin with the same blocks
+# (lesson 04) share it, so a prefix is read once; `exp2`, which the hardware has.
 
 # %%
 show_from("nanovllm/ops/kernels.py", "absorb", "decode_attention_kernel")
 
 # %% [markdown]
-# `prefill_attention_kernel` is Step 6 with many queries. The rest of the file fuses a layer's norm, gate and sum
-# into products, and samples. A `Backend` names the functions a layer calls; `choose_backend` takes the best one
-# measured (`AUTO`).
+# `prefill_attention_kernel` is Step 6 with many queries. The rest fuses norm, gate and sum into products, and
+# samples. A `Backend` names the functions a layer calls.
 
 # %%
 from nanovllm.ops import backend as backends
@@ -377,8 +368,7 @@ print(f"here 'auto' takes {chosen.name!r} for decode rows")
 # %% [markdown]
 # ## Check: the real model, with our store inside
 #
-# The engine takes a store function as an argument: here Step 3's. On a CPU it is interpreted, so the story is
-# short.
+# The engine takes a store function as an argument: here Step 3's. Interpreted, so the story is short.
 
 # %%
 from course.load import ask, run
@@ -425,8 +415,7 @@ show(figure, figure.alt_text)
 # %% [markdown]
 # <details><summary>Nothing</summary>
 #
-# `auto` takes torch there, so stage 06 is stage 05. On a GPU a small model gains little, too: it waits for
-# Python to start kernels, however quick they are.
+# `auto` takes torch there. On a GPU a small model may gain little, too: it waits for Python to start kernels.
 #
 # </details>
 #
@@ -437,24 +426,22 @@ show(figure, figure.alt_text)
 # [`triton_unified_attention.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/attention/ops/triton_unified_attention.py)
 # attends. Three differences:
 #
-# 1. Its store is CUDA C++, and may write 8-bit floats, which halves the cache.
-# 2. One attention kernel serves prefill and decode rows together; a second, with splits, small steps of decode
-#    rows.
-# 3. It cuts every row into the same number of segments; we deal out tiles of all rows.
+# 1. Its store is CUDA C++, and may write 8-bit floats.
+# 2. One attention kernel serves prefill and decode rows together.
+# 3. It cuts every row into the same number of segments; we deal out tiles.
 #
 # ## Exercises
 #
 # In `exercises/06_triton_kernels.ipynb`:
 #
 # 1. **Predict** (5 minutes): a kernel's time from its bytes, and where that fails.
-# 2. **Implement** (25 minutes): the store kernel with mask, strides and slot −1.
-# 3. **Break and fix** (20 minutes): a merge that forgets to shrink; only long contexts go wrong.
+# 2. **Implement** (25 minutes): the store kernel.
+# 3. **Break and fix** (20 minutes): a merge that forgets to shrink.
 #
 # ## Recap
 #
-# A kernel is one program run many times; masks keep it from its neighbours' memory. Decoding moves bytes: a good
-# kernel moves each once, with every multiprocessor busy. Online softmax lets a row be read in tiles, cut into
-# parts and put together again.
+# A kernel is one program run many times; masks keep it from its neighbours' memory. A good one moves each byte
+# once, with every multiprocessor busy. Online softmax lets a row be read in tiles and cut into parts.
 
 # %% [markdown]
 # **Check yourself**
@@ -480,5 +467,5 @@ show(figure, figure.alt_text)
 #
 # </details>
 #
-# **The next question**: a decode step is some hundred kernels of a few microseconds. Who starts them, and how
-# long does that take?
+# **The next question**: a decode step is hundreds of short kernels. Who starts them, and how long does that
+# take?
