@@ -12,9 +12,8 @@
 # %% [markdown]
 # ## What hurts now
 #
-# A decode step must read all keys and values once. Our torch attention gathers each row's blocks into a copy
-# and attends to that: it reads, writes, and reads again. Take 256 requests at 900 tokens, one layer: 8 KV heads
-# of 128, two bytes a number.
+# Our torch attention gathers each row's blocks into a copy and attends to that: it reads, writes, and reads
+# again. Take 256 requests at 900 tokens, one layer: 8 KV heads of 128, two bytes a number.
 #
 # **Predict** before you run: how many bytes is one reading? How long does it take at 4,600 GB/s, an H200's
 # bandwidth? And three times that? Write it down.
@@ -185,8 +184,8 @@ show(chart.svg(), chart.alt)
 # %% [markdown]
 # <details><summary>How to read it</summary>
 #
-# A prefill moves 134 MB: bandwidth counts, and torch also searches slots and copies. A decode step moves 2 MB,
-# half a microsecond at the ceiling; starting a kernel takes longer. There, fewer kernels help.
+# A prefill moves 134 MB: bandwidth counts. A decode step moves 2 MB, half a microsecond at the ceiling; starting
+# a kernel takes longer. There, fewer kernels help.
 #
 # </details>
 #
@@ -294,8 +293,8 @@ assert [makespan(lengths, 4) for lengths in ways.values()] == [12, 6, 5]
 # %% [markdown]
 # <details><summary>116; 12, 6 and 5</summary>
 #
-# In decode a row has one query, so only its context can be cut: **split-KV**, or Flash-Decoding. A prefill has
-# many queries a row. Equal cuts leave an uneven end; the engine deals out tiles.
+# In decode a row has one query, so only its context can be cut: **split-KV**, or Flash-Decoding. The engine deals
+# out tiles.
 #
 # </details>
 #
@@ -312,7 +311,7 @@ result = agree(call(lambda: toy.attend_split(*data, num_splits=3)), wanted)
 # %% [markdown]
 # ## Measure: decode attention, version by version
 #
-# **Predict**: of the four loads below, where does splitting help most, and where not at all?
+# **Predict**: of the four loads below, where does splitting help most, where not at all?
 
 # %%
 chart = bars(report, "decode", "Decode attention (recorded)")
@@ -355,8 +354,8 @@ for shape, lens in shapes(DECODE_SCALE[device.type]).items():
 show_from("nanovllm/ops/kernels.py", "absorb", "decode_attention_kernel")
 
 # %% [markdown]
-# `prefill_attention_kernel` is Step 6 with many queries. The rest fuses norm, gate and sum into products, and
-# samples. A `Backend` names the functions a layer calls.
+# `prefill_attention_kernel` is Step 6 with many queries; the rest fuses norm, gate and sum into products, and
+# samples. A `Backend` names what a layer calls.
 
 # %%
 from nanovllm.ops import backend as backends
@@ -415,7 +414,7 @@ show(figure, figure.alt_text)
 # %% [markdown]
 # <details><summary>Nothing</summary>
 #
-# `auto` takes torch there. On a GPU a small model may gain little, too: it waits for Python to start kernels.
+# `auto` takes torch there. On a GPU a small model waits for Python to start kernels.
 #
 # </details>
 #
@@ -434,26 +433,26 @@ show(figure, figure.alt_text)
 #
 # In `exercises/06_triton_kernels.ipynb`:
 #
-# 1. **Predict** (5 minutes): a kernel's time from its bytes, and where that fails.
+# 1. **Predict** (5 minutes): a kernel's time from its bytes.
 # 2. **Implement** (25 minutes): the store kernel.
 # 3. **Break and fix** (20 minutes): a merge that forgets to shrink.
 #
 # ## Recap
 #
 # A kernel is one program run many times; masks keep it from its neighbours' memory. A good one moves each byte
-# once, with every multiprocessor busy. Online softmax lets a row be read in tiles and cut into parts.
+# once and keeps every multiprocessor busy. Online softmax lets a row be cut.
 
 # %% [markdown]
 # **Check yourself**
 #
 # <details><summary>1. A head has 96 numbers. How many lanes are masked?</summary>
 #
-# 128 lanes, 32 masked.
+# 32 of 128.
 #
 # </details>
 # <details><summary>2. A kernel moves 46 MB in 20 µs. What share of 4,600 GB/s is that?</summary>
 #
-# 2,300 GB/s: half.
+# Half.
 #
 # </details>
 # <details><summary>3. Two parts have best 2 and 6, total 3 and 1. The total of both?</summary>
@@ -463,7 +462,7 @@ show(figure, figure.alt_text)
 # </details>
 # <details><summary>4. Why does prefill need no split?</summary>
 #
-# It has many queries a row, so many programs.
+# Many queries a row are many programs.
 #
 # </details>
 #
