@@ -66,8 +66,7 @@ print(
 #
 # ## Step 1: one program, one token
 #
-# A kernel gets a tensor as a **pointer** to its first number; pointer plus offsets are addresses. Each program
-# copies one token's key into its slot.
+# A kernel gets a tensor as a **pointer** to its first number; pointer plus offsets are addresses.
 #
 # **Predict**: tokens (1 1 1 1), (2 2 2 2), (3 3 3 3), slots 4, 0, 2. What does the cache hold?
 
@@ -155,7 +154,7 @@ assert offset < 0
 #
 # </details>
 #
-# The finished toy stores all heads of a token; here keys and values are parts of one tensor.
+# The finished toy stores all heads of a token:
 
 # %%
 from nanovllm.ops import attention
@@ -184,8 +183,9 @@ show(chart.svg(), chart.alt)
 # %% [markdown]
 # <details><summary>How to read it</summary>
 #
-# A prefill moves 134 MB: bandwidth counts. A decode step moves 2 MB, half a microsecond at the ceiling; starting
-# a kernel takes longer. There, fewer kernels help.
+# A prefill moves 134 MB: bandwidth counts, and a short program has too few loads in flight. The engine's kernel
+# is ours without strides: its launcher copies keys and values first. (The engine's real path, Step 4, does not.)
+# A decode step moves 2 MB, half a microsecond at the ceiling; starting a kernel takes longer.
 #
 # </details>
 #
@@ -210,12 +210,12 @@ assert separate == 2 * fused
 # %% [markdown]
 # <details><summary>128 and 64, and one start instead of three</summary>
 #
-# The bars count only the 64 heads that *must* be moved.
+# The bars count only the 64 heads that *must* be moved. On the H200 fusing gains more than 2: the three also
+# start a program a head, which Step 3's bars show to be slow.
 #
 # </details>
 #
-# The engine's kernel holds all heads as two tables [heads, half a head], as RoPE pairs dimensions $i$ and
-# $i + d/2$.
+# The engine's kernel; RoPE pairs dimensions $i$ and $i + d/2$, so it holds two halves:
 
 # %%
 show_from("nanovllm/ops/kernels.py", "rope_store_kernel")
@@ -259,8 +259,7 @@ assert abs(state[2] / state[1] - whole) < 1e-4
 #
 # ## Step 6: a row reads its own blocks
 #
-# One program for each sequence and query head walks over its context in tiles of 32 tokens. The slot is lesson
-# 03's; the rest is Step 5.
+# One program for each sequence and query head walks over its context in tiles of 32 tokens.
 
 # %%
 show_from("course/toy_kernels.py", "attend_range", "whole_kernel")
@@ -320,12 +319,13 @@ show(chart.svg(), chart.alt)
 # %% [markdown]
 # <details><summary>One row gains most, 256 rows nothing</summary>
 #
-# $256 \cdot 16 = 4{,}096$ programs need no cut. The engine also reads keys once for both query heads of a KV
-# head. One row is 2.6 MB, 0.6 µs at the ceiling: starting kernels is what is left.
+# $256 \cdot 16 = 4{,}096$ programs need no cut. The engine reads keys once for both query heads of a KV head, on
+# matrix units, with the next tile's loads in flight. One row is 2.6 MB, 0.6 µs at the ceiling: starting kernels
+# is what is left. FlashAttention-3's bars are of another run on an H200.
 #
 # </details>
 #
-# The same benchmark here; without a GPU only torch's, on smaller shapes:
+# The same benchmark here (without a GPU torch's, on smaller shapes):
 
 # %%
 from course import machine
@@ -367,7 +367,7 @@ print(f"here 'auto' takes {chosen.name!r} for decode rows")
 # %% [markdown]
 # ## Check: the real model, with our store inside
 #
-# The engine takes a store function as an argument: here Step 3's. Interpreted, so the story is short.
+# The engine takes a store function as an argument: here Step 3's.
 
 # %%
 from course.load import ask, run
@@ -450,7 +450,7 @@ show(figure, figure.alt_text)
 # 32 of 128.
 #
 # </details>
-# <details><summary>2. A kernel moves 46 MB in 20 µs. What share of 4,600 GB/s is that?</summary>
+# <details><summary>2. A kernel moves 46 MB in 20 µs. What share of 4,600 GB/s?</summary>
 #
 # Half.
 #
