@@ -6,6 +6,7 @@
 Colours are inline styles: JupyterLab takes style sheets out of a page that was never run there.
 """
 
+import ast
 import html
 import inspect
 import textwrap
@@ -19,15 +20,7 @@ BOX = "border-left: 3px solid #0072B2; padding: 4px 12px; background: #F8F8F8"
 
 def show_source(*objects: Callable[..., Any]) -> None:
     """Display functions, methods or classes: where each stands, and its lines."""
-    from IPython.display import display
-
-    texts = [(f"{file_of(item)}: {item.__qualname__}", source_of(item)) for item in objects]
-    page = "".join(
-        f'<div style="{BOX}"><b>{html.escape(title)}</b>{highlighted(text)}</div>'
-        for title, text in texts
-    )
-    plain = "\n\n".join(f"# {title}\n{text}" for title, text in texts)
-    display({"text/html": page, "text/plain": plain}, raw=True)
+    show_texts([(f"{file_of(item)}: {item.__qualname__}", source_of(item)) for item in objects])
 
 
 def file_of(item: Callable[..., Any]) -> str:
@@ -51,3 +44,30 @@ def highlighted(text: str) -> str:
     style = "margin: 4px 0 0 0; color: #222222; background: #F8F8F8; font-size: 13px"
     formatter = HtmlFormatter(noclasses=True, nowrap=True)
     return f'<pre style="{style}">{highlight(text, PythonLexer(), formatter)}</pre>'
+
+
+def show_from(file: str, *names: str) -> None:
+    """Display a file's functions and classes by name, without importing it (it may need Triton)."""
+    show_texts([(f"{file}: {name}", cut_out(ROOT / file, name)) for name in names])
+
+
+def show_texts(texts: list[tuple[str, str]]) -> None:
+    """Display pieces of code, each (title, lines)."""
+    from IPython.display import display
+
+    page = "".join(
+        f'<div style="{BOX}"><b>{html.escape(title)}</b>{highlighted(text)}</div>'
+        for title, text in texts
+    )
+    plain = "\n\n".join(f"# {title}\n{text}" for title, text in texts)
+    display({"text/html": page, "text/plain": plain}, raw=True)
+
+
+def cut_out(file: Path, name: str) -> str:
+    """The lines of one function or class at a file's top level, its decorators included."""
+    source = file.read_text()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            return "\n".join(source.splitlines()[first - 1 : node.end_lineno])
+    raise ValueError(f"{file.name} has no function or class {name!r}")

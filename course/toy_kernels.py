@@ -14,7 +14,7 @@ from torch import Tensor
 
 @triton.jit
 def store_head_kernel(
-    key, value, k_cache, v_cache, slots, token_stride, KV_HEADS: tl.constexpr,
+    key, value, k_cache, v_cache, slots, key_stride, value_stride, KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """One program, one KV head of one token."""
@@ -23,15 +23,15 @@ def store_head_kernel(
     if slot >= 0:
         at = tl.arange(0, DIM)
         inside = at < HEAD_DIM
-        source = token * token_stride + head * HEAD_DIM + at
-        target = (slot * KV_HEADS + head) * HEAD_DIM + at
-        tl.store(k_cache + target, tl.load(key + source, inside), inside)
-        tl.store(v_cache + target, tl.load(value + source, inside), inside)
+        source, target = head * HEAD_DIM + at, (slot * KV_HEADS + head) * HEAD_DIM + at
+        tl.store(k_cache + target, tl.load(key + token * key_stride + source, inside), inside)
+        tl.store(v_cache + target, tl.load(value + token * value_stride + source, inside), inside)
 
 
 @triton.jit
 def store_token_kernel(
-    key, value, k_cache, v_cache, slots, token_stride, SIZE: tl.constexpr, BLOCK: tl.constexpr
+    key, value, k_cache, v_cache, slots, key_stride, value_stride,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program, one token: all its KV heads, SIZE numbers that stand side by side."""
     token = tl.program_id(0).to(tl.int64)
@@ -39,16 +39,16 @@ def store_token_kernel(
     if slot >= 0:
         at = tl.arange(0, BLOCK)
         inside = at < SIZE
-        source, target = token * token_stride + at, slot * SIZE + at
-        tl.store(k_cache + target, tl.load(key + source, inside), inside)
-        tl.store(v_cache + target, tl.load(value + source, inside), inside)
+        target = slot * SIZE + at
+        tl.store(k_cache + target, tl.load(key + token * key_stride + at, inside), inside)
+        tl.store(v_cache + target, tl.load(value + token * value_stride + at, inside), inside)
 
 
 def store_heads(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor):
     """As `attention.store_kv`, a program a head; key and value may be parts of one tensor."""
     num_tokens, kv_heads, dim = key.shape
     store_head_kernel[(num_tokens, kv_heads)](
-        key, value, k_cache, v_cache, slots, key.stride(0), kv_heads, dim,
+        key, value, k_cache, v_cache, slots, key.stride(0), value.stride(0), kv_heads, dim,
         triton.next_power_of_2(dim),
     )  # fmt: skip
 
@@ -57,8 +57,9 @@ def store_tokens(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, s
     """As `attention.store_kv`, a program a token; key and value may be parts of one tensor."""
     size = key[0].numel()
     store_token_kernel[(len(key),)](
-        key, value, k_cache, v_cache, slots, key.stride(0), size, triton.next_power_of_2(size)
-    )
+        key, value, k_cache, v_cache, slots, key.stride(0), value.stride(0), size,
+        triton.next_power_of_2(size),
+    )  # fmt: skip
 
 
 # -- norm, then RoPE, then store: what `rope_store` does at once ---------------------------------

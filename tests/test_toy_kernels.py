@@ -8,10 +8,11 @@ import torch
 
 pytest.importorskip("triton", reason="Triton has no build for this system")
 
-from course import toy_kernels  # noqa: E402
-from course.benchmarks import kernel_ladder  # noqa: E402
-from nanovllm.ops.backend import TORCH  # noqa: E402
-from test_kernels_compile import MEMORY, JITFunction, Recorder, compile_for  # noqa: E402
+from test_kernels_compile import MEMORY, JITFunction, Recorder, compile_for
+
+from course import toy_kernels
+from course.benchmarks import kernel_ladder
+from nanovllm.ops.backend import TORCH
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -70,14 +70,10 @@ def rope_store_kernel(
     b = tl.load(row + head * 2 * HALF + HALF + pair[None, :], mask, 0.0).to(tl.float32)
     if NORM:
         scale = tl.rsqrt(tl.sum(a * a + b * b, axis=1) / (2 * HALF) + eps)[:, None]
-        qa, qb = (
-            tl.load(q_weight + pair, in_half, 0.0),
-            tl.load(q_weight + HALF + pair, in_half, 0.0),
-        )
-        ka, kb = (
-            tl.load(k_weight + pair, in_half, 0.0),
-            tl.load(k_weight + HALF + pair, in_half, 0.0),
-        )
+        qa = tl.load(q_weight + pair, in_half, 0.0)
+        qb = tl.load(q_weight + HALF + pair, in_half, 0.0)
+        ka = tl.load(k_weight + pair, in_half, 0.0)
+        kb = tl.load(k_weight + HALF + pair, in_half, 0.0)
         a *= scale * tl.where(head < HEADS, qa[None, :], ka[None, :]).to(tl.float32)
         b *= scale * tl.where(head < HEADS, qb[None, :], kb[None, :]).to(tl.float32)
     turned_a = a * cos[None, :] - b * sin[None, :]

@@ -1,0 +1,470 @@
+# %% [markdown]
+# # 06 · One program, one token, one row
+#
+# | This lesson | |
+# |---|---|
+# | Minutes | 60 |
+# | Difficulty | hard |
+# | Hardware | any laptop; on a GPU the same cells compile their kernels |
+# | Needs | lessons 02, 03 and 05 |
+# | Ends in | `nanovllm/ops/kernels.py`, `nanovllm/ops/backend.py` |
+
+# %% [markdown]
+# ## What hurts now
+#
+# Our torch attention gathers each row's blocks into a copy and attends to that: it reads, writes, and reads
+# again. Take 256 requests at 900 tokens, one layer: 8 KV heads of 128, two bytes a number.
+#
+# **Predict** before you run: how many bytes is one reading? How long does it take at 4,600 GB/s, an H200's
+# bandwidth? And three times that? Write it down.
+
+# %%
+import torch
+
+from course import plots
+from course.display import show
+from course.kernel_lab import agree, call, device, has_triton, launch, tl, triton, where
+from course.kernel_plots import bars, makespan, recorded, timetable
+from course.reading import show_from, show_source
+
+torch.set_num_threads(1)
+plots.use_style()
+report = recorded()
+row, peak = report["decode"]["256 x 900"]["torch"], report["read_bytes_per_second"]
+print(where())
+print(f"recorded on {report['machine']}: {row['microseconds']:,.0f} µs with torch,")
+print(
+    f"{row['bytes'] / 1e6:,.0f} MB in {1e6 * row['bytes'] / peak:,.0f} µs at {peak / 1e9:,.0f} GB/s"
+)
+
+# %% [markdown]
+# <details><summary>944 MB, 205 µs, 615 µs</summary>
+#
+# $256 \cdot 900 \cdot 8 \cdot 128 \cdot 2 \cdot 2 = 943{,}718{,}400$ bytes, keys and values. The line above is
+# what torch took.
+#
+# </details>
+#
+# To read blocks where they lie takes a **kernel** of our own. After this lesson you can
+#
+# 1. **write** a Triton kernel, with masks, strides and 64-bit offsets,
+# 2. **explain** online softmax, and why decode splits a context,
+# 3. **measure** a kernel against the bandwidth that is its ceiling.
+#
+# ## The picture, and the symbols
+#
+# ![Four programs run the same code; program i reads token i's row and its slot, and writes the row to that slot of the cache; a token of slot −1 is not written.](../figures/kernel_grid.svg)
+#
+# | symbol | meaning |
+# |:--|:--|
+# | program | one run of a kernel's code |
+# | grid | how many programs, in up to 3 dimensions |
+# | `tl.program_id(0)` | which program this is |
+# | `tl.arange(0, 8)` | 0 … 7; a power of two long |
+# | `tl.constexpr` | a compiled-in number |
+# | multiprocessor | runs programs; an H200 has 132 |
+#
+# ## Step 1: one program, one token
+#
+# A kernel gets a tensor as a **pointer** to its first number; pointer plus offsets are addresses.
+#
+# **Predict**: tokens (1 1 1 1), (2 2 2 2), (3 3 3 3), slots 4, 0, 2. What does the cache hold?
+
+
+# %% tags=["nbval-check-output"]
+@triton.jit
+def store_kernel(key, cache, slots, SIZE: tl.constexpr):
+    token = tl.program_id(0)
+    slot = tl.load(slots + token)
+    at = tl.arange(0, SIZE)
+    tl.store(cache + slot * SIZE + at, tl.load(key + token * SIZE + at))
+
+
+key = torch.arange(1, 4, device=device)[:, None].expand(3, 4).contiguous()
+slots = torch.tensor([4, 0, 2], device=device)
+cache = torch.zeros(6, 4, dtype=torch.int64, device=device)
+wanted = cache.clone()
+wanted[slots] = key
+ran = launch(store_kernel, (3,), key, cache, slots, 4)
+print(agree(cache, wanted, ran))
+
+# %% [markdown]
+# <details><summary>Rows 2, 0, 3, 0, 1, 0</summary>
+#
+# Programs run in no order, so no two may write the same place.
+#
+# </details>
+#
+# ## Step 2: masks, and the slot −1
+#
+# Three numbers a token need four lanes; a **mask** keeps the fourth from memory. Slot −1 means "do not store".
+#
+# **Predict**: tokens (1 1 1), (2 2 2), (3 3 3), slots 0, 2, −1. What does a cache of four slots hold, with the
+# mask and without?
+
+
+# %% tags=["nbval-check-output"]
+@triton.jit
+def masked_kernel(key, cache, slots, SIZE: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):
+    token = tl.program_id(0)
+    slot = tl.load(slots + token)
+    if slot >= 0:
+        at = tl.arange(0, BLOCK)
+        inside = at < (SIZE if MASKED else BLOCK)
+        row = tl.load(key + token * SIZE + at, inside, 0)
+        tl.store(cache + slot * SIZE + at, row, inside)
+
+
+key = torch.arange(1, 4, device=device)[:, None].expand(3, 3).contiguous()
+slots = torch.tensor([0, 2, -1], device=device)
+for masked in (True, False):
+    cache = torch.zeros(4, 3, dtype=torch.int64, device=device)
+    wanted = cache.clone()
+    wanted[slots[:2]] = key[:2]
+    if not masked:
+        wanted[1, 0], wanted[3, 0] = 2, 3  # the fourth lane: the next token's first number
+    ran = launch(masked_kernel, (3,), key, cache, slots, 3, 4, masked)
+    print("with a mask" if masked else "without", agree(cache, wanted, ran), sep="\n")
+
+# %% [markdown]
+# <details><summary>Without a mask, each token spills into the next slot</summary>
+#
+# Nothing crashes; another request's key is wrong. Without `if slot >= 0`, token 3 would be written *before* the
+# cache.
+#
+# </details>
+#
+# ## Step 3: strides, and 64 bits
+#
+# Keys are a part of `qkv`: the next token's key is a row of `qkv` further on. That distance is the **stride**.
+# And a kernel's integers have 32 bits unless told otherwise.
+#
+# **Predict**: with 8 KV heads of 128, at which slot does an offset wrap? How many GiB of keys lie below?
+
+# %% tags=["nbval-check-output"]
+for slot in (2_097_151, 2_097_152):
+    offset = torch.tensor(slot, dtype=torch.int32) * 1024
+    print(f"slot {slot:,}: offset {offset.item():,}; {slot * 1024 * 2 / 2**30:.1f} GiB")
+assert offset < 0
+
+# %% [markdown]
+# <details><summary>Slot 2,097,152, or 4 GiB</summary>
+#
+# $2^{31} / 1{,}024 = 2^{21}$. A small model on a large GPU has as many slots. Hence `.to(tl.int64)` below.
+#
+# </details>
+#
+# The finished toy stores all heads of a token:
+
+# %%
+from nanovllm.ops import attention
+
+show_from("course/toy_kernels.py", "store_token_kernel", "store_tokens")
+if has_triton:
+    from course import toy_kernels as toy
+qkv = torch.randn(5, 10, 6, device=device)  # 6 query heads, 2 key heads, 2 value heads; 6 numbers
+parts = qkv[:, 6:8], qkv[:, 8:]
+slots = torch.tensor([7, 3, -1, 0, 2], device=device)
+caches = [torch.zeros(2, 4, 2, 6, device=device) for _ in range(4)]
+attention.store_kv(*parts, *caches[:2], slots)
+call(lambda: toy.store_tokens(*parts, *caches[2:], slots))
+for found, wanted in zip(caches[2:], caches[:2], strict=True):
+    agree(found, wanted)
+assert not parts[0].is_contiguous()
+
+# %% [markdown]
+# A store's ceiling is a copy's bandwidth. **Predict**: a program a head (256 bytes of key) or a program a token
+# (2,048): which is faster for 16,384 tokens, a prefill? And for 256, a decode step?
+
+# %%
+chart = bars(report, "store", "Storing keys and values (recorded)")
+show(chart.svg(), chart.alt)
+
+# %% [markdown]
+# <details><summary>How to read it</summary>
+#
+# A prefill moves 134 MB: bandwidth counts, and a short program has too few loads in flight. The engine's kernel
+# is ours without strides: its launcher copies keys and values first. (The engine's real path, Step 4, does not.)
+# A decode step moves 2 MB, half a microsecond at the ceiling; starting a kernel takes longer.
+#
+# </details>
+#
+# ## Step 4: fuse neighbours
+#
+# Before the store, queries and keys are normed and turned (RoPE). **Fused** into one kernel, a row is read once
+# and written once.
+#
+# **Predict**, in heads a token (16 query, 8 key, 8 value): norm and RoPE read and write queries and keys, the
+# store keys and values. What do three kernels move, what does one?
+
+# %%
+separate = 2 * (16 + 8) + 2 * (16 + 8) + 2 * (8 + 8)
+fused = 2 * (16 + 8 + 8)
+for tokens, rows in report["rope"].items():
+    gain = rows["three kernels"]["microseconds"] / rows["the engine's, fused"]["microseconds"]
+    print(f"{separate} heads against {fused}: {separate / fused:.1f}; {tokens}: {gain:.1f} times")
+chart = bars(report, "rope", "Norm, RoPE and store (recorded)")
+show(chart.svg(), chart.alt)
+assert separate == 2 * fused
+
+# %% [markdown]
+# <details><summary>128 and 64, and one start instead of three</summary>
+#
+# The bars count only the 64 heads that *must* be moved. On the H200 fusing gains more than 2: the three also
+# start a program a head, which Step 3's bars show to be slow.
+#
+# </details>
+#
+# The engine's kernel; RoPE pairs dimensions $i$ and $i + d/2$, so it holds two halves:
+
+# %%
+show_from("nanovllm/ops/kernels.py", "rope_store_kernel")
+
+# %% [markdown]
+# ## Step 5: softmax in one pass
+#
+# Attention is $\sum_i e^{s_i}v_i / \sum_i e^{s_i}$. Against overflow the highest score is subtracted first;
+# but a kernel sees scores tile by tile. **Online softmax** keeps the `best` score so far, the `total` of the
+# weights $e^{s-best}$, and `acc`, the weighted sum of values. When a higher score comes, both sums *shrink* by
+# $e^{best-higher}$.
+#
+# **Predict**: tiles of scores (1, 3) and (2, 5), of values (10, 20) and (30, 40). By what factor does the
+# first tile shrink?
+
+# %% tags=["nbval-check-output"]
+from math import exp, inf
+
+
+def absorb(best, total, acc, scores, values):
+    higher = max(best, *scores)
+    weights = [exp(s - higher) for s in scores]
+    shrink = exp(best - higher)
+    acc = acc * shrink + sum(w * v for w, v in zip(weights, values, strict=True))
+    return higher, total * shrink + sum(weights), acc
+
+
+state = (-inf, 0.0, 0.0)
+for scores, values in (((1, 3), (10, 20)), ((2, 5), (30, 40))):
+    state = absorb(*state, scores, values)
+    print("best {}, total {:.3f}, acc {:.2f}".format(*state), f"-> {state[2] / state[1]:.3f}")
+whole = torch.tensor([1.0, 3, 2, 5]).softmax(0) @ torch.tensor([10.0, 20, 30, 40])
+assert abs(state[2] / state[1] - whole) < 1e-4
+
+# %% [markdown]
+# <details><summary>By $e^{3-5} \approx 0.135$</summary>
+#
+# The first tile's total, 1.135, becomes 0.154; the second adds $e^{-3}+e^{0}=1.050$.
+#
+# </details>
+#
+# ## Step 6: a row reads its own blocks
+#
+# One program for each sequence and query head walks over its context in tiles of 32 tokens.
+
+# %%
+show_from("course/toy_kernels.py", "attend_range", "whole_kernel")
+lengths = torch.tensor([10, 3, 37], dtype=torch.int32, device=device)
+tables = torch.randperm(30, device=device).view(3, 10).int()
+k_cache, v_cache = torch.randn(2, 30, 4, 2, 8, device=device)  # 30 blocks of 4, 2 KV heads of 8
+query = torch.randn(3, 4, 8, device=device)  # 3 sequences, 4 query heads
+rows = attention.plan_decodes(lengths - 1, tables, k_cache, heads=4)
+data = (query, k_cache, v_cache, rows, 8**-0.5)
+wanted = attention.attend_decodes(*data)
+result = agree(call(lambda: toy.attend_whole(*data)), wanted)
+
+# %% [markdown]
+# ## Step 7: split a long row
+#
+# **Predict**: one sequence, 16 query heads: how many of 132 multiprocessors are idle? And four processors,
+# sequences of 12, 4, 2 and 2 tiles: when is the last one done, if a sequence is one program? If the longer two
+# are cut in four? If all tiles are dealt evenly?
+
+# %%
+ways = {
+    "a program a sequence": [12, 4, 2, 2],
+    "12 and 4 cut in four": [3] * 4 + [1] * 4 + [2, 2],
+    "20 tiles dealt evenly": [5] * 4,
+}
+chart = timetable(ways, processors=4)
+show(chart.svg(), chart.alt)
+assert [makespan(lengths, 4) for lengths in ways.values()] == [12, 6, 5]
+
+# %% [markdown]
+# <details><summary>116; 12, 6 and 5</summary>
+#
+# In decode a row has one query, so only its context can be cut: **split-KV**, or Flash-Decoding. The engine deals
+# out tiles.
+#
+# </details>
+#
+# Each part leaves its three numbers. A second kernel merges them: both shrink to the higher `best`.
+
+# %%
+left, right = absorb(-inf, 0, 0, (1, 3), (10, 20)), absorb(-inf, 0, 0, (2, 5), (30, 40))
+higher = max(left[0], right[0])
+total, acc = (sum(part[i] * exp(part[0] - higher) for part in (left, right)) for i in (1, 2))
+assert abs(acc / total - whole) < 1e-4
+show_from("course/toy_kernels.py", "split_kernel", "merge_kernel")
+result = agree(call(lambda: toy.attend_split(*data, num_splits=3)), wanted)
+
+# %% [markdown]
+# ## Measure: decode attention, version by version
+#
+# **Predict**: of the four loads below, where does splitting help most, where not at all?
+
+# %%
+chart = bars(report, "decode", "Decode attention (recorded)")
+show(chart.svg(), chart.alt)
+
+# %% [markdown]
+# <details><summary>One row gains most, 256 rows nothing</summary>
+#
+# $256 \cdot 16 = 4{,}096$ programs need no cut. The engine reads keys once for both query heads of a KV head, on
+# matrix units, with the next tile's loads in flight. One row is 2.6 MB, 0.6 µs at the ceiling: starting kernels
+# is what is left. FlashAttention-3's bars are of another run on an H200.
+#
+# </details>
+#
+# The same benchmark here (without a GPU torch's, on smaller shapes):
+
+# %%
+from course import machine
+from course.benchmarks.attention import measure_shape, shapes
+from course.benchmarks.kernel_ladder import DECODE_SCALE, decode_versions
+from course.benchmarks.roofline import read_bandwidth
+
+dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+peak = read_bandwidth(device)
+print(f"{machine.describe()}, reads {peak / 1e9:,.0f} GB/s")
+versions = decode_versions() if device.type == "cuda" else {"torch": decode_versions()["torch"]}
+for shape, lens in shapes(DECODE_SCALE[device.type]).items():
+    for name, backend in versions.items():
+        row = measure_shape(backend, lens, device, dtype, peak, graph=name != "torch")
+        share = f"{row['share_of_read_bandwidth']:.0%} of it"
+        print(f"{shape:28}{name:20}{row['microseconds']:>10,.0f} µs {share:>12}")
+
+# %% [markdown]
+# ## Assemble: the engine's kernels
+#
+# `plan_kernel` lists a step's tiles, once for all layers, and a program takes its share of the list. New beside
+# the toy: a tile's queries are a [16, head size] matrix for `tl.dot`; rows that begin with the same blocks
+# (lesson 04) share it, so a prefix is read once; `exp2`, which the hardware has.
+
+# %%
+show_from("nanovllm/ops/kernels.py", "absorb", "decode_attention_kernel")
+
+# %% [markdown]
+# `prefill_attention_kernel` is Step 6 with many queries; the rest fuses norm, gate and sum into products, and
+# samples. A `Backend` names what a layer calls.
+
+# %%
+from nanovllm.ops import backend as backends
+
+show_source(backends.Backend, backends.choose_backend, backends.why_not_triton)
+chosen = backends.choose_backend("auto", device, head_dim=128, block_size=16)
+print(f"here 'auto' takes {chosen.name!r} for decode rows")
+
+# %% [markdown]
+# ## Check: the real model, with our store inside
+#
+# The engine takes a store function as an argument: here Step 3's.
+
+# %%
+from course.load import ask, run
+from course.models import own_model
+from course.stages.paged import PLAIN
+from nanovllm.config import EngineArgs
+from nanovllm.llm_engine import LLMEngine
+
+
+def story(store):
+    args = EngineArgs(str(own_model()), device=str(device), max_model_len=64, **PLAIN)
+    engine = LLMEngine(args, store_kv=store)
+    seq = ask(engine, "story", [5, 17, 290, 41, 77, 8], 10)
+    run(engine)
+    engine.close()
+    return torch.tensor(seq.token_ids)
+
+
+tokens = agree(call(lambda: story(toy.store_tokens)), story(attention.store_kv))
+print(tokens[6:].tolist())
+
+# %% [markdown]
+# ## Measure: the ladder
+#
+# Stage 06 is stage 05 with our kernels. **Predict**: what do they gain on a CPU?
+
+# %%
+from course.models import measured_model
+from course.records import record
+from course.stages import ContinuousBatching, TritonKernels
+from course.workload import ladder_workload
+
+job = ladder_workload(ContinuousBatching(measured_model().path).vocab_size)
+for kind in (ContinuousBatching, TritonKernels):
+    if kind is TritonKernels and device.type == "cpu":
+        print("stage 06 is not run here: it needs a GPU")
+        break
+    runs = [kind(measured_model().path).run(job) for _ in range(2)]
+    record(runs)
+    print(runs[-1])
+figure = plots.ladder(upto=6)
+show(figure, figure.alt_text)
+
+# %% [markdown]
+# <details><summary>Nothing</summary>
+#
+# `auto` takes torch there. On a GPU a small model waits for Python to start kernels.
+#
+# </details>
+#
+# ## In real vLLM
+#
+# Release v0.11.0:
+# [`cache_kernels.cu`](https://github.com/vllm-project/vllm/blob/v0.11.0/csrc/cache_kernels.cu) stores,
+# [`triton_unified_attention.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/attention/ops/triton_unified_attention.py)
+# attends. Three differences:
+#
+# 1. Its store is CUDA C++, and may write 8-bit floats.
+# 2. One attention kernel serves prefill and decode rows together.
+# 3. It cuts every row into the same number of segments; we deal out tiles.
+#
+# ## Exercises
+#
+# In `exercises/06_triton_kernels.ipynb`:
+#
+# 1. **Predict** (5 minutes): a kernel's time from its bytes.
+# 2. **Implement** (25 minutes): the store kernel.
+# 3. **Break and fix** (20 minutes): a merge that forgets to shrink.
+#
+# ## Recap
+#
+# A kernel is one program run many times; masks keep it from its neighbours' memory. A good one moves each byte
+# once and keeps every multiprocessor busy. Online softmax lets a row be cut.
+
+# %% [markdown]
+# **Check yourself**
+#
+# <details><summary>1. A head has 96 numbers. How many lanes are masked?</summary>
+#
+# 32 of 128.
+#
+# </details>
+# <details><summary>2. A kernel moves 46 MB in 20 µs. What share of 4,600 GB/s?</summary>
+#
+# Half.
+#
+# </details>
+# <details><summary>3. Two parts have best 2 and 6, total 3 and 1. The total of both?</summary>
+#
+# $3 e^{-4} + 1 \approx 1.055$.
+#
+# </details>
+# <details><summary>4. Why does prefill need no split?</summary>
+#
+# Many queries a row are many programs.
+#
+# </details>
+#
+# **The next question**: a decode step is hundreds of short kernels. Who starts them, and how long does that
+# take?
