@@ -1,0 +1,1 @@
+"""Plots and pictures that one lesson each draws."""
