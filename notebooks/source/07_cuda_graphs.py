@@ -336,9 +336,9 @@ for overlapped in (False, True):
     while engine.has_unfinished_requests():
         engine.advance()
     rows[overlapped] = sum(record.num_tokens for record in engine.trace)
-    print("overlapped:" if overlapped else "plain:", [s.finish_reason for s in seqs], rows[overlapped])
-stops = sum(seq.finish_reason == "stop" for seq in seqs)
-assert rows[True] - rows[False] == stops
+    ends = [seq.finish_reason for seq in seqs]
+    print("overlapped:" if overlapped else "plain:", ends, rows[overlapped], "rows")
+assert rows[True] - rows[False] == ends.count("stop")
 
 # %% [markdown]
 # <details><summary>One for each that stopped</summary>
