@@ -1,0 +1,71 @@
+"""Capture and replay by hand, and what lesson 07 watches an engine do."""
+
+import pytest
+import torch
+
+from course.drawings import step_drawings
+from course.recording import Recording
+from course.serving import start_engine
+from nanovllm.sampling_params import SamplingParams
+
+CPU = torch.device("cpu")
+
+
+def test_a_replay_reads_the_buffers_of_the_recording():
+    x = torch.ones(2, 3)
+    recording = Recording(lambda: (x @ torch.ones(3, 2)).relu() + x.view(3, 2)[:2], CPU)
+    assert len(recording) > 3
+    for value in (2.0, -1.0):
+        x.fill_(value)
+        recording.replay()
+        expected = max(3 * value, 0.0) + value
+        assert recording.result.tolist() == [[expected] * 2] * 2
+
+
+def test_operations_in_place_happen_at_each_replay():
+    counter = torch.zeros(3)
+    recording = Recording(lambda: counter.add_(1), CPU)
+    counter.zero_()
+    for _ in range(4):
+        recording.replay()
+    assert counter.tolist() == [4.0] * 3
+    assert recording.result.data_ptr() == counter.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "asks", [lambda x: x.sum().item(), lambda x: int(x[0]), lambda x: x[0] > 0 and x]
+)
+def test_asking_for_a_value_is_refused(asks):
+    x = torch.ones(2)
+    with pytest.raises(RuntimeError, match="not permitted while capturing"):
+        Recording(lambda: asks(x), CPU)
+
+
+def test_a_batch_is_padded_to_the_next_size_or_to_none():
+    assert [step_drawings.padding([1, 4, 8], n) for n in (1, 2, 4, 5, 9)] == [0, 2, 0, 3, None]
+
+
+def test_loops_and_uploads_are_watched():
+    engine = start_engine(block_size=4, max_model_len=32, async_scheduling=True)
+    params = SamplingParams(max_tokens=2, ignore_eos=True)
+    engine.add([engine.make_request("a", [5, 6], params)])
+    with step_drawings.watching(engine) as log, step_drawings.uploads() as sent:
+        while engine.has_unfinished_requests():
+            engine.advance()
+    assert log == ["plan 1", "launch 1", "plan 2", "launch 2", "read 1", "plan 3", "read 2"]
+    assert sent
+    assert engine.core.runner.launch.__name__ == "launch", "as it was before"
+
+
+def test_the_recorded_run_is_drawn_and_said():
+    report = step_drawings.recorded()
+    _, words = step_drawings.timelines(report, 740)
+    assert "of 210 kernels" in words
+    _, words = step_drawings.ladder(report)
+    for row in report["rows"]:
+        assert f"{row['name']}: {row['tokens_per_second']['1'][0]:,.0f} tok/s" in words
+
+
+def test_every_kernel_of_the_recorded_step_has_a_known_group():
+    for line in step_drawings.recorded()["timelines"].values():
+        assert {group for group, _, _ in line["kernels"]} <= set(step_drawings.GROUPS)
