@@ -16,7 +16,7 @@ from nanovllm.model import loader
 from nanovllm.model.model_config import ModelConfig
 
 INDEX = "model.safetensors.index.json"
-FUZZED = 300  # examples each
+FUZZED = 200  # examples each
 ABSURD = [None, -1, 0, 2**40, 2**70, 1.5, "x", [], {}, float("nan"), float("inf"), "DEL"]
 NUMBERS = [
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -101,7 +101,7 @@ def test_weights_of_another_type_are_refused(copy):
     weights = load_file(file)
     weights["model.norm.weight"] = weights["model.norm.weight"].to(torch.int8)
     save_file(weights, file)
-    refused(copy, r"model\.norm\.weight is int8|model\.norm\.weight is I8")
+    refused(copy, r"of another type: model\.norm\.weight is I8")
 
 
 def test_weights_that_are_not_numbers_are_not_executed(copy):

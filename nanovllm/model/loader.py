@@ -26,6 +26,7 @@ from nanovllm.sampling_params import SamplingParams
 INDEX = "model.safetensors.index.json"
 WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
 SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+WEIGHT_TYPES = ("F64", "F32", "BF16", "F16")  # others need scales that are not read here
 NOT_WEIGHTS = ("rotary_emb.inv_freq",)  # a buffer that old Llama checkpoints carry
 FUSED = ("qkv_proj.", "gate_up_proj.")  # products of several layers, which checkpoints keep apart
 
@@ -66,10 +67,12 @@ def stop_ids_of(folder: Path, config: ModelConfig, tokenizer: Any) -> tuple[froz
     file = folder / "generation_config.json"
     try:
         generation = dict(json.loads(file.read_text()) if file.exists() else {})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{file.name} is not a JSON object: {error}") from error
-    eos = {*config.eos_token_ids, *as_tuple(generation.get("eos_token_id"))}
-    eos |= {*as_tuple(getattr(tokenizer, "eos_token_id", None))}
+    named = generation.get("eos_token_id"), getattr(tokenizer, "eos_token_id", None)
+    eos = [*config.eos_token_ids, *as_tuple(named[0]), *as_tuple(named[1])]
+    if not all(type(token_id) is int for token_id in eos):
+        raise ValueError(f"{file.name}: eos_token_id must be ids, got {named[0]!r:.80}")
     defaults = {k: generation[k] for k in SAMPLING_DEFAULTS if generation.get(k) is not None}
     if generation.get("max_new_tokens") is not None:
         defaults["max_tokens"] = generation["max_new_tokens"]
@@ -111,10 +114,11 @@ def weight_files(folder: Path) -> list[Path]:
     if index.exists():
         try:
             names = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
             raise ValueError(f"{index.name} is not a safetensors index: {error!r}") from error
     for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
+        local = isinstance(name, str) and "\0" not in name and Path(name).name == name
+        if not (local and (folder / name).is_file()):
             raise ValueError(f"weights file {name!r} is not in {folder}")
     return [folder / name for name in sorted(names)]
 
@@ -132,6 +136,8 @@ def load_weights(model: Decoder, files: list[Path], use_tqdm: bool) -> None:
             problems.append(f"left over: {name} in {file.name}")
         elif name in filled:
             problems.append(f"there twice: {name}, again in {file.name}")
+        elif tensor.get_dtype() not in WEIGHT_TYPES:
+            problems.append(f"of another type: {name} is {tensor.get_dtype()}")
         elif shape != (wanted := whole_shape(*places[name])):
             problems.append(f"misshapen: {name} is {shape}, not {wanted}")
         else:
