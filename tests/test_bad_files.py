@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ NUMBERS = [
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "head_dim",
 ]  # fmt: skip
+HAVE_DEFAULTS = ("max_position_embeddings", "rms_norm_eps", "head_dim")
 
 
 @pytest.fixture
@@ -135,12 +137,9 @@ def test_an_index_that_is_none(copy, text):
 def test_absurd_numbers_in_config(copy, name, value):
     """Refused, or the same as leaving the field out where transformers has a default."""
     change(copy / "config.json", **{name: value}, layer_types="DEL")
-    try:
+    accepted = value in ("DEL", None) and name in HAVE_DEFAULTS
+    with nullcontext() if accepted else pytest.raises(ValueError, match=r"config\.json|weights"):
         make(copy).close()
-    except ValueError as error:
-        assert "config.json" in str(error) or "weights" in str(error)
-    else:
-        assert value in ("DEL", None)
 
 
 @pytest.mark.parametrize(
@@ -216,9 +215,9 @@ def test_a_tokenizer_larger_than_the_embedding(copy, tiny_model):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
-)  # fmt: skip
+)
 FUZZ = settings(
     max_examples=FUZZED,
     deadline=None,

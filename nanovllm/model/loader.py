@@ -36,7 +36,7 @@ def find_model(model: str, revision: str | None, role: str = "model") -> Path:
 
     Raises ValueError with what can be done about it if it is neither here nor to be had.
     """
-    if Path(model).is_dir():
+    if model and Path(model).is_dir():
         return Path(model)
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=WANTED_FILES))
@@ -101,8 +101,11 @@ def load_model(
     folder: Path, config: ModelConfig, backend: Backend, ranks: Ranks, args: EngineArgs
 ) -> Decoder:
     """A model with this rank's weights from `folder`. ValueError if they do not fit exactly."""
-    with torch.device(args.device):
-        model = Decoder(config, ranks, backend, args.max_model_len)
+    try:
+        with torch.device(args.device):
+            model = Decoder(config, ranks, backend, args.max_model_len)
+    except RuntimeError as error:  # torch's own OutOfMemoryError is one
+        raise ValueError(f"no memory for a model of this config.json: {error}") from error
     load_weights(model, weight_files(folder), args.use_tqdm_on_load and ranks.rank == 0)
     return model
 

@@ -64,7 +64,7 @@ class ModelConfig:
     def from_folder(cls, folder: Path) -> "ModelConfig":
         """Read `folder`/config.json. ValueError for what is missing, wrong or not supported."""
         try:
-            raw = dict(json.loads((folder / "config.json").read_text()))
+            raw = dict(json.loads((Path(folder) / "config.json").read_text()))
             for name in LIMITS.keys() & {k for k, v in raw.items() if v is not None}:
                 check_number(name, raw[name], *LIMITS[name])
             found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
