@@ -68,11 +68,11 @@ def test_a_failure_in_any_stage_leaves_nothing(
             owner, name = STAGES[stage](engine)
             plain, calls = getattr(owner, name), []
 
-            def fail(*args, plain=plain, calls=calls, fail_at=fail_at):
-                calls.append(1)
-                if len(calls) == fail_at:
+            def fail(*args, _plain=plain, _calls=calls, _at=fail_at, **options):
+                _calls.append(1)
+                if len(_calls) == _at:
                     raise error("planted")
-                return plain(*args)
+                return _plain(*args, **options)
 
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, fail)
