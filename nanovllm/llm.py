@@ -152,7 +152,9 @@ class LLM:
     def _template(self, conversation: list, options: dict[str, Any]) -> dict[str, Any]:
         """The conversation as a prompt; the template writes the special tokens, and no one else."""
         if not (conversation and all(isinstance(m, dict) and "role" in m for m in conversation)):
-            raise ValueError(f"messages={conversation!r:.200} must be dicts with a role and content")
+            raise ValueError(
+                f"messages={conversation!r:.200} must be dicts with a role and content"
+            )
         tokenizer = self.get_tokenizer()
         if options["chat_template"] is None and not tokenizer.chat_template:
             raise ValueError(

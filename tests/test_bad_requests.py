@@ -59,7 +59,9 @@ def cases(table, which):
 
 
 def build(kind, name, value):
-    return EngineArgs("m", **{name: value}) if kind is EngineArgs else SamplingParams(**{name: value})
+    return (
+        EngineArgs("m", **{name: value}) if kind is EngineArgs else SamplingParams(**{name: value})
+    )
 
 
 TABLES = [(SamplingParams, SAMPLING), (EngineArgs, ENGINE)]
