@@ -171,7 +171,7 @@ def test_bad_params_are_named(llm, params):
 def test_params_changed_after_their_check_are_checked_again(llm):
     params = SamplingParams()
     params.temperature = NAN
-    with pytest.raises(ValueError, match="temperature.*nan"):
+    with pytest.raises(ValueError, match=r"temperature.*nan"):
         llm.generate([1], params, use_tqdm=False)
 
 
