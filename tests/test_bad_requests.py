@@ -81,7 +81,7 @@ def test_values_beyond_a_limit_are_named(kind, name, value):
     with pytest.raises(ValueError) as caught:
         build(kind, name, value)
     message = str(caught.value)
-    bad = [v for v in value if v in ("", -1, TOP + 1)][0] if isinstance(value, list) else value
+    bad = next(v for v in value if v in ("", -1, TOP + 1)) if isinstance(value, list) else value
     assert name in message
     assert repr(bad) in message
 

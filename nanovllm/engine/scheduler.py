@@ -195,8 +195,8 @@ class Scheduler:
     def roll_back(self, batches: list[Batch]) -> None:
         """Undo steps that failed, and a plan that was not finished.
 
-        All running sequences return to the head of the queue, and what was entered in the prefix cache
-        for keys and values that were never written is taken out again.
+        All running sequences return to the head of the queue, and what was entered in the prefix
+        cache for keys and values that were never written is taken out again.
         """
         for seq in [row.seq for batch in batches for row in batch] + self.running:
             self.block_manager.unregister(seq, seq.num_computed)
