@@ -23,7 +23,7 @@ class EngineArgs:
     seed: int = number(0, -(2**63), 2**63 - 1)
     tensor_parallel_size: int = number(1, 1, LARGEST)
     max_model_len: int | None = number(None, 1, LARGEST)  # None: what model and cache allow
-    max_num_seqs: int = number(256, 1, LARGEST)  # requests running at once
+    max_num_seqs: int = number(256, 1, 2**16)  # requests running at once
     max_num_batched_tokens: int | None = number(None, 1, LARGEST)  # a step; None: by device
     block_size: int = number(16, 1, LARGEST)  # tokens a block of the KV cache
     num_gpu_blocks_override: int | None = number(None, 1, LARGEST)  # block count, on any device

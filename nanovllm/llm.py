@@ -19,6 +19,7 @@ from nanovllm.engine.sequence import Sequence
 from nanovllm.llm_engine import LLMEngine
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.validation import check_type
 
 Params = SamplingParams | list[SamplingParams] | None
 
@@ -93,6 +94,8 @@ class LLM:
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation (a list of {"role", "content"}) or a list of them."""
+        check_type("messages", messages, list)
+        check_type("chat_template_kwargs", chat_template_kwargs or {}, dict)
         many = bool(messages) and isinstance(messages[0], (list, tuple))
         options = {"chat_template": chat_template, "add_generation_prompt": add_generation_prompt}
         options |= chat_template_kwargs or {}
@@ -148,6 +151,10 @@ class LLM:
 
     def _template(self, conversation: list, options: dict[str, Any]) -> dict[str, Any]:
         """The conversation as a prompt; the template writes the special tokens, and no one else."""
+        if not (conversation and all(isinstance(m, dict) and "role" in m for m in conversation)):
+            raise ValueError(
+                f"messages={conversation!r:.200} must be dicts with a role and content"
+            )
         tokenizer = self.get_tokenizer()
         if options["chat_template"] is None and not tokenizer.chat_template:
             raise ValueError(

@@ -138,8 +138,13 @@ class LLMEngine:
         if unknown := set(prompt) - {"prompt", "prompt_token_ids"}:
             raise ValueError(f"a prompt has 'prompt' or 'prompt_token_ids', not {unknown}")
         text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
-        if token_ids is None and isinstance(text, str):
-            token_ids = self.get_tokenizer().encode(text)
+        if text is not None:
+            check_type("prompt", text, str)
+        if token_ids is None and text is not None:
+            try:
+                token_ids = self.get_tokenizer().encode(text)
+            except TypeError as error:  # of half a surrogate pair
+                raise ValueError(f"prompt={text!r:.80} is no valid Unicode: {error}") from error
         if not isinstance(token_ids, (list, tuple)):
             raise TypeError(f"a prompt is a str, token ids, or a dict of one, got {prompt!r:.80}")
         return text, list(token_ids)

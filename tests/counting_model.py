@@ -83,3 +83,17 @@ def make_core(rng: random.Random, num_blocks: int, block_size: int) -> EngineCor
 def make_sequence(name: str, prompt: list[int], max_tokens: int, stop_ids=frozenset()) -> Sequence:
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
     return Sequence(name, None, list(prompt), params, len(prompt) + max_tokens, stop_ids)
+
+
+def check_blocks(core: EngineCore) -> None:
+    """Reference counts are the tables' counts; free blocks are those that nobody holds."""
+    manager = core.scheduler.block_manager
+    seqs = set(core.scheduler.running) | {r.seq for s in core.launched for r in s.batch}
+    held = [block_id for seq in seqs for block_id in seq.block_table]
+    assert [block.ref_count for block in manager.blocks] == [
+        held.count(block.block_id) for block in manager.blocks
+    ]
+    assert manager.num_free_blocks == manager.num_blocks - len(set(held))
+    for seq in core.scheduler.running:
+        assert len(seq.block_table) * manager.block_size >= seq.num_scheduled
+    assert len(core.scheduler.running) <= core.scheduler.max_num_seqs

@@ -3,7 +3,14 @@
 import random
 
 import pytest
-from counting_model import VOCAB, CountingModel, expected_output, make_core, make_sequence
+from counting_model import (
+    VOCAB,
+    CountingModel,
+    check_blocks,
+    expected_output,
+    make_core,
+    make_sequence,
+)
 
 WORKLOADS = 2000
 PARTS = 8
@@ -38,20 +45,6 @@ def run_workload(seed: int) -> int:
         check_output(seq)
     assert core.scheduler.block_manager.num_free_blocks == num_blocks
     return sum(seq.metrics.num_preempted_tokens > 0 for seq in seqs)
-
-
-def check_blocks(core) -> None:
-    """Reference counts are the tables' counts; free blocks are those that nobody holds."""
-    manager = core.scheduler.block_manager
-    seqs = set(core.scheduler.running) | {r.seq for s in core.launched for r in s.batch}
-    held = [block_id for seq in seqs for block_id in seq.block_table]
-    assert [block.ref_count for block in manager.blocks] == [
-        held.count(block.block_id) for block in manager.blocks
-    ]
-    assert manager.num_free_blocks == manager.num_blocks - len(set(held))
-    for seq in core.scheduler.running:
-        assert len(seq.block_table) * manager.block_size >= seq.num_scheduled
-    assert len(core.scheduler.running) <= core.scheduler.max_num_seqs
 
 
 def check_output(seq) -> None:

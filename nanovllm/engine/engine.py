@@ -91,7 +91,8 @@ class EngineCore:
             return []
         step = self.launched[0]
         token_ids = step.tokens.read()
-        self.launched.popleft()
         step.record.end_time = time.perf_counter()
+        updated = self.scheduler.update(step.batch, token_ids)
+        self.launched.popleft()  # not before: an update that fails is rolled back as well
         self.trace.append(step.record)
-        return self.scheduler.update(step.batch, token_ids)
+        return updated

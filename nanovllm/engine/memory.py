@@ -25,7 +25,13 @@ def make_kv_cache(config: ModelConfig, args: EngineArgs, ranks: Ranks, num_block
     """A zeroed cache [layers, 2, num_blocks, block_size, local kv_heads, head_dim]."""
     kv_heads = ranks.shard(config.num_key_value_heads).count
     shape = (config.num_hidden_layers, 2, num_blocks, args.block_size, kv_heads, config.head_dim)
-    return torch.zeros(shape, dtype=config.dtype, device=args.device)
+    try:
+        return torch.zeros(shape, dtype=config.dtype, device=args.device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"no memory for num_gpu_blocks_override={num_blocks} blocks of the KV cache with "
+            f"block_size={args.block_size}: {error}"
+        ) from error
 
 
 def reserved_bytes(device: torch.device) -> int:

@@ -193,16 +193,15 @@ class Scheduler:
         self._retire(seq)
 
     def roll_back(self, batches: list[Batch]) -> None:
-        """Undo steps that failed, as if they had never been planned.
+        """Undo steps that failed, and a plan that was not finished.
 
-        Their sequences return to the head of the queue, and what was entered in the prefix cache
-        for keys and values that were never written is taken out again.
+        All running sequences return to the head of the queue, and what was entered in the prefix
+        cache for keys and values that were never written is taken out again.
         """
-        failed = [row.seq for batch in batches for row in batch]
-        for seq in failed:
+        for seq in [row.seq for batch in batches for row in batch] + self.running:
             self.block_manager.unregister(seq, seq.num_computed)
             seq.num_scheduled = seq.num_computed
             if seq.is_finished:
                 self._retire(seq)
-        for seq in [seq for seq in reversed(self.running) if seq in failed]:
+        for seq in self.running[::-1]:
             self._return_to_queue(seq)

@@ -26,6 +26,7 @@ from nanovllm.sampling_params import SamplingParams
 INDEX = "model.safetensors.index.json"
 WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
 SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+WEIGHT_TYPES = ("F64", "F32", "BF16", "F16")  # others need scales that are not read here
 NOT_WEIGHTS = ("rotary_emb.inv_freq",)  # a buffer that old Llama checkpoints carry
 FUSED = ("qkv_proj.", "gate_up_proj.")  # products of several layers, which checkpoints keep apart
 
@@ -35,7 +36,7 @@ def find_model(model: str, revision: str | None, role: str = "model") -> Path:
 
     Raises ValueError with what can be done about it if it is neither here nor to be had.
     """
-    if Path(model).is_dir():
+    if model and Path(model).is_dir():
         return Path(model)
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=WANTED_FILES))
@@ -66,10 +67,12 @@ def stop_ids_of(folder: Path, config: ModelConfig, tokenizer: Any) -> tuple[froz
     file = folder / "generation_config.json"
     try:
         generation = dict(json.loads(file.read_text()) if file.exists() else {})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{file.name} is not a JSON object: {error}") from error
-    eos = {*config.eos_token_ids, *as_tuple(generation.get("eos_token_id"))}
-    eos |= {*as_tuple(getattr(tokenizer, "eos_token_id", None))}
+    named = generation.get("eos_token_id"), getattr(tokenizer, "eos_token_id", None)
+    eos = [*config.eos_token_ids, *as_tuple(named[0]), *as_tuple(named[1])]
+    if not all(type(token_id) is int for token_id in eos):
+        raise ValueError(f"{file.name}: eos_token_id must be ids, got {named[0]!r:.80}")
     defaults = {k: generation[k] for k in SAMPLING_DEFAULTS if generation.get(k) is not None}
     if generation.get("max_new_tokens") is not None:
         defaults["max_tokens"] = generation["max_new_tokens"]
@@ -98,8 +101,11 @@ def load_model(
     folder: Path, config: ModelConfig, backend: Backend, ranks: Ranks, args: EngineArgs
 ) -> Decoder:
     """A model with this rank's weights from `folder`. ValueError if they do not fit exactly."""
-    with torch.device(args.device):
-        model = Decoder(config, ranks, backend, args.max_model_len)
+    try:
+        with torch.device(args.device):
+            model = Decoder(config, ranks, backend, args.max_model_len)
+    except RuntimeError as error:  # torch's own OutOfMemoryError is one
+        raise ValueError(f"no memory for a model of this config.json: {error}") from error
     load_weights(model, weight_files(folder), args.use_tqdm_on_load and ranks.rank == 0)
     return model
 
@@ -111,10 +117,11 @@ def weight_files(folder: Path) -> list[Path]:
     if index.exists():
         try:
             names = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
             raise ValueError(f"{index.name} is not a safetensors index: {error!r}") from error
     for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
+        local = isinstance(name, str) and "\0" not in name and Path(name).name == name
+        if not (local and (folder / name).is_file()):
             raise ValueError(f"weights file {name!r} is not in {folder}")
     return [folder / name for name in sorted(names)]
 
@@ -132,6 +139,8 @@ def load_weights(model: Decoder, files: list[Path], use_tqdm: bool) -> None:
             problems.append(f"left over: {name} in {file.name}")
         elif name in filled:
             problems.append(f"there twice: {name}, again in {file.name}")
+        elif tensor.get_dtype() not in WEIGHT_TYPES:
+            problems.append(f"of another type: {name} is {tensor.get_dtype()}")
         elif shape != (wanted := whole_shape(*places[name])):
             problems.append(f"misshapen: {name} is {shape}, not {wanted}")
         else:

@@ -5,6 +5,7 @@ and 5. A field that would change the arithmetic in a way this engine does not ha
 name, so that a model which loads is the model that was meant.
 """
 
+import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from transformers import AutoConfig
 
 from nanovllm.model.rope import SCALINGS
+from nanovllm.validation import check_number
 
 FAMILIES = {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
 ONLY = {  # fields that change the arithmetic, and what this engine does; None and absent do too
@@ -21,6 +23,17 @@ ONLY = {  # fields that change the arithmetic, and what this engine does; None a
     "use_sliding_window": False,
     "sliding_window": None,
     "quantization_config": None,
+}
+LIMITS = {  # beyond these a file is damaged, and would cost hours or all the memory to find out
+    "vocab_size": (1, 2**24),
+    "hidden_size": (1, 2**20),
+    "intermediate_size": (1, 2**22),
+    "num_hidden_layers": (1, 2**10),
+    "num_attention_heads": (1, 2**14),
+    "num_key_value_heads": (1, 2**14),
+    "head_dim": (2, 2**14),
+    "max_position_embeddings": (1, 2**22),
+    "rms_norm_eps": (1e-30, 1.0),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -51,14 +64,18 @@ class ModelConfig:
     def from_folder(cls, folder: Path) -> "ModelConfig":
         """Read `folder`/config.json. ValueError for what is missing, wrong or not supported."""
         try:
+            raw = dict(json.loads((Path(folder) / "config.json").read_text()))
+            for name in LIMITS.keys() & {k for k, v in raw.items() if v is not None}:
+                check_number(name, raw[name], *LIMITS[name])
             found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # transformers and huggingface_hub raise many kinds
+        except Exception as error:  # json, transformers and huggingface_hub raise many kinds
             raise ValueError(f"cannot use {folder}/config.json: {error}") from error
         _refuse_what_is_not_here(found)
-        family, hidden = found.model_type, found.hidden_size
+        family, head_dim = found.model_type, getattr(found, "head_dim", None)
+        hidden, heads = found.hidden_size, found.num_attention_heads
         bias = getattr(found, "attention_bias", False)  # Qwen2 has no such field: q, k, v always do
         derived = {
-            "head_dim": getattr(found, "head_dim", None) or hidden // found.num_attention_heads,
+            "head_dim": hidden // heads if head_dim is None else head_dim,
             "qk_norm": family == "qwen3",
             "qkv_bias": bias or family == "qwen2",
             "o_bias": bias and family != "qwen2",
@@ -69,19 +86,18 @@ class ModelConfig:
         }
         same = {f.name: getattr(found, f.name) for f in fields(cls) if f.name not in derived}
         config = cls(**same, **derived)
-        for name, value in same.items():
-            positive = not isinstance(value, (int, float)) or isinstance(value, bool) or value > 0
-            _need(positive, f"{name} must be positive, got {value!r}")
+        ids = config.eos_token_ids
+        _need(all(type(i) is int for i in ids), f"eos_token_id must be ids, got {ids!r}")
         _need(config.head_dim % 2 == 0, f"head_dim={config.head_dim} must be even, for RoPE")
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        kv_heads = config.num_key_value_heads
         whole = heads % kv_heads == 0
         _need(whole, f"num_attention_heads={heads} % num_key_value_heads={kv_heads} must be 0")
         return config
 
 
-def as_tuple(ids: Any) -> tuple[int, ...]:
+def as_tuple(ids: Any) -> tuple:
     """None, an id or a list of ids, as config files have them."""
-    return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+    return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
 
 
 def _need(condition: bool, message: str) -> None:
@@ -104,7 +120,9 @@ def _refuse_what_is_not_here(found: Any) -> None:
     kind, *numbers = _rope_of(found).values()
     _one_of("rope_type", kind, tuple(SCALINGS))
     plain = all(isinstance(value, (int, float)) for value in numbers)
-    _need(plain, f"rope_parameters={found.rope_parameters} is not supported, only numbers are")
+    for name in ("rope_theta", "factor"):
+        plain = plain and found.rope_parameters.get(name, 1.0) > 0
+    _need(plain, f"rope_parameters={found.rope_parameters}: only positive numbers are supported")
     _one_of(
         "partial_rotary_factor", found.rope_parameters.get("partial_rotary_factor", 1.0), (1.0,)
     )

@@ -1,0 +1,220 @@
+"""Every parameter at its borders and beyond: messages name the parameter, the value, the limit."""
+
+import math
+from dataclasses import fields
+from itertools import chain
+
+import pytest
+
+from nanovllm import LLM, EngineArgs, SamplingParams
+
+NAN, INF = float("nan"), float("inf")
+TOP = 2**31 - 1
+NEAR_ONE = math.nextafter(1.0, 2.0)
+WRONG = ["1", [1], {}, object(), 1j]
+
+# name: (values that are taken, values out of range, more values of a wrong type)
+SAMPLING = {
+    "temperature": ([0, 0.0, 1e-9, 1, 2.5, 3.0e38], [-1e-9, -1, NAN, INF, 4e38], [True, None]),
+    "top_p": ([5e-324, 0.5, 1, 1.0], [0, 0.0, -0.1, NEAR_ONE, NAN, INF], [True, None]),
+    "top_k": ([-1, 0, 1, TOP], [-2, TOP + 1], [1.0, NAN, True, None]),
+    "min_p": ([0, 0.0, 1, 1.0], [-5e-324, NEAR_ONE, NAN, INF], [True, None]),
+    "seed": ([None, 0, -(2**63), 2**63 - 1], [-(2**63) - 1, 2**63], [1.0, NAN, True]),
+    "max_tokens": ([None, 1, TOP], [0, -1, TOP + 1], [1.0, NAN, True]),
+    "stop": ([None, [], "a", ["a", "b"], ("a",)], ["", ["a", ""]], [5, True, [5], ["a", None]]),
+    "stop_token_ids": ([None, [], [0], (1, TOP)], [[-1], [1, TOP + 1]], [5, True, [1.0], ["a"]]),
+    "ignore_eos": ([True, False], [], [0, 1, None, NAN]),
+    "include_stop_str_in_output": ([True, False], [], [0, 1, None]),
+    "skip_special_tokens": ([True, False], [], [0, 1, None]),
+    "detokenize": ([True, False], [], [0, 1, None]),
+}
+ENGINE = {
+    "seed": ([0, -(2**63), 2**63 - 1], [2**63, -(2**63) - 1], [1.0, True, None, NAN]),
+    "tensor_parallel_size": ([1, TOP], [0, -1, TOP + 1], [1.0, True, None]),
+    "max_model_len": ([None, 1, TOP], [0, -1, TOP + 1], [1.0, True, NAN]),
+    "max_num_seqs": ([1, 2**16], [0, -1, 2**16 + 1, TOP], [1.0, True, None]),
+    "max_num_batched_tokens": ([None, 1, TOP], [0, -1, TOP + 1], [1.0, True]),
+    "block_size": ([1, TOP], [0, -1, TOP + 1], [1.0, True, None]),
+    "num_gpu_blocks_override": ([None, 1, TOP], [0, -1, TOP + 1], [1.0, True]),
+    "gpu_memory_utilization": ([0.01, 0.5, 1, 1.0], [0.009, 0, NEAR_ONE, NAN, INF], [True, None]),
+    "dtype": (["auto", "float32", "bfloat16", "float16"], ["int8", "float64", ""], []),
+} | {
+    name: ([True, False], [], [0, 1, None, "yes"])
+    for name in (
+        "skip_tokenizer_init", "enable_prefix_caching", "enable_chunked_prefill",
+        "async_scheduling", "enforce_eager", "enable_torch_compile", "use_tqdm_on_load",
+    )
+}  # fmt: skip
+NAMES = {  # strings, checked where they are used
+    "model", "tokenizer", "revision", "device", "attention_backend", "dtype"
+}  # fmt: skip
+
+
+def cases(table, which):
+    for name, row in table.items():
+        wrong_types = [] if name == "dtype" else WRONG[1:] if name.startswith("stop") else WRONG
+        wrong_types = [v for v in wrong_types if not (name.startswith("stop") and v == [1])]
+        values = row[which] + (wrong_types if which == 2 else [])
+        yield from ((name, value) for value in values)
+
+
+def build(kind, name, value):
+    return (
+        EngineArgs("m", **{name: value}) if kind is EngineArgs else SamplingParams(**{name: value})
+    )
+
+
+TABLES = [(SamplingParams, SAMPLING), (EngineArgs, ENGINE)]
+
+
+def all_cases(which):
+    return list(chain(*([(kind, *case) for case in cases(table, which)] for kind, table in TABLES)))
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), all_cases(0), ids=str)
+def test_values_within_the_limits_are_taken(kind, name, value):
+    build(kind, name, value)
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), all_cases(1), ids=str)
+def test_values_beyond_a_limit_are_named(kind, name, value):
+    with pytest.raises(ValueError) as caught:
+        build(kind, name, value)
+    message = str(caught.value)
+    bad = next(v for v in value if v in ("", -1, TOP + 1)) if isinstance(value, list) else value
+    assert name in message
+    assert repr(bad) in message
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), all_cases(2), ids=str)
+def test_values_of_a_wrong_type_are_named(kind, name, value):
+    with pytest.raises(TypeError) as caught:
+        build(kind, name, value)
+    assert name in str(caught.value)
+
+
+def test_the_tables_are_whole():
+    for kind, table in TABLES:
+        ours = {f.name for f in fields(kind) if f.repr}
+        assert ours - set(table) - (NAMES if kind is EngineArgs else set()) == set()
+
+
+ONLY = [(kind, f.name) for kind, _ in TABLES for f in fields(kind) if not f.repr]
+
+
+@pytest.mark.parametrize(("kind", "name"), ONLY, ids=str)
+def test_vllms_other_parameters_take_their_default_alone(kind, name):
+    with pytest.raises(ValueError, match=name):
+        build(kind, name, "something else")
+    with pytest.raises(ValueError, match=name):
+        build(kind, name, [float("nan")])
+
+
+# -- requests to a whole engine ------------------------------------------------------------------
+
+LENGTH, VOCAB = 20, 300
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_model):
+    folder = str(tiny_model(family="qwen3"))
+    with LLM(folder, max_model_len=LENGTH, use_tqdm_on_load=False) as llm:
+        yield llm
+        assert not llm.llm_engine.sequences
+
+
+GOOD = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
+PROMPTS = [
+    None, 5, 1.5, True, object(), b"text", {1}, {}, {"prompt": None}, {"prompt": 5}, {"text": "a"},
+    {"prompt_token_ids": "ab"}, {"prompt_token_ids": []}, {"prompt_token_ids": [1.0]},
+    {"prompt_token_ids": None}, {"prompt": [1, 2]}, {"prompt": "a", "multi_modal_data": {}}, "",
+    [""], [[]], [None], [1, "a"], ["a", 1], [1, 2.0], [[1], 2], [[1, "a"]], [[True]], [True, False],
+    [[NAN]], [[-1]], [[VOCAB]], [[2**70]], ["a", None], [["a", "b"]], [[[1]]], {"prompt": "\ud800"},
+    {"prompt": 5, "prompt_token_ids": [1]}, {"prompt_token_ids": {1: 2}}, [1] * LENGTH,
+    [1] * (LENGTH + 1), [[1], [1] * LENGTH], "a" * 10_000, iter([[1]]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", ["generate", "stream"])
+@pytest.mark.parametrize("prompts", PROMPTS, ids=lambda p: repr(p)[:40])
+def test_bad_prompts_are_refused_and_nothing_is_queued(llm, call, prompts):
+    with pytest.raises((TypeError, ValueError), match="prompt") as caught:
+        getattr(llm, call)(prompts, GOOD)
+    assert len(str(caught.value)) < 400
+    assert not llm.llm_engine.sequences
+
+
+@pytest.mark.parametrize("length", [1, LENGTH - 2, LENGTH - 1])
+def test_prompts_within_the_limit(llm, length):
+    output = llm.generate([1] * length, GOOD, use_tqdm=False)[0].outputs[0]
+    assert len(output.token_ids) == min(2, LENGTH - length)
+
+
+def test_the_limit_is_in_the_message(llm):
+    for length in (LENGTH, LENGTH + 1):
+        with pytest.raises(ValueError, match=rf"1 to {LENGTH - 1} tokens.*={LENGTH}; got {length}"):
+            llm.generate([1] * length, GOOD, use_tqdm=False)
+    for token_id in (-1, VOCAB, 2**70):
+        with pytest.raises(ValueError, match=rf"token id.*{VOCAB - 1}, got {token_id}"):
+            llm.generate([[0, token_id]], GOOD, use_tqdm=False)
+    llm.generate([[0, VOCAB - 1]], GOOD, use_tqdm=False)
+
+
+@pytest.mark.parametrize(
+    "params", [5, "x", {}, {"temperature": 0}, [5], [None, GOOD], [GOOD, None, GOOD], [], object()]
+)
+def test_bad_params_are_named(llm, params):
+    with pytest.raises((TypeError, ValueError), match="sampling_params"):
+        llm.generate([[1]], params, use_tqdm=False)
+
+
+def test_params_changed_after_their_check_are_checked_again(llm):
+    params = SamplingParams()
+    params.temperature = NAN
+    with pytest.raises(ValueError, match=r"temperature.*nan"):
+        llm.generate([1], params, use_tqdm=False)
+
+
+@pytest.mark.parametrize("prompts", [[], ()])
+def test_no_prompts_no_outputs(llm, prompts):
+    assert llm.generate(prompts, GOOD, use_tqdm=False) == []
+    assert list(llm.stream(prompts, GOOD)) == []
+
+
+TALKS = [None, 5, {}, {"role": "user"}, [None], [5], [[5]], ["a"], [["a"]], [{}], [[{}]],
+         [{"role": "user", "content": "a"}, [{"role": "user", "content": "b"}]],
+         [[{"role": "user", "content": "b"}], {"role": "user", "content": "a"}]]  # fmt: skip
+
+
+@pytest.mark.parametrize("messages", TALKS, ids=repr)
+def test_bad_conversations_are_named(llm, messages):
+    with pytest.raises((TypeError, ValueError), match="messages"):
+        llm.chat(messages, GOOD, use_tqdm=False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"chat_template": 5}, {"chat_template": "{{"}, {"chat_template": "{{ 1 / 0 }}"},
+     {"chat_template": "{% for i in range(9999999) %}{{ i }}{% endfor %}"},
+     {"chat_template_kwargs": 5}, {"chat_template_kwargs": {"tokenize": True}}],
+    ids=repr,
+)  # fmt: skip
+def test_bad_templates_are_named(llm, options):
+    with pytest.raises((TypeError, ValueError), match=r"messages|chat_template|prompt"):
+        llm.chat([{"role": "user", "content": "a"}], GOOD, use_tqdm=False, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"model": "/no/such folder"}, {"model": ""}, {"model": "\0"}, {"device": "tpu"},
+     {"device": ""}, {"attention_backend": "x"}, {"attention_backend": 5}, {"tokenizer": "/no"},
+     {"max_model_len": 513}, {"tensor_parallel_size": 3}, {"block_size": TOP},
+     {"num_gpu_blocks_override": TOP}, {"max_num_seqs": TOP}],
+    ids=repr,
+)  # fmt: skip
+def test_what_only_the_model_or_the_machine_can_refuse(tiny_model, options, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    given = {"model": str(tiny_model(family="qwen3")), "use_tqdm_on_load": False} | options
+    with pytest.raises((TypeError, ValueError)) as caught:
+        LLM(**given)
+    assert next(iter(options)) in str(caught.value)

@@ -1,0 +1,145 @@
+"""A failure in any stage of a step: a clear error, nothing leaked, and the engine usable after."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from course import smollm2
+from nanovllm import LLM, SamplingParams
+from nanovllm.engine.detokenizer import Detokenizer
+from nanovllm.engine.model_runner import PendingTokens
+from nanovllm.engine.sequence import Sequence
+from nanovllm.model import loader
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9]]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, stop=["never said"])
+ERRORS = [RuntimeError, torch.OutOfMemoryError, MemoryError, KeyboardInterrupt]
+STAGES = {
+    "schedule": lambda e: (e.core.scheduler, "schedule"),
+    "plan": lambda e: (e.core.scheduler, "_plan"),
+    "register": lambda e: (e.block_manager, "register"),
+    "prepare": lambda e: (e.core.runner.rows, "place"),
+    "forward": lambda e: (e.core.runner.model, "forward"),
+    "head": lambda e: (e.core.runner.model, "logits"),
+    "sampler": lambda e: (e.core.runner, "_sample"),
+    "read": lambda e: (PendingTokens, "read"),
+    "update": lambda e: (e.core.scheduler, "update"),
+    "append": lambda e: (Sequence, "append"),
+    "detokenize": lambda e: (Detokenizer, "append"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model):
+    return str(tiny_model(family="qwen3"))
+
+
+def ids(llm):
+    outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    return [(output.outputs[0].token_ids, output.outputs[0].text) for output in outputs]
+
+
+def make(folder, **options):
+    return LLM(folder, max_model_len=64, use_tqdm_on_load=False, **options)
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    with make(folder) as llm:
+        return ids(llm)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_failure_in_any_stage_leaves_nothing(
+    folder, expected, stage, overlap, error, monkeypatch
+):
+    with make(folder, async_scheduling=overlap) as llm:
+        for fail_at in (1, 4):
+            engine = llm.llm_engine
+            owner, name = STAGES[stage](engine)
+            plain, calls = getattr(owner, name), []
+
+            def fail(*args, _plain=plain, _calls=calls, _at=fail_at, **options):
+                _calls.append(1)
+                if len(_calls) == _at:
+                    raise error("planted")
+                return _plain(*args, **options)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, fail)
+                with pytest.raises(error, match="planted"):
+                    ids(llm)
+            assert not engine.sequences
+            assert not engine.has_unfinished_requests()
+            assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
+            assert ids(llm) == expected
+
+
+def test_a_read_only_cache_folder_is_named(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.write_text("a file where a folder must be made: refused to root as well")
+    monkeypatch.setenv("NANOVLLM_CACHE", str(blocked / "cache"))
+    monkeypatch.setattr(smollm2, "find_gguf", lambda: Path("model.gguf"))
+    with pytest.raises(OSError, match=str(blocked)):
+        smollm2.smollm2_dir()
+
+
+def test_a_full_disk_while_converting_leaves_no_half_model(tmp_path, monkeypatch):
+    def full(source, folder):
+        (folder / "config.json").write_text("{}")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("NANOVLLM_CACHE", str(tmp_path))
+    monkeypatch.setattr(smollm2, "find_gguf", lambda: Path("model.gguf"))
+    monkeypatch.setattr(smollm2, "convert", full)
+    with pytest.raises(OSError, match="No space left"):
+        smollm2.smollm2_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_while_fetching_is_one_clear_error(monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loader, "snapshot_download", full)
+    with pytest.raises(ValueError, match=r"model='some/model'.*No space left"):
+        LLM("some/model")
+
+
+def test_ctrl_c_while_generating_on_two_ranks_leaves_no_process_and_no_memory(folder):
+    code = """
+import sys
+from nanovllm import LLM, SamplingParams
+llm = LLM(sys.argv[1], tensor_parallel_size=2, use_tqdm_on_load=False)
+print(llm.llm_engine.ranks.workers[0].pid, flush=True)
+params = SamplingParams(max_tokens=500, ignore_eos=True)
+while True:
+    llm.generate([[1]] * 8, params, use_tqdm=False)
+"""
+    before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, folder],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    worker = int(process.stdout.readline())
+    threading.Event().wait(1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, errors = process.communicate(timeout=60)  # the worker holds the pipes too
+    assert process.returncode != 0
+    assert b"KeyboardInterrupt" in errors
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+    after = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    assert not {name for name in after - before if name.startswith(("torch_", "gloo"))}
