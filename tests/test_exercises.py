@@ -1,0 +1,71 @@
+"""Every exercise's check is proven: the solution passes, the stub and each wrong answer fail with
+the words that help, and a right answer written differently passes. The cases are in
+exercise_cases/, a module a lesson."""
+
+import re
+from importlib import import_module
+from types import SimpleNamespace
+
+import pytest
+
+from course.checks import CheckFailed
+from course.checks.check import run_check
+from course.exercises import all_places, code_of, define, imports_of, load
+from course.progress import check_of
+
+PLACES = {f"{place.number}-{place.exercise.name}": place for place in all_places()}
+
+
+def case_of(place):
+    return import_module(f"exercise_cases.lesson{place.number}").CASES[place.exercise.name]
+
+
+def mutants():
+    for title, place in PLACES.items():
+        for old, new, words in case_of(place).mutants:
+            yield pytest.param(place, old, new, words, id=f"{title}: {words}")
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_the_solution_passes(place, capsys):
+    run_check(check_of(place), load(place.number, place.exercise.name, "solutions"))
+    assert re.match(r"Passed: \d+ comparisons", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_the_stub_fails_and_says_what_to_do(place, capsys):
+    stub = load(place.number, place.exercise.name, "exercises")
+    with pytest.raises(CheckFailed) as failed:
+        run_check(check_of(place), stub)
+    wanted = {"Predict": "Predict first", "Implement": "still to be written: "}
+    assert wanted.get(place.exercise.kind, " ") in str(failed.value)
+    assert "This check could not run" not in str(failed.value)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("place", "old", "new", "words"), mutants())
+def test_a_wrong_answer_fails_and_its_misconception_is_named(place, old, new, words, capsys):
+    source = code_of(place.number, place.exercise.name, "solutions")
+    assert old in source
+    imports = imports_of(place.number, "solutions")
+    wrong = define(source.replace(old, new), f"<mutant of {place.exercise.name}>", imports)
+    with pytest.raises(CheckFailed) as failed:
+        run_check(check_of(place), wrong)
+    assert words in str(failed.value)
+    assert "Passed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_a_right_answer_written_differently_passes(place, capsys):
+    case = case_of(place)
+    defined = vars(load(place.number, place.exercise.name, "solutions"))
+    for other in (case.other, *case.more):
+        names = other if isinstance(other, dict) else {other.__name__: other}
+        assert names.keys() <= defined.keys()
+        run_check(check_of(place), SimpleNamespace(**defined | names))
+        assert "Passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_a_check_has_wrong_answers_to_prove_it(place):
+    assert len(case_of(place).mutants) >= 3
