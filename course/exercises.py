@@ -32,11 +32,9 @@ class Place:
         return self.lesson[:2]
 
 
-def lesson_of(number: str, root: Path = ROOT) -> str:
+def lesson_of(number: str) -> str:
     """The lesson with exercises that "3", "03" or "03_paged_blocks" means; ValueError if none."""
-    lessons = [
-        lesson for lesson in FILES_OF_LESSON if notebook_of(lesson, "solutions", root).exists()
-    ]
+    lessons = [lesson for lesson in FILES_OF_LESSON if notebook_of(lesson, "solutions").exists()]
     wanted = number.zfill(2)
     for lesson in lessons:
         if lesson == wanted or lesson[:2] == wanted:
@@ -45,15 +43,15 @@ def lesson_of(number: str, root: Path = ROOT) -> str:
     raise ValueError(f"no lesson {number!r} has exercises; those that have:{listed}")
 
 
-def notebook_of(lesson: str, folder: str, root: Path = ROOT) -> Path:
-    return root / folder / f"{lesson}.ipynb"
+def notebook_of(lesson: str, folder: str) -> Path:
+    return ROOT / folder / f"{lesson}.ipynb"
 
 
-def all_places(root: Path = ROOT) -> list[Place]:
+def all_places() -> list[Place]:
     """Every exercise of the course, in order."""
     places = []
     for lesson in FILES_OF_LESSON:
-        path = notebook_of(lesson, "solutions", root)
+        path = notebook_of(lesson, "solutions")
         if path.exists():
             listed = json.loads(path.read_text(encoding="utf-8"))["metadata"]["course"]["exercises"]
             places += [Place(lesson, Exercise(**fields)) for fields in listed]

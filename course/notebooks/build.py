@@ -37,18 +37,17 @@ class Job:
         return self.target.parent.name if self.source.parent.name == "solutions" else "notebooks"
 
 
-def all_jobs(root: Path = ROOT) -> list[Job]:
+def all_jobs(root: Path | None = None) -> list[Job]:
     """Every notebook of the course, in order: lessons, then exercises, then solutions."""
-    lessons, solutions = (
-        sorted(root.glob("notebooks/source/*.py")),
-        root.glob("solutions/[0-9]*.py"),
-    )
-    jobs = [Job(source, root / "notebooks" / f"{source.stem}.ipynb") for source in lessons]
-    for source in sorted(solutions):
-        jobs += [
-            Job(source, root / kind / f"{source.stem}.ipynb") for kind in ("exercises", "solutions")
-        ]
-    return sorted(jobs, key=lambda job: (job.kind != "notebooks", job.kind, job.name))
+    root = root or ROOT
+    lessons = sorted(root.glob("notebooks/source/*.py"))
+    exercises = sorted(root.glob("solutions/[0-9]*.py"))
+    folders = [("notebooks", lessons), ("exercises", exercises), ("solutions", exercises)]
+    return [
+        Job(source, root / folder / f"{source.stem}.ipynb")
+        for folder, sources in folders
+        for source in sources
+    ]
 
 
 def chosen(jobs: list[Job], names: list[str]) -> list[Job]:

@@ -23,18 +23,15 @@ def lint_kinds(notebook: Any, path: Path) -> Found:
     headings = sum(len(HEADING.findall(c.source)) for c in notebook.cells)
     titles = sum(len(re.findall(r"^## ", c.source, re.M)) for c in notebook.cells)
     if not headings == titles == len(kinds):
-        yield (
-            None,
-            f"{titles} headings, {headings} like '## 1 · Predict: ...', {len(kinds)} exercises",
-        )
+        wanted = f"{headings} like '## 1 · Predict: ...' with minutes, {len(kinds)} exercises"
+        yield None, f"{titles} headings, {wanted}"
 
 
 def lint_hints(notebook: Any, path: Path) -> Found:
     """After each exercise's code come its check and its hints, in order."""
     names = [exercise["name"] for exercise in notebook.metadata["course"]["exercises"]]
-    starts = {
-        name: min(i for i, c in enumerate(notebook.cells) if name_of(c) == name) for name in names
-    }
+    owners = [name_of(cell) for cell in notebook.cells]
+    starts = {name: owners.index(name) for name in names}
     for name, start in starts.items():
         end = min((s for s in starts.values() if s > start), default=len(notebook.cells))
         rest = notebook.cells[start:end]
@@ -43,10 +40,7 @@ def lint_hints(notebook: Any, path: Path) -> Found:
         text = "\n".join(c.source for c in rest if c.cell_type == "markdown")
         places = [text.find(f"<summary>{hint}</summary>") for hint in HINTS]
         if -1 in places or places != sorted(places):
-            yield (
-                start,
-                f"after it come no folds named {', '.join(map(repr, HINTS))}, in this order",
-            )
+            yield start, f"after it come no folds named {HINTS}, in this order"
         elif "```python" not in text[places[2] :]:
             yield start, f"the third hint holds no code: {{{{solution {name}}}}}"
 
