@@ -12,12 +12,16 @@ run to its end, takes too long or compared nothing fails, and says so.
 
 import _thread
 import inspect
+import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
+
+from course.exercises import ROOT
 
 SECONDS = 20  # for one check, on a slow machine too
 _comparisons: list[str] = []  # of the check that runs
@@ -50,10 +54,18 @@ def attempt(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     except NotImplementedError as todo:
         raise CheckFailed(f"{name} is still to be written: {todo}.") from None
     except Exception as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]
+        at = own_frame(error)
         place = f", in line {at.lineno} of {at.name}: {at.line}" if at.line else ""
         said = f"{type(error).__name__}: {error}"
         raise CheckFailed(f"{name} raised an error{place}\n{said}") from error
+
+
+def own_frame(error: BaseException) -> traceback.FrameSummary:
+    """The last line that is the learner's own, not a library's or the course's, before an error."""
+    frames = list(traceback.extract_tb(error.__traceback__))
+    libraries = (sys.prefix, sysconfig.get_path("stdlib"), f"{ROOT}/course", f"{ROOT}/nanovllm")
+    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    return (own or frames)[-1]
 
 
 def compare(name: str, given: Any, truth: Any, wrong: dict[Any, str], look: str) -> None:
