@@ -169,7 +169,7 @@ lesson02.check_answer_together(answer_together)
 # %% [markdown]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# A row of 10 tokens was padded to 24. Where does its first answer token belong, and where is it put? What
+# A row of 8 tokens was padded to 21. Where does its first answer token belong, and where is it put? What
 # stands in between?
 #
 # </details>

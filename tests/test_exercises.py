@@ -10,7 +10,7 @@ import pytest
 
 from course.checks import CheckFailed
 from course.checks.check import run_check
-from course.exercises import all_places, code_of, define, imports_of, load
+from course.exercises import all_places, cells_of, code_of, define, imports_of, load
 from course.progress import check_of
 
 PLACES = {f"{place.number}-{place.exercise.name}": place for place in all_places()}
@@ -41,6 +41,18 @@ def test_the_stub_fails_and_says_what_to_do(place, capsys):
     assert wanted.get(place.exercise.kind, " ") in str(failed.value)
     assert "This check could not run" not in str(failed.value)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("lesson", sorted({place.number for place in PLACES.values()}))
+def test_on_a_fresh_page_only_the_checks_fail(lesson, capsys):
+    """A demonstration of a planted bug shows what is wrong; it does not stop the page."""
+    names, failures = {"__name__": "page"}, 0
+    for cell in cells_of(lesson, "exercises"):
+        try:
+            exec(cell["source"], names)
+        except CheckFailed:
+            failures += 1
+    assert failures == sum(place.number == lesson for place in PLACES.values())
 
 
 @pytest.mark.parametrize(("place", "old", "new", "words"), mutants())

@@ -655,7 +655,8 @@ show(fig, fig.alt_text)
 #
 # 1. **Predict** (5 min): blocks, empty places and slots of three requests at block sizes 4 and 16.
 # 2. **Implement** (20 min): the slot mapping of a batch of prompts, padding rows included, without a loop.
-# 3. **Break and fix** (15 min): a manager that frees a request's blocks while it is still in the batch.
+# 3. **Implement** (15 min): a block manager's taking and giving back. It serves requests in the engine.
+# 4. **Break and fix** (15 min): a manager that is wrong by one token at a block's border.
 
 # %% [markdown]
 # ## Recap
