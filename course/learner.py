@@ -1,6 +1,11 @@
 """A learner's pieces inside the real thing.
 
-stage_with(decode_step)     the stage of lesson 02, with a decode step of one's own in every layer
+stage_with(decode_step)             the stage of lesson 02, with a decode step of one's own
+manager_with(block_keys)            a block manager that trusts one's own keys
+scheduler_with(first_to_compute)    a scheduler that asks where a prompt's computing begins
+
+Whole classes need no help: LLMEngine(..., block_manager_class=..., scheduler_class=...), or
+course.serving.start_engine, takes them.
 """
 
 from collections.abc import Callable
@@ -12,6 +17,9 @@ from torch import Tensor
 from course.models import own_model
 from course.stages import ContiguousCache, contiguous
 from course.workload import LadderWorkload
+from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.scheduler import Batch, Scheduler
+from nanovllm.engine.sequence import Sequence
 from nanovllm.ops.attention import Rows, rope_store, store_kv
 from nanovllm.ops.backend import TORCH
 
@@ -46,3 +54,36 @@ def backend_with(decode_step: Callable[..., Tensor]) -> Any:
         return decode_step(query, *fresh, k_cache, v_cache, rows.context_lens - 1)
 
     return replace(TORCH, rope_store=project, attend_prompts=attend)
+
+
+def manager_with(block_keys: Callable[[list[int], int], list[bytes]]) -> type[BlockManager]:
+    """A manager whose keys are block_keys(token_ids, block_size), trusted without a look."""
+
+    class Trusting(BlockManager):
+        def _hash(self, seq: Sequence, index: int) -> bytes:
+            return block_keys(seq.token_ids, self.block_size)[index]
+
+        def _content(self, seq: Sequence, index: int, table: list[int]) -> tuple:
+            return ()
+
+    return Trusting
+
+
+def scheduler_with(first_to_compute: Callable[[int, int, int], int]) -> type[Scheduler]:
+    """A scheduler that admits with first_to_compute(num_tokens, num_hits, block_size)."""
+
+    class Admits(Scheduler):
+        def _admit_waiting(self, batch: Batch, budget: int) -> None:
+            while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+                seq, manager = self.waiting[0], self.block_manager
+                hits = manager.match(seq)
+                if not self._fits(seq, hits):
+                    break
+                start = first_to_compute(len(seq.token_ids), len(hits), manager.block_size)
+                num_tokens = min(len(seq.token_ids) - start, budget)
+                self.waiting.popleft()
+                self._admit(seq, hits, start)
+                batch.append(self._plan(seq, num_tokens, admitted=True))
+                budget -= num_tokens
+
+    return Admits
