@@ -159,7 +159,7 @@ def check_my_blocks(MyBlocks: Any) -> None:
     check_free(attempt(MyBlocks, 8, 4))
     check_shared(attempt(MyBlocks, 8, 4))
     check_at_random(attempt(MyBlocks, 40, 4))
-    check_answers(MyBlocks)
+    check_answers(block_manager_class=MyBlocks)
 
 
 def check_allocate(manager: BlockManager) -> None:
@@ -280,4 +280,4 @@ def check_border(Border: Any) -> None:
             "it has "
             "are not missing, and fewer than none never are.",
         )
-    check_answers(Border)
+    check_answers(block_manager_class=Border)

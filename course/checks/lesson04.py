@@ -178,7 +178,7 @@ def check_twins(manager: BlockManager) -> None:
 
 
 def check_in_the_engine(manager_class: type) -> None:
-    check_answers(manager_class)
+    check_answers(block_manager_class=manager_class)
     found = []
     for kind in (BlockManager, manager_class):
         engine = start_engine(kind, block_size=4)
