@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import textwrap
 
 import pytest
 
@@ -29,6 +30,13 @@ def test_a_region_may_say_what_stands_in_the_stub():
     source += "    ### END SOLUTION"
     assert stub_of(source) == "    if b:\n        a = 2"
     assert solution_of(source) == "    a = 1"
+
+
+def test_a_long_line_of_a_stub_is_broken():
+    stub = stub_of(f"    ### BEGIN SOLUTION {'word ' * 14}end\n    pass\n    ### END SOLUTION")
+    assert max(map(len, stub.splitlines())) <= 100
+    with pytest.raises(NotImplementedError, match="word end"):
+        exec(textwrap.dedent(stub))
 
 
 def test_lines_of_code_are_counted():

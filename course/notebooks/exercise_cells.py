@@ -37,6 +37,7 @@ HEADING = re.compile(
     re.MULTILINE,
 )
 TAG = "exercise-"
+COLUMNS = 100
 HINT = re.compile(r"^\{\{solution (?P<name>\w+)\}\}$", re.MULTILINE)
 
 
@@ -80,11 +81,11 @@ def stub(region: re.Match[str]) -> str:
     if region["instead"]:
         return re.sub(r"^( *)# ?", r"\1", region["instead"].rstrip("\n"), flags=re.MULTILINE)
     count = count_lines(region["solution"])
-    lines = [
-        f"# your code: about {count} line{'s' * (count > 1)}",
-        f'raise NotImplementedError("{region["todo"]}")',
-    ]
-    return textwrap.indent("\n".join(lines), region["indent"])
+    todo = f'raise NotImplementedError("{region["todo"]}")'
+    if len(region["indent"] + todo) > COLUMNS:
+        todo = f'raise NotImplementedError(\n    "{region["todo"]}"\n)'
+    lines = f"# your code: about {count} line{'s' * (count > 1)}\n{todo}"
+    return textwrap.indent(lines, region["indent"])
 
 
 def exercises_in(cells: list[Any]) -> list[Exercise]:

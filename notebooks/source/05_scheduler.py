@@ -584,9 +584,9 @@ assert num_idle(waits, rows=3) == 0
 #
 # In `exercises/05_scheduler.ipynb`:
 #
-# 1. **Predict** (5 minutes): four requests' steps under a budget, and who is preempted first.
+# 1. **Predict** (10 minutes): four requests' steps under a budget, and who is preempted first.
 # 2. **Implement** (25 minutes): `_schedule_running` and `_admit_waiting`.
-# 3. **Break and fix** (20 minutes): a preemption that forgets a counter. Stories go wrong under load.
+# 3. **Break and fix** (20 minutes): a counter that moves too early. One step fails, and stories go wrong.
 #
 # ## Recap
 #
