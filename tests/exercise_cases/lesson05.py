@@ -106,7 +106,7 @@ CASES = {
             ),
             (", len(seq.token_ids) - 1)", ", len(seq.token_ids))", "an empty row"),
             ("hits = self.block_manager.match(seq)", "hits = []", "computed again all the same"),
-            ("self.waiting.popleft()", "self.waiting.pop()", "still in the queue"),
+            ("self.waiting.popleft()", "self.waiting.pop()", "Was it taken out of the queue?"),
             (
                 "        while self.waiting and budget",
                 SHORTEST_FIRST + "        while self.waiting and budget",
