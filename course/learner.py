@@ -4,8 +4,11 @@ stage_with(decode_step)             the stage of lesson 02, with a decode step o
 manager_with(block_keys)            a block manager that trusts one's own keys
 scheduler_with(first_to_compute)    a scheduler that asks where a prompt's computing begins
 
-Whole classes need no help: LLMEngine(..., block_manager_class=..., scheduler_class=...), or
-course.serving.start_engine, takes them.
+Whole classes need no help: LLMEngine and course.serving.start_engine take them. Classes of several
+exercises that each replace some methods become one by inheriting from all:
+
+    mine = joined(load("04", "my_prefix_cache").MyPrefixCache, load("03", "my_blocks").MyBlocks)
+    engine = start_engine(mine, scheduler_class=load("05", "my_scheduler").MyScheduler)
 """
 
 from collections.abc import Callable
@@ -54,6 +57,11 @@ def backend_with(decode_step: Callable[..., Tensor]) -> Any:
         return decode_step(query, *fresh, k_cache, v_cache, rows.context_lens - 1)
 
     return replace(TORCH, rope_store=project, attend_prompts=attend)
+
+
+def joined(*classes: type) -> type:
+    """One class with the methods of all; where two define the same, the first one's counts."""
+    return type("Joined", classes, {})
 
 
 def manager_with(block_keys: Callable[[list[int], int], list[bytes]]) -> type[BlockManager]:

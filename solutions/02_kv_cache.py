@@ -12,8 +12,8 @@ from course.checks import lesson02
 from course.learner import stage_with
 from course.stages.common import greedy
 
-torch.set_num_threads(1)
 torch.set_grad_enabled(False)
+torch.set_num_threads(1)
 
 # %% [markdown]
 # ## 1 · Predict: how many requests fit

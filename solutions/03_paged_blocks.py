@@ -12,8 +12,8 @@ from course.checks import lesson03
 from course.serving import ask, start_engine
 from nanovllm.engine.block_manager import BlockManager
 
-torch.set_num_threads(1)
 torch.set_grad_enabled(False)
+torch.set_num_threads(1)
 
 # %% [markdown]
 # ## 1 · Predict: blocks, empty places, a slot

@@ -11,8 +11,8 @@ import torch
 from course.checks import lesson04
 from nanovllm.engine.block_manager import BlockManager, hash_block
 
-torch.set_num_threads(1)
 torch.set_grad_enabled(False)
+torch.set_num_threads(1)
 
 # %% [markdown]
 # ## 1 · Predict: what ten requests compute

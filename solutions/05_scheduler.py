@@ -12,8 +12,8 @@ from course.checks import lesson05
 from nanovllm.engine.scheduler import ScheduledSequence, Scheduler
 from nanovllm.engine.sequence import Status
 
-torch.set_num_threads(1)
 torch.set_grad_enabled(False)
+torch.set_num_threads(1)
 
 # %% [markdown]
 # ## 1 · Predict: four requests under a budget

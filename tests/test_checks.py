@@ -39,6 +39,13 @@ def test_errors_in_the_answer_become_messages_with_the_line():
     assert "A function is wanted here, this is 6" in failure(check_double, 6)
 
 
+def test_a_notebook_shows_the_message_alone_and_no_line_runs_off_the_page():
+    lines = CheckFailed("word " * 40 + "\n  at once")._render_traceback_()
+    assert lines[0].startswith("Not yet. word")
+    assert lines[-1] == "  at once"
+    assert max(len(line) for text in lines for line in text.splitlines()) <= 95
+
+
 def test_a_check_that_cannot_run_or_compares_nothing_fails(capsys):
     @check
     def check_missing(answer):

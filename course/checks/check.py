@@ -14,6 +14,7 @@ import _thread
 import inspect
 import sys
 import sysconfig
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -32,7 +33,8 @@ class CheckFailed(Exception):
 
     def _render_traceback_(self) -> list[str]:
         """In a notebook the message alone: the lines of the check would tell nobody anything."""
-        return [f"Not yet. {self}"]
+        lines = f"Not yet. {self}".split("\n")
+        return [textwrap.fill(line, 95) for line in lines]
 
 
 def expect(condition: Any, message: str) -> None:
