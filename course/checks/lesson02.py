@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 from course.checks.check import attempt, check, compare, expect
+from course.checks.engines import three_prompts
+from course.learner import stage_with
+from course.stages import Recorder
+from course.workload import LadderWorkload
 
 # -- a cache's size ------------------------------------------------------------------------------
 
@@ -142,7 +146,7 @@ def check_attended(case: Case, out: Tensor) -> None:
     query, *rest = case
     unscaled = (query * query.shape[-1] ** 0.5, *rest)
     expect(
-        not close(out, reference_step(unscaled)),  # type: ignore[arg-type]
+        not close(out, reference_step(unscaled)),
         "The scores are not divided by the root of the head's dimension.",
     )
     expect(
@@ -160,8 +164,6 @@ def check_attended(case: Case, out: Tensor) -> None:
 
 def tells_the_same_story(decode_step: Any) -> None:
     """In all layers of the real model, against the stage's own attention."""
-    from course.learner import stage_with
-
     prompts = [prompt[:-1] for prompt in three_prompts()]
     stages = [stage_with(decode_step), stage_with()]
     ours, theirs = (attempt(answers_of, stage, prompts, 8) for stage in stages)
@@ -175,37 +177,15 @@ def tells_the_same_story(decode_step: Any) -> None:
 # -- positions beside padding --------------------------------------------------------------------
 
 
-def three_prompts() -> list[list[int]]:
-    """Beginnings of stories, of different lengths."""
-    texts = (
-        "Once upon a time there was a fox who found a small golden key under an old oak tree. One",
-        "A robot lived by the sea. Every",
-        "The little mouse was hungry, so she went to the kitchen and",
-    )
-    return [tokenizer()(text).input_ids for text in texts]
-
-
-def tokenizer() -> Any:
-    from transformers import AutoTokenizer
-
-    from course.models import own_model
-
-    return AutoTokenizer.from_pretrained(own_model())
-
-
 def tell(answers: list[list[int]]) -> None:
     """Print each beginning with what was answered."""
+    decode = start_engine().get_tokenizer().decode
     for prompt, answer in zip(three_prompts(), answers, strict=True):
-        print(
-            textwrap.fill(f"{tokenizer().decode(prompt)} |{tokenizer().decode(answer)}", 95), "\n"
-        )
+        print(textwrap.fill(f"{decode(prompt)} |{decode(answer)}", 95), "\n")
 
 
 def answers_of(stage: Any, prompts: list[list[int]], count: int) -> list[list[int]]:
     """Greedy answers by the stage itself, as a batch."""
-    from course.stages import Recorder
-    from course.workload import LadderWorkload
-
     recorder = Recorder(len(prompts))
     workload = LadderWorkload(prompts, [count] * len(prompts), 0)
     stage.serve_batch(range(len(prompts)), workload, recorder)
@@ -214,8 +194,6 @@ def answers_of(stage: Any, prompts: list[list[int]], count: int) -> list[list[in
 
 @check
 def check_answer_together(answer_together: Any) -> None:
-    from course.learner import stage_with
-
     stage, prompts = stage_with(), three_prompts()
     alone = [answers_of(stage, [prompt], 12)[0] for prompt in prompts]
     asked: list[list[int]] = []  # the positions of each step
@@ -226,7 +204,7 @@ def check_answer_together(answer_together: Any) -> None:
         explain_positions(asked, [len(prompt) for prompt in prompts])
         return decode(next_ids, positions, cache)
 
-    stage.decode = spy  # type: ignore[method-assign]
+    stage.decode = spy
     answers = attempt(answer_together, stage, prompts, 12)
     expect(asked, "stage.decode was never called: compute the answers as one batch.")
     expect(answers == alone, "Positions are right, but the tokens are not those of each row alone.")
