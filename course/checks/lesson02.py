@@ -9,6 +9,7 @@ from torch import Tensor
 from course.checks.check import attempt, check, compare, expect
 from course.checks.engines import three_prompts
 from course.learner import stage_with
+from course.serving import start_engine
 from course.stages import Recorder
 from course.workload import LadderWorkload
 
