@@ -54,7 +54,7 @@ def check_of(place: Place) -> Any:
 def run_again(place: Place) -> str | None:
     """Check the code in the learner's saved notebook; what is wrong, or None."""
     from course.checks import CheckFailed
-    from course.checks.check import run_check
+    from course.checks.core import run_check
     from course.exercises import load
 
     try:

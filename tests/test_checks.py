@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from course import progress
-from course.checks import CheckFailed, attempt, check, compare, expect
-from course.checks.check import run_check, time_limit
+from course.checks import CheckFailed, attempt, check, compare, expect, need
+from course.checks.core import run_check, time_limit
 
 
 def failure(checked, *args):
@@ -58,6 +58,17 @@ def test_a_check_that_cannot_run_or_compares_nothing_fails(capsys):
     assert "could not run, so nothing is shown. ModuleNotFoundError" in failure(check_missing, 1)
     assert "compared nothing" in failure(check_nothing, int)
     assert capsys.readouterr().out == ""
+
+
+def test_a_check_that_this_machine_cannot_run_says_so_and_counts_as_open():
+    @check
+    def check_kernel(kernel):
+        need(False, "an abacus")
+        attempt(kernel)
+
+    assert "not run here: it needs an abacus. The exercise counts as open" in failure(
+        check_kernel, int
+    )
 
 
 def test_an_endless_loop_is_ended():

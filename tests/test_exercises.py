@@ -8,12 +8,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from course.checks import CheckFailed
-from course.checks.check import run_check
+from course.checks import CheckFailed, NotRunHere
+from course.checks.core import run_check
 from course.exercises import all_places, cells_of, code_of, define, imports_of, load
 from course.progress import check_of
 
 PLACES = {f"{place.number}-{place.exercise.name}": place for place in all_places()}
+
+
+def run_it(place, defined):
+    """Run the exercise's check, and skip the test where this machine cannot."""
+    try:
+        run_check(check_of(place), defined)
+    except NotRunHere as reason:
+        pytest.skip(str(reason))
 
 
 def case_of(place):
@@ -28,7 +36,7 @@ def mutants():
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 def test_the_solution_passes(place, capsys):
-    run_check(check_of(place), load(place.number, place.exercise.name, "solutions"))
+    run_it(place, load(place.number, place.exercise.name, "solutions"))
     assert re.match(r"Passed: \d+ comparisons", capsys.readouterr().out)
 
 
@@ -36,7 +44,7 @@ def test_the_solution_passes(place, capsys):
 def test_the_stub_fails_and_says_what_to_do(place, capsys):
     stub = load(place.number, place.exercise.name, "exercises")
     with pytest.raises(CheckFailed) as failed:
-        run_check(check_of(place), stub)
+        run_it(place, stub)
     wanted = {"Predict": "Predict first", "Implement": "still to be written: "}
     assert wanted.get(place.exercise.kind, " ") in str(failed.value)
     assert "This check could not run" not in str(failed.value)
@@ -62,7 +70,7 @@ def test_a_wrong_answer_fails_and_its_misconception_is_named(place, old, new, wo
     imports = imports_of(place.number, "solutions")
     wrong = define(source.replace(old, new), f"<mutant of {place.exercise.name}>", imports)
     with pytest.raises(CheckFailed) as failed:
-        run_check(check_of(place), wrong)
+        run_it(place, wrong)
     assert words in str(failed.value)
     assert "Passed" not in capsys.readouterr().out
 
@@ -74,7 +82,7 @@ def test_a_right_answer_written_differently_passes(place, capsys):
     for other in (case.other, *case.more):
         names = other if isinstance(other, dict) else {other.__name__: other}
         assert names.keys() <= defined.keys()
-        run_check(check_of(place), SimpleNamespace(**defined | names))
+        run_it(place, SimpleNamespace(**defined | names))
         assert "Passed" in capsys.readouterr().out
 
 

@@ -5,6 +5,6 @@ defines. It returns nothing and raises CheckFailed; the message says which misco
 shows, and what to do next. Notebooks, tests and `course progress` call the same functions.
 """
 
-from course.checks.check import CheckFailed, attempt, check, compare, expect
+from course.checks.core import CheckFailed, NotRunHere, attempt, check, compare, expect, need
 
-__all__ = ["CheckFailed", "attempt", "check", "compare", "expect"]
+__all__ = ["CheckFailed", "NotRunHere", "attempt", "check", "compare", "expect", "need"]

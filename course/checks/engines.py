@@ -4,7 +4,7 @@ from collections.abc import Sequence as Many
 from functools import cache
 from typing import Any
 
-from course.checks.check import attempt, expect
+from course.checks import attempt, expect
 from course.serving import ask, start_engine
 from nanovllm.engine.sequence import Sequence
 from nanovllm.sampling_params import SamplingParams

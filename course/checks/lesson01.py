@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from tokenizers.processors import ByteLevel, TemplateProcessing
 
-from course.checks.check import attempt, check, compare, expect
+from course.checks import attempt, check, compare, expect
 
 
 @check

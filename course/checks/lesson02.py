@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from course.checks.check import attempt, check, compare, expect
+from course.checks import attempt, check, compare, expect
 from course.checks.engines import three_prompts
 from course.learner import stage_with
 from course.serving import start_engine

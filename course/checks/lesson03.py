@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from course.checks.check import attempt, check, compare, expect
+from course.checks import attempt, check, compare, expect
 from course.checks.engines import check_answers, sequence, three_prompts
 from nanovllm.engine.block_manager import BlockManager
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from course.checks.check import CheckFailed, attempt, check, compare, expect
+from course.checks import CheckFailed, attempt, check, compare, expect
 from course.checks.engines import check_answers, sequence
 from course.checks.prefixes import ask_about_the_dragon, ask_twice, dragons, second_time
 from course.serving import ask, start_engine

@@ -4,7 +4,7 @@
 import random
 from typing import Any
 
-from course.checks.check import attempt, check, compare, expect
+from course.checks import attempt, check, compare, expect
 from course.checks.engines import check_answers, three_prompts
 from course.checks.loads import Load, rows_of
 from course.serving import ask, start_engine

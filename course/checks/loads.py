@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from course.checks.check import attempt, expect
+from course.checks import attempt, expect
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Batch, Scheduler
 from nanovllm.engine.sequence import Sequence
