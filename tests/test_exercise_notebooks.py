@@ -179,3 +179,12 @@ def test_a_planted_fault_in_exercises_is_found(fault, course):
     plant(notebook)
     write_notebook(notebook, job.target)
     assert any(words in text for text in lint(job.target))
+
+
+def test_a_learners_piece_is_found_by_later_exercises_as_it_was_last_saved(course, monkeypatch):
+    work_in(course / f"exercises/{LESSON}.ipynb", "# your code: about 8 lines", "return logits * p")
+    assert exercises.load("1", "top_p").top_p(3, 2) == 6
+    monkeypatch.chdir(course / "solutions")
+    assert exercises.here() == "solutions"
+    with pytest.raises(AttributeError):  # the solution sorts a tensor
+        exercises.load("01", "top_p").top_p(3, 2)

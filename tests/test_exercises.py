@@ -16,6 +16,18 @@ from course.progress import check_of
 PLACES = {f"{place.number}-{place.exercise.name}": place for place in all_places()}
 
 
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch):
+    """A wrong answer with an endless loop is ended sooner than a learner's."""
+    monkeypatch.setattr("course.checks.core.SECONDS", 8)
+
+
+@pytest.fixture
+def with_solutions(monkeypatch):
+    """What an exercise loads of earlier ones are the solutions, as in a notebook of solutions/."""
+    monkeypatch.setattr("course.exercises.here", lambda: "solutions")
+
+
 def run_it(place, defined):
     """Run the exercise's check, and skip the test where this machine cannot."""
     try:
@@ -35,7 +47,7 @@ def mutants():
 
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-def test_the_solution_passes(place, capsys):
+def test_the_solution_passes(place, with_solutions, capsys):
     run_it(place, load(place.number, place.exercise.name, "solutions"))
     assert re.match(r"Passed: \d+ comparisons", capsys.readouterr().out)
 
@@ -64,7 +76,9 @@ def test_on_a_fresh_page_only_the_checks_fail(lesson, capsys):
 
 
 @pytest.mark.parametrize(("place", "old", "new", "words"), mutants())
-def test_a_wrong_answer_fails_and_its_misconception_is_named(place, old, new, words, capsys):
+def test_a_wrong_answer_fails_and_its_misconception_is_named(
+    place, old, new, words, with_solutions, capsys
+):
     source = code_of(place.number, place.exercise.name, "solutions")
     assert old in source
     imports = imports_of(place.number, "solutions")
@@ -76,7 +90,7 @@ def test_a_wrong_answer_fails_and_its_misconception_is_named(place, old, new, wo
 
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-def test_a_right_answer_written_differently_passes(place, capsys):
+def test_a_right_answer_written_differently_passes(place, with_solutions, capsys):
     case = case_of(place)
     defined = vars(load(place.number, place.exercise.name, "solutions"))
     for other in (case.other, *case.more):
