@@ -18,7 +18,8 @@ planted bug, an answer to fill in), it follows as comments:
         # return a / b
         ### END SOLUTION
 
-In markdown, a line `{{solution top_p}}` becomes the solution's regions, as the third hint.
+In markdown, a line `{{solution top_p}}` becomes the solution, as the third hint: its region, or the
+whole cells if there are several.
 """
 
 import re
@@ -112,6 +113,8 @@ def with_hints(markdown: str, cells: list[Any]) -> str:
         if not regions:
             raise ValueError(f"{hint[0]}: no cell with the tag {TAG}{hint['name']} has a region")
         texts = [textwrap.dedent(region["solution"]).rstrip() for region in regions]
+        if len(texts) > 1:  # show where each belongs
+            texts = [solution_of(c["source"]) for c in cells if name_of(c) == hint["name"]]
         return "```python\n" + "\n\n".join(texts) + "\n```"
 
     return HINT.sub(code, markdown)
