@@ -60,7 +60,7 @@ def measure(args: argparse.Namespace) -> None:
         workload = workload.first(args.requests or len(workload.prompts))
         if reference is None:
             print(f"{Path(model).name}: {workload}")
-        results = [stage.run(workload) for _ in range(args.runs)]
+        results = [stage.run(stage.part_of(workload)) for _ in range(args.runs)]
         print(sorted(results, key=lambda r: r.seconds)[len(results) // 2])
         record(results, args.json or OWN)
         if reference is None:

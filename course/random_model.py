@@ -1,11 +1,14 @@
-"""A random model of Qwen3-0.6B's shape: as fast as the real one, and there for nobody to download.
+"""Random models of Qwen3's shapes: as fast as the real ones, and there for nobody to download.
 
-Speed depends on shapes, not on what the weights know. The model is made once, from a fixed seed,
-with a small byte-level tokenizer, in the user's cache (1.2 GB):
+Speed depends on shapes, not on what the weights know. A model is made once, from a fixed seed,
+with a small byte-level tokenizer, in the user's cache (0.6B: 1.2 GB; 8B: 16.4 GB):
 
     python -m course.random_model     # prints the folder; makes it if need be, in under a minute
+    python -m course.random_model qwen3-8b
 """
 
+import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -29,6 +32,14 @@ SHAPE: dict[str, Any] = {
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
 }
+QWEN3_8B: dict[str, Any] = {
+    **SHAPE,
+    "hidden_size": 4096,
+    "intermediate_size": 12_288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "tie_word_embeddings": False,
+}
 HOLLOW = {  # next to no weights: a step's time is what a step costs whatever the model's size
     "vocab_size": 512,
     "hidden_size": 64,
@@ -40,14 +51,18 @@ HOLLOW = {  # next to no weights: a step's time is what a step costs whatever th
 }
 
 
-def random_model_dir() -> Path:
-    """The model's folder, complete; it is made on the first call, in a process of its own.
+SHAPES = {"qwen3-0.6b": (FOLDER, SHAPE), "qwen3-8b": ("qwen3-8b-random-1", QWEN3_8B)}
+
+
+def random_model_dir(name: str = "qwen3-0.6b") -> Path:
+    """A model's folder, complete; it is made on the first call, in a process of its own.
 
     So whoever measures memory or imports afterwards finds nothing of the making.
     """
-    folder = cache_dir() / FOLDER
+    folder = cache_dir() / SHAPES[name][0]
     if not folder.exists():
-        subprocess.run([sys.executable, "-m", "course.random_model"], check=True, stdout=sys.stderr)
+        command = [sys.executable, "-m", "course.random_model", name]
+        subprocess.run(command, check=True, stdout=sys.stderr)
     return folder
 
 
@@ -56,7 +71,7 @@ def make(folder: Path, shape: dict[str, Any] = SHAPE) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         fresh = Path(scratch) / "fresh"
-        write(fresh, shape)
+        (write_quickly if shape is QWEN3_8B else write)(fresh, shape)
         try:
             fresh.rename(folder)
         except OSError:  # another process was quicker
@@ -84,6 +99,51 @@ def write(folder: Path, shape: dict[str, Any]) -> None:
     byte_tokenizer().save_pretrained(folder)
 
 
+def write_quickly(folder: Path, shape: dict[str, Any]) -> None:
+    """As `write`, but all weights are stretches of one random block, in one file of plain bytes.
+
+    A 16 GB file then takes as long as the disk needs, and never stands in memory. Norms are 1.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    config = Qwen3Config(**shape, bos_token_id=0, eos_token_id=0, dtype="bfloat16")
+    with torch.device("meta"):
+        weights = AutoModelForCausalLM.from_config(config).state_dict()
+    torch.manual_seed(SEED)
+    noise = as_bytes(0.02 * torch.randn(2**25 + 1))  # an odd length: rows do not repeat soon
+    folder.mkdir(parents=True)
+    config.architectures = ["Qwen3ForCausalLM"]
+    config.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    with (folder / "model.safetensors").open("wb") as file:
+        header = safetensors_header({name: list(w.shape) for name, w in weights.items()})
+        file.write(header)
+        for name, weight in weights.items():
+            left = 2 * weight.numel()
+            block = as_bytes(torch.ones(weight.numel())) if "norm" in name else noise
+            while left:
+                left -= file.write(block[:left])
+
+
+def as_bytes(x: Any) -> memoryview:
+    """A float32 tensor's values in bfloat16."""
+    import torch
+
+    return memoryview(x.to(torch.bfloat16).view(torch.uint8).numpy())
+
+
+def safetensors_header(shapes: dict[str, list[int]]) -> bytes:
+    """What stands before the bfloat16 tensors, which follow end to end: 8 bytes of length, JSON."""
+    entries, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def byte_tokenizer() -> Any:
     """An id for each byte, 1 to 256, and 0 for the end of a text."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -99,8 +159,10 @@ def byte_tokenizer() -> Any:
 
 
 if __name__ == "__main__":
-    target = cache_dir() / FOLDER
+    chosen = sys.argv[1] if len(sys.argv) > 1 else "qwen3-0.6b"
+    name, model_shape = SHAPES[chosen]
+    target = cache_dir() / name
     if not target.exists():
-        print(f"Making a random model of Qwen3-0.6B's shape in {target} (once) ...")
-        make(target)
+        print(f"Making a random model of {chosen}'s shape in {target} (once) ...")
+        make(target, model_shape)
     print(target)

@@ -256,8 +256,8 @@ class LLMEngine:
             seq.finish("abort")
         self.sequences.clear()
         self.core.launched.clear()
-        self.core.runner = None
-        self.ranks.close(kill)
+        graphs, self.core.runner = self.core.runner.graphs, None
+        self.ranks.close(kill, graphs)
 
 
 def settle(args: EngineArgs, config: ModelConfig) -> EngineArgs:
@@ -306,3 +306,5 @@ def run_worker() -> None:
         sys.exit(1)
     except KeyboardInterrupt:  # Ctrl-C reaches the whole group; rank 0 reports it
         sys.exit(130)
+    finally:
+        engine._release(kill=False)

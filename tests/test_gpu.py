@@ -1,6 +1,13 @@
 """The engine on an NVIDIA GPU: what the CPU says, the GPU says too. `make test-gpu` runs this."""
 
 import gc
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +19,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
+ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9], [*range(40)], [*range(40), 1]]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
 
@@ -212,3 +220,67 @@ def test_a_failed_step_is_survived(tiny_model):
             answer(llm)
         runner._replay = plain
         assert_same_greedy(answer(llm), greedy_reference(folder, PROMPTS, 32))
+
+
+# -- a GPU a rank, through NCCL --------------------------------------------------------------------
+
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+
+
+@two_gpus
+def test_two_gpus_give_one_gpus_tokens(tiny_model):
+    folder = tiny_model()
+    for _ in range(2):  # an engine, and a second one after it has closed
+        with make(folder, tensor_parallel_size=2) as llm:
+            workers = list(llm.llm_engine.ranks.workers)
+            assert llm.llm_engine.core.runner.graphs, "the collectives are captured"
+            assert_same_greedy(answer(llm), greedy_reference(folder, PROMPTS, 32))
+        assert [worker.poll() for worker in workers] == [0]
+
+
+def answer_for_ever(llm):
+    while True:
+        answer(llm)
+
+
+@two_gpus
+def test_a_killed_rank_ends_in_an_error(tiny_model):
+    """Killed between two steps, and while a step may run. No notebook waits for it for ever."""
+    for delay in (0.0, 0.05):
+        llm = make(tiny_model(), tensor_parallel_size=2)
+        answer(llm)
+        worker = llm.llm_engine.ranks.workers[0]
+        threading.Timer(delay, worker.kill).start()
+        start = time.monotonic()
+        with pytest.raises(RuntimeError, match="rank 1 has ended"):
+            answer_for_ever(llm)
+        assert time.monotonic() - start < 30  # seconds, as promised: a limit, not a speed
+        llm.close()
+    with make(tiny_model(), tensor_parallel_size=2) as llm:  # both GPUs are free again
+        answer(llm)
+
+
+@two_gpus
+def test_two_gpus_under_torchrun(tiny_model, tmp_path):
+    folder = tiny_model()
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "from nanovllm import LLM, SamplingParams\n"
+        "params = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)\n"
+        "options = dict(max_model_len=128, max_num_seqs=16, gpu_memory_utilization=0.1)\n"
+        "with LLM(sys.argv[1], tensor_parallel_size=2, dtype='float32', **options) as llm:\n"
+        "    outputs = llm.generate(json.loads(sys.argv[2]), params, use_tqdm=False)\n"
+        "tokens = [output.outputs[0].token_ids for output in outputs]\n"
+        "open(f\"{sys.argv[3]}/{os.environ['RANK']}.json\", 'w').write(json.dumps(tokens))\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [*command, script, folder, json.dumps(PROMPTS), tmp_path],
+        timeout=180,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert_same_greedy(found, greedy_reference(folder, PROMPTS, 32))

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from reference import assert_same_greedy, greedy_reference
 
 from course.lessons import FILES_OF_LESSON
@@ -57,6 +58,23 @@ def test_a_wrong_token_is_found_and_a_near_tie_is_not_blamed(recomputed):
     assert agreement.ties == compare(recomputed, recomputed).ties + 1
     with pytest.raises(ValueError, match="kept no gaps"):
         compare(recomputed, replace(recomputed, gaps=[]))
+
+
+def test_a_reference_may_have_served_only_the_first_requests(tiny_model, workload, recomputed):
+    stage = Recompute(tiny_model(), "cpu")
+    assert stage.part_of(workload) == workload
+    stage.device = torch.device("cuda")  # where all requests, one at a time, take minutes
+    full = ladder_workload(VOCAB, "cuda")
+    assert stage.part_of(full) == full.first(4)
+    two = replace(recomputed, workload=workload.first(2), token_ids=recomputed.token_ids[:2])
+    wrong = [[*ids] for ids in recomputed.token_ids]
+    assert compare(recomputed, two).total == two.num_tokens
+    wrong[1][3] += 1
+    with pytest.raises(AssertionError, match="request 1, token 3"):
+        compare(replace(recomputed, token_ids=wrong), two)
+    other = replace(workload, prompts=workload.prompts[::-1])
+    with pytest.raises(ValueError, match="the same prompts"):
+        compare(replace(recomputed, workload=other), two)
 
 
 def test_a_contiguous_cache_reserves_the_longest_place_for_each(tiny_model, workload):
@@ -134,7 +152,7 @@ def test_the_full_workload_is_that_of_the_course():
     assert all(prompt[:256] == shared for prompt in full.prompts)
     assert len({tuple(prompt[256:]) for prompt in full.prompts}) == 64
     assert all(16 <= n <= 256 for n in full.num_outputs)
-    assert full.kv_tokens >= 16 * full.max_len
+    assert full.kv_tokens >= 32 * full.max_len
     assert full == ladder_workload(151_936, "cuda")
     assert full != ladder_workload(151_936, "cuda", seed=1)
 

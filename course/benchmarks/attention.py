@@ -122,14 +122,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_shape(
-    backend: Any, lens: list[int], device: Any, dtype: Any, peak: float
+    backend: Any, lens: list[int], device: Any, dtype: Any, peak: float, graph: bool = True
 ) -> dict[str, Any]:
-    """Time one shape. peak: the device's read bandwidth in bytes a second."""
+    """Time one shape. peak: the device's read bandwidth in bytes a second. graph: try one."""
     num_bytes = kv_bytes(lens, dtype.itemsize)
     num_caches = max(2, -(-ROUND_BYTES[device.type] // num_bytes))
     inputs = [make_inputs(lens, device, dtype, seed) for seed in range(num_caches)]
     calls = [item.prepare(backend) for item in inputs]
-    rounds, captured = round_seconds(calls, device)
+    rounds, captured = round_seconds(calls, device, graph)
     seconds = [one / num_caches for one in rounds]
     reached = num_bytes / statistics.median(seconds)
     return {
@@ -146,7 +146,9 @@ def measure_shape(
     }
 
 
-def round_seconds(calls: list[Callable], device: Any) -> tuple[list[float], bool]:
+def round_seconds(
+    calls: list[Callable], device: Any, graph: bool = True
+) -> tuple[list[float], bool]:
     """Seconds of all the calls, several times; and whether a CUDA graph ran them."""
     import torch
 
@@ -159,7 +161,7 @@ def round_seconds(calls: list[Callable], device: Any) -> tuple[list[float], bool
         one_round()
         if device.type == "cpu":
             return [cpu_seconds(one_round) for _ in range(REPEATS["cpu"])], False
-        replay, captured = as_graph(one_round)
+        replay, captured = as_graph(one_round) if graph else (one_round, False)
         replay()
         return [cuda_seconds(replay) for _ in range(REPEATS["cuda"])], captured
 

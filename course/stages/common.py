@@ -126,6 +126,10 @@ class Stage:
     def vocab_size(self) -> int:
         return self.config.vocab_size
 
+    def part_of(self, workload: LadderWorkload) -> LadderWorkload:
+        """What of the ladder's workload it is measured on: all of it, if that takes seconds."""
+        return workload
+
     def run(self, workload: LadderWorkload) -> StageResult:
         """Serve a workload once to warm up (two short requests), then as it is, on the clock.
 

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,24 +104,24 @@ class Ranks:
         if self.size == 1:
             return
         self.store.set(f"ready{self.rank}", "")
-        deadline = time.monotonic() + START_TIMEOUT.total_seconds()
-        while not self.store.check([f"ready{rank}" for rank in range(self.size)]):
-            self.check_workers()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not all {self.size} ranks were ready within {START_TIMEOUT}")
-            time.sleep(0.02)
+        names = [f"ready{rank}" for rank in range(self.size)]
+        self._wait(lambda: self.store.check(names), START_TIMEOUT, pause=0.02)
         self.store.set_timeout(IDLE_TIMEOUT)
         self.device = device
         self.capturable = device.type == "cuda" and self.per_gpu() == 1  # NCCL can be, gloo not
-        store = dist.PrefixStore("group", self.store)
+        kind: Any = dist.ProcessGroupNCCL if self.capturable else dist.ProcessGroupGloo
         if self.capturable:
-            nccl = dist.ProcessGroupNCCL
-            self.group = nccl(store, self.rank, self.size, nccl.Options())
-            return
-        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
-        options._timeout = STEP_TIMEOUT
-        self.group = dist.ProcessGroupGloo(store, self.rank, self.size, options)
+            # NCCL's watchdog would end this process, a notebook perhaps, when a rank is gone;
+            # `wait_for` sees that too, and raises.
+            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+            options = kind.Options()
+        else:
+            options = kind._Options()
+            options._devices = [kind.create_device(hostname="127.0.0.1")]
+            options._timeout = STEP_TIMEOUT
+        store = dist.PrefixStore("group", self.store)
+        self.group = kind(store, self.rank, self.size, options)
+        self.all_reduce(torch.zeros(1, device=device))  # NCCL connects only now, uncaptured
 
     def share(self, message: Any) -> Any:
         """Rank 0's message (anything JSON can hold), on every rank. Waits without end for it."""
@@ -145,26 +146,38 @@ class Ranks:
 
     def wait_for(self, done: torch.cuda.Event) -> None:
         """Wait for what this GPU does; RuntimeError if another rank is gone, and it never ends."""
-        deadline = time.monotonic() + STEP_TIMEOUT.total_seconds()
-        while self.size > 1 and not done.query():
-            self.check_workers()
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"a step did not end in {STEP_TIMEOUT}: is a rank gone?")
-            time.sleep(2e-5)
+        if self.size > 1:
+            self._wait(done.query, STEP_TIMEOUT, pause=2e-5)
         done.synchronize()
 
-    def close(self, kill: bool = False) -> None:
-        """Wait for the workers this process started to end, and end those that do not."""
+    def _wait(self, done: Callable[[], bool], limit: timedelta, pause: float) -> None:
+        """Ask every `pause` seconds. RuntimeError if a worker dies, or at the limit."""
+        deadline = time.monotonic() + limit.total_seconds()
+        while not done():
+            self.check_workers()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"waited {limit} for {self.size} ranks: is one of them gone?")
+            time.sleep(pause)
+
+    def close(self, kill: bool = False, graphs: dict | None = None) -> None:
+        """Leave the group, wait for the workers this process started, end those that do not end.
+
+        graphs: the runner's, emptied here. NCCL first stops collectives that wait for a rank that
+        is gone, and then waits until no graph holds one: so in a thread, and not for ever.
+        """
+        if self.group is not None and self.capturable:
+            leaving = threading.Thread(target=self.group.abort, daemon=True)
+            leaving.start()
+            (graphs or {}).clear()
+            leaving.join(timeout=10)
+        self.group = None
         for worker in self.workers:
             try:
-                worker.wait(timeout=0 if kill else 5)
+                worker.wait(timeout=0 if kill else 10)
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
         self.workers.clear()
-        if kill and self.capturable and self.group is not None:
-            self.group.abort()  # a collective may be running that will never end
-        self.group = None
 
     # -- collectives -----------------------------------------------------------------------------
 
@@ -284,8 +297,7 @@ class VocabHead(Sharded):
 
     def __init__(self, config: ModelConfig, ranks: Ranks, linear: Callable = F.linear):
         super().__init__()
-        self.linear = linear
-        self.ranks, self.shard = ranks, ranks.shard(config.vocab_size)
+        self.linear, self.ranks, self.shard = linear, ranks, ranks.shard(config.vocab_size)
         weight = torch.empty(self.shard.count, config.hidden_size, dtype=config.dtype)
         self.hold("weight", weight, self.shard)
 

@@ -1,0 +1,201 @@
+"""How long does an all-reduce take, by size? One process a rank, through the engine's own `Ranks`.
+
+    python -m course.benchmarks.all_reduce --ranks 2 --json FILE
+
+With a GPU a rank: NCCL, bfloat16, up to 64 MiB, captured in a CUDA graph as decode steps are, timed
+by events. Otherwise gloo on the CPU, float32, up to 16 MiB, timed by the clock, one thread a rank.
+Sums are checked first. `bus bandwidth` is 2 (n - 1) / n times bytes over seconds: what each rank
+must send, and receive, at least.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from course import machine
+from course.bench import positive
+
+SMALLEST = 2**10
+LARGEST = {"nccl": 2**26, "gloo": 2**24}
+REPEATS = 20
+CAPTURED = 20  # all-reduces in a graph
+
+
+def main() -> int:
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # NVLink multicast can hang a shared host
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ranks", default=2, type=positive)
+    parser.add_argument("--largest", type=positive, metavar="BYTES")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--join", nargs=2, type=int, metavar=("PORT", "RANK"), help="internal")
+    args = parser.parse_args()
+    if args.join:
+        worker(*args.join, args.ranks, args.largest)
+        return 0
+    report = measure(args.ranks, args.largest)
+    print_report(report)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+# -- processes ---------------------------------------------------------------------------------
+
+
+def measure(num_ranks: int, largest: int | None = None) -> dict[str, Any]:
+    """Start the other ranks, be rank 0, and report."""
+    import torch.distributed as dist
+
+    from nanovllm.model.parallel import Ranks
+
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = Ranks(0, num_ranks, store)
+    command = [sys.executable, "-m", "course.benchmarks.all_reduce", "--ranks", str(num_ranks)]
+    limit = ["--largest", str(largest)] if largest else []
+    root = str(Path(__file__).resolve().parent.parent.parent)
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    for rank in range(1, num_ranks):
+        join = ["--join", str(store.port), str(rank)]
+        ranks.workers.append(subprocess.Popen([*command, *limit, *join], env=environment))
+    try:
+        return run(ranks, largest)
+    finally:
+        ranks.close()
+
+
+def worker(port: int, rank: int, num_ranks: int, largest: int | None) -> None:
+    from nanovllm.model.parallel import Ranks
+
+    ranks = Ranks.join(port, rank, num_ranks)
+    try:
+        run(ranks, largest)
+    finally:
+        ranks.close()
+
+
+def run(ranks: Any, largest: int | None) -> dict[str, Any]:
+    """What every rank does alike; rank 0's report counts."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.device_count() >= ranks.size else "cpu")
+    device = ranks.place(device)
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ranks.connect(device)
+        check_sum(ranks, device)
+        backend, dtype = ("nccl", torch.bfloat16) if cuda else ("gloo", torch.float32)
+        rows, size = [], SMALLEST
+        while size <= (largest or LARGEST[backend]):
+            x = torch.zeros(size // dtype.itemsize, dtype=dtype, device=device)
+            seconds = captured_seconds(ranks, x) if cuda else clock_seconds(ranks, x)
+            rows.append(summarise(size, seconds))
+            size *= 2
+        return describe(ranks.size, backend, dtype, str(device)) | {"rows": rows}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def check_sum(ranks: Any, device: Any) -> None:
+    """RuntimeError unless every element is the sum over the ranks."""
+    import torch
+
+    x = torch.arange(1000, dtype=torch.float32, device=device) + ranks.rank
+    wanted = ranks.size * torch.arange(1000.0) + sum(range(ranks.size))
+    found = ranks.all_reduce(x).cpu()
+    if not torch.equal(found, wanted):
+        raise RuntimeError(f"wrong sums on rank {ranks.rank}: {found[:4]} for {wanted[:4]}")
+
+
+# -- timing ------------------------------------------------------------------------------------
+
+
+def clock_seconds(ranks: Any, x: Any) -> list[float]:
+    """Of single calls; the last call has brought the ranks together."""
+    seconds = []
+    for i in range(REPEATS + 3):
+        start = time.perf_counter()
+        ranks.all_reduce(x)
+        if i >= 3:
+            seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def captured_seconds(ranks: Any, x: Any) -> list[float]:
+    """Of one call of many in a graph, once a replay."""
+    import torch
+
+    ranks.all_reduce(x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for _ in range(CAPTURED):
+            ranks.all_reduce(x)
+    seconds = []
+    for i in range(REPEATS + 3):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        if i >= 3:
+            seconds.append(begin.elapsed_time(end) / 1e3 / CAPTURED)
+    return seconds
+
+
+# -- reporting ---------------------------------------------------------------------------------
+
+
+def summarise(size: int, seconds: list[float]) -> dict[str, Any]:
+    return {
+        "bytes": size,
+        "seconds": statistics.median(seconds),
+        "fastest": min(seconds),
+        "slowest": max(seconds),
+    }
+
+
+def describe(num_ranks: int, backend: str, dtype: Any, device: str) -> dict[str, Any]:
+    return {
+        "command": f"python -m course.benchmarks.all_reduce --ranks {num_ranks}",
+        "ranks": num_ranks,
+        "backend": backend,
+        "dtype": str(dtype).removeprefix("torch."),
+        "machine": machine.describe(device),
+        "versions": machine.versions(),
+        "repeats": REPEATS,
+    }
+
+
+def seconds_for(report: dict[str, Any], num_bytes: float) -> float:
+    """An all-reduce's time by straight lines between the measured sizes; outside, the nearest."""
+    import numpy as np
+
+    rows = report["rows"]
+    sizes, times = [row["bytes"] for row in rows], [row["seconds"] for row in rows]
+    return float(np.interp(num_bytes, sizes, times))
+
+
+def print_report(report: dict[str, Any]) -> None:
+    n = report["ranks"]
+    print(f"{n} ranks, {report['backend']}, {report['dtype']}, on {report['machine']}")
+    print(f"{'KiB':>8}{'median µs':>12}{'fastest':>10}{'slowest':>10}{'bus GB/s':>10}")
+    for row in report["rows"]:
+        micros = (f"{1e6 * row[name]:,.1f}" for name in ("seconds", "fastest", "slowest"))
+        cells = "{:>12}{:>10}{:>10}".format(*micros)
+        bus = 2 * (n - 1) / n * row["bytes"] / row["seconds"] / 1e9
+        print(f"{row['bytes'] // 1024:>8,}{cells}{bus:>10.2f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""For the lesson on ranks: ranks as threads of one process, recorded measurements, and a drawing.
+
+on_ranks(2, lambda ranks: ranks.all_reduce(x[ranks.rank]))      # each rank's result
+all_reduce_curves(reports, machine)                             # time against size
+"""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from course import plots
+
+SHIPPED = Path(__file__).resolve().parent.parent / "figures" / "data"
+
+
+def on_ranks(size: int, function: Callable[[Any], Any]) -> list[Any]:
+    """function(ranks) on every rank of a gloo group, each a thread; the results by rank.
+
+    Threads can run a function that was defined in a notebook's cell, and processes cannot.
+    """
+    import torch
+    import torch.distributed as dist
+
+    from nanovllm.model.parallel import Ranks
+
+    store, results, failures = dist.HashStore(), [None] * size, []
+
+    def run(rank: int) -> None:
+        try:
+            ranks = Ranks(rank, size, store)
+            ranks.connect(torch.device("cpu"))
+            with torch.inference_mode():
+                results[rank] = function(ranks)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return results
+
+
+def recorded(command: str, folder: Path = SHIPPED) -> list[dict[str, Any]]:
+    """Shipped reports of `python -m course.benchmarks.<command>`: "all_reduce" or "ranks"."""
+    reports = (json.loads(file.read_text()) for file in sorted(folder.glob("*.json")))
+    called = f"course.benchmarks.{command} "
+    return [r for r in reports if isinstance(r, dict) and called in r.get("command", "")]
+
+
+def name_of(report: dict[str, Any]) -> str:
+    return f"{report['ranks']} ranks, {report['backend']}, {report['machine']}"
+
+
+def all_reduce_curves(reports: list[dict[str, Any]], machine: str) -> Any:
+    """Seconds of an all-reduce against its bytes, both logarithmic; bars: fastest and slowest."""
+    fig, axes = plots.figure("One all-reduce", machine)
+    for i, report in enumerate(reports):
+        rows = report["rows"]
+        middle = [1e6 * row["seconds"] for row in rows]
+        low = [m - 1e6 * row["fastest"] for m, row in zip(middle, rows, strict=True)]
+        high = [1e6 * row["slowest"] - m for m, row in zip(middle, rows, strict=True)]
+        sizes = [row["bytes"] / 1024 for row in rows]
+        style = {"color": plots.COLOURS[i % 7], "marker": plots.MARKERS[i % 7]}
+        axes.errorbar(sizes, middle, [low, high], label=name_of(report), capsize=2, **style)
+    axes.set(xscale="log", yscale="log", xlabel="size [KiB]", ylabel="time [µs]")
+    axes.legend(fontsize=8.5)
+    return fig
+
+
+def curves_in_words(reports: list[dict[str, Any]]) -> str:
+    """The figure's alternative text: ends of each curve."""
+    words = [
+        f"{name_of(r)}: {1e6 * r['rows'][0]['seconds']:.0f} µs for "
+        f"{r['rows'][0]['bytes'] // 1024} KiB, {1e6 * r['rows'][-1]['seconds']:,.0f} µs for "
+        f"{r['rows'][-1]['bytes'] // 1024:,} KiB"
+        for r in reports
+    ]
+    return "All-reduce time is flat for small sizes, then grows with size. " + "; ".join(words)

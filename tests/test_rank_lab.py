@@ -1,0 +1,30 @@
+"""Ranks as threads, recorded measurements, and their drawing."""
+
+import json
+
+import pytest
+import torch
+
+from course import rank_lab
+from course.rank_lab import all_reduce_curves, curves_in_words, on_ranks, recorded
+
+
+def test_threads_reduce_and_failures_are_raised():
+    results = on_ranks(2, lambda ranks: ranks.all_reduce(torch.tensor([1.0 + ranks.rank])))
+    assert [result.item() for result in results] == [3.0, 3.0]
+    with pytest.raises(ZeroDivisionError):
+        on_ranks(2, lambda ranks: 1 / 0)
+
+
+def test_only_reports_of_the_command_are_found(tmp_path):
+    for name in ("all_reduce", "ranks", "kernel_ladder"):
+        report = {"command": f"python -m course.benchmarks.{name} --x", "rows": []}
+        (tmp_path / f"{name}.json").write_text(json.dumps(report))
+    (tmp_path / "stages_x.json").write_text("[]")
+    assert len(recorded("all_reduce", tmp_path)) == len(recorded("ranks", tmp_path)) == 1
+
+
+def test_the_shipped_curve_is_drawn_and_told():
+    reports = rank_lab.recorded("all_reduce")
+    assert len(all_reduce_curves(reports, "here").axes[0].get_legend().texts) == len(reports)
+    assert "2 ranks, nccl" in curves_in_words(reports)
