@@ -9,7 +9,7 @@ import pytest
 from course import exercises, progress, reset
 from course.cli import main
 from course.notebooks import build
-from course.notebooks.build import Job, built, differences, was_worked_in, write_notebook
+from course.notebooks.build import Job, all_jobs, built, differences, was_worked_in, write_notebook
 from course.notebooks.exercise_cells import count_lines, solution_of, stub_of
 from course.notebooks.lints import lint
 
@@ -46,8 +46,10 @@ def test_lines_of_code_are_counted():
 @pytest.fixture
 def course(tmp_path, monkeypatch):
     """A copy of what exercises need, which a test may write to."""
-    for folder in ("solutions", "exercises"):
-        shutil.copytree(exercises.ROOT / folder, tmp_path / folder)
+    shutil.copytree(exercises.ROOT / "solutions", tmp_path / "solutions")
+    (tmp_path / "exercises").mkdir()
+    for job in all_jobs(tmp_path):
+        write_notebook(built(job), job.target)
     for module in (exercises, progress, reset, build):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(progress, "FILE", tmp_path / ".course/progress.json")
@@ -147,7 +149,7 @@ def test_help_has_examples(capsys):
         assert f"\ncourse {command} " in capsys.readouterr().out
 
 
-def test_a_stub_is_run_with_the_notebooks_imports_alone():
+def test_a_stub_is_run_with_the_notebooks_imports_alone(course):
     assert set(vars(exercises.load("01", "top_p", "exercises"))) == {"top_p"}
 
 
