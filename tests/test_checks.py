@@ -1,5 +1,6 @@
 """What every check does: it names what is wrong, and never passes where nothing ran."""
 
+import json
 import time
 from types import SimpleNamespace
 
@@ -37,6 +38,13 @@ def test_errors_in_the_answer_become_messages_with_the_line():
     assert "return n / 0\nZeroDivisionError: division by zero" in failure(check_double, half)
     assert "still to be written: multiply it by two" in failure(check_double, todo)
     assert "A function is wanted here, this is 6" in failure(check_double, 6)
+
+
+def test_an_error_in_a_library_is_told_by_the_learners_own_line():
+    def parse(n):
+        return json.loads("{")
+
+    assert 'json.loads("{")\nJSONDecodeError' in failure(check_double, parse)
 
 
 def test_a_notebook_shows_the_message_alone_and_no_line_runs_off_the_page():

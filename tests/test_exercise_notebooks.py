@@ -159,6 +159,7 @@ FAULTS = {
         "no exercise of the kind Predict",
     ),
     "output": (lambda n: n.cells[1].update(execution_count=1), "stores a run"),
+    "no nudge": (lambda n: drop(n, "Hint 1"), "after it come no folds named"),
     "no hints": (lambda n: drop(n, "Hint 2"), "after it come no folds named"),
     "no code in hint": (lambda n: drop(n, "```python"), "the third hint holds no code"),
     "no check": (
