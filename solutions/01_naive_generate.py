@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 01 · Exercises: one token at a time
 #
-# Three exercises on [lesson 01](../notebooks/01_naive_generate.ipynb), about 45 minutes. Write in the
+# Three exercises on [lesson 01](../notebooks/01_naive_generate.ipynb), about 40 minutes. Write in the
 # marked cells, run them, then run the check below. A check that passes is noted: `course progress` lists
 # them, `course reset 01` gives a fresh page and keeps yours. Hints stand below each exercise, in three
 # folds: a nudge, the steps, the solution.

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 03 · Exercises: blocks instead of rows
 #
-# Four exercises on [lesson 03](../notebooks/03_paged_blocks.ipynb), about 60 minutes. Write in the marked
+# Four exercises on [lesson 03](../notebooks/03_paged_blocks.ipynb), about 55 minutes. Write in the marked
 # cells, run them, then run the check below. Hints stand below each exercise, in three folds: a nudge, the
 # steps, the solution. Save this page when you are done: the last lesson runs what you wrote here.
 

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 04 · Exercises: the same beginning, computed once
 #
-# Four exercises on [lesson 04](../notebooks/04_prefix_hashing.ipynb), about 60 minutes. Write in the marked
+# Four exercises on [lesson 04](../notebooks/04_prefix_hashing.ipynb), about 50 minutes. Write in the marked
 # cells, run them, then run the check below. Hints stand below each exercise, in three folds: a nudge, the
 # steps, the solution. Save this page when you are done: the last lesson runs what you wrote here.
 
