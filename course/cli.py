@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from course import bench, doctor, ladder, minutes, run
+from course import bench, doctor, ladder, minutes, progress, reset, reveal, run
 from course.notebooks import build
 
 COMMANDS: dict[str, ModuleType] = {
@@ -18,6 +18,9 @@ COMMANDS: dict[str, ModuleType] = {
     "bench": bench,
     "doctor": doctor,
     "ladder": ladder,
+    "progress": progress,
+    "reset": reset,
+    "reveal": reveal,
     "build": build,
     "minutes": minutes,
 }

@@ -10,6 +10,7 @@ from typing import Any
 from course.models import own_model
 from nanovllm.config import EngineArgs
 from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.llm_engine import LLMEngine
 from nanovllm.sampling_params import SamplingParams
@@ -27,11 +28,17 @@ def start_engine(
     block_manager_class: type = BlockManager,
     model: str | None = None,
     device: str = "cpu",
+    scheduler_class: type = Scheduler,
+    store_kv: Any = None,
     **options: Any,
 ) -> LLMEngine:
-    """An engine of `model` (None: the course's own) on `device`; options as in EngineArgs."""
+    """An engine of `model` (None: the course's own) on `device`; options as in EngineArgs.
+
+    Classes, and the function that stores keys and values, may be one's own: see LLMEngine.
+    """
     args = EngineArgs(model or str(own_model()), device=device, **SIMPLE | options)
-    return LLMEngine(args, block_manager_class=block_manager_class)
+    own = {"block_manager_class": block_manager_class, "scheduler_class": scheduler_class}
+    return LLMEngine(args, **own, store_kv=store_kv)
 
 
 def ask(

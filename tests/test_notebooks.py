@@ -11,19 +11,25 @@ from course.notebooks.build import all_jobs, differences
 from course.notebooks.lints import lint
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FOLDERS = ("notebooks", "exercises", "solutions")
+NOTEBOOKS = [
+    path
+    for folder in FOLDERS
+    for path in sorted((ROOT / folder).glob("*.ipynb"))
+    if ".mine-" not in path.name
+]
 
 
 def test_every_notebook_has_a_source():
     assert [job.target for job in all_jobs()] == NOTEBOOKS
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_notebook_passes_every_lint(path):
     assert lint(path) == []
 
 
-@pytest.mark.parametrize("job", all_jobs(), ids=lambda job: job.source.stem)
+@pytest.mark.parametrize("job", all_jobs(), ids=lambda job: f"{job.kind}/{job.source.stem}")
 def test_a_notebook_is_what_its_source_says(job):
     assert list(differences(job)) == []
 

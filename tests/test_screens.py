@@ -67,13 +67,19 @@ def open_lesson(folder):
     with lab.jupyterlab(folder) as url, lab.browser() as page:
 
         def open_one(name):
-            cells = len(json.loads((folder / "notebooks" / name).read_text())["cells"])
-            return Lesson.open(page, url, f"notebooks/{name}", cells)
+            path = name if "/" in name else f"notebooks/{name}"
+            cells = len(json.loads((folder / path).read_text())["cells"])
+            return Lesson.open(page, url, path, cells)
 
         yield open_one
 
 
-NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ("notebooks", "exercises")
+    for path in (ROOT / folder).glob("*.ipynb")
+    if ".mine-" not in path.name
+)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

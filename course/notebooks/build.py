@@ -1,17 +1,23 @@
 """Build the notebooks from their sources; --run stores outputs, --check compares.
 
-course build                write notebooks/*.ipynb; cells that did not change keep their outputs
-course build --run 00 02    the same, then run these top to bottom and store what they print
+course build                write all notebooks; cells that did not change keep their outputs
+course build --run 00 02    the same for these lessons, run top to bottom to store what they print
 course build --check        write nothing; exit 1 if a notebook is not what its source says
+course build exercises/03 solutions/03     only these
+
+notebooks/source/NN.py makes notebooks/NN.ipynb. solutions/NN.py makes solutions/NN.ipynb and
+exercises/NN.ipynb, which store no outputs. An exercise notebook that somebody has worked in is
+left alone.
 """
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from course.notebooks.source import ROOT, code_digest, read_source
+from course.notebooks.exercise_cells import exercises_in, transform
+from course.notebooks.source import ROOT, cell_ids, code_digest, read_source
 
 
 @dataclass(frozen=True)
@@ -25,24 +31,43 @@ class Job:
     def name(self) -> str:
         return self.target.name
 
+    @property
+    def kind(self) -> str:
+        """The folder it belongs to: notebooks, exercises or solutions."""
+        return self.target.parent.name if self.source.parent.name == "solutions" else "notebooks"
 
-def all_jobs(root: Path = ROOT) -> list[Job]:
-    """Every notebook of the course, in order."""
-    folder = root / "notebooks"
-    return [Job(s, folder / f"{s.stem}.ipynb") for s in sorted(folder.glob("source/*.py"))]
+
+def all_jobs(root: Path | None = None) -> list[Job]:
+    """Every notebook of the course, in order: lessons, then exercises, then solutions."""
+    root = root or ROOT
+    lessons = sorted(root.glob("notebooks/source/*.py"))
+    exercises = sorted(root.glob("solutions/[0-9]*.py"))
+    folders = [("notebooks", lessons), ("exercises", exercises), ("solutions", exercises)]
+    return [
+        Job(source, root / folder / f"{source.stem}.ipynb")
+        for folder, sources in folders
+        for source in sources
+    ]
 
 
 def chosen(jobs: list[Job], names: list[str]) -> list[Job]:
-    """The jobs whose file name starts with one of `names`; all of them if none is given."""
+    """The jobs that start with one of `names` (02, or exercises/02); all of them if none is."""
+
+    def starts(job: Job, name: str) -> bool:
+        return job.name.startswith(name) or f"{job.kind}/{job.name}".startswith(name)
+
     for name in names:
-        if not any(job.name.startswith(name) for job in jobs):
-            raise ValueError(f"no source starts with {name!r}: {[j.source.stem for j in jobs]}")
-    return [job for job in jobs if not names or job.name.startswith(tuple(names))]
+        if not any(starts(job, name) for job in jobs):
+            stems = list(dict.fromkeys(job.source.stem for job in jobs))
+            raise ValueError(f"no source starts with {name!r}: {stems}")
+    return [job for job in jobs if not names or any(starts(job, name) for name in names)]
 
 
 def built(job: Job) -> Any:
     """The notebook as its source says, with the outputs stored for cells that did not change."""
     notebook = read_source(job.source)
+    if job.kind != "notebooks":
+        return built_exercises(notebook, job.kind)
     if not job.target.exists():
         return notebook
     old = read_notebook(job.target)
@@ -54,6 +79,24 @@ def built(job: Job) -> Any:
     if run_of := old.metadata.get("course", {}).get("run_of"):
         notebook.metadata["course"]["run_of"] = run_of
     return notebook
+
+
+def built_exercises(notebook: Any, kind: str) -> Any:
+    """The stubs or the solutions of one source; without outputs, but with what progress lists."""
+    notebook.metadata["course"]["exercises"] = [asdict(e) for e in exercises_in(notebook.cells)]
+    transform(notebook.cells, kind)
+    for cell, cell_id in zip(notebook.cells, cell_ids(notebook.cells), strict=True):
+        cell.id = cell_id
+    notebook.metadata["course"]["built"] = code_digest(notebook)
+    return notebook
+
+
+def was_worked_in(path: Path) -> bool:
+    """Whether somebody changed an exercise notebook's code since it was built."""
+    if not path.exists():
+        return False
+    notebook = read_notebook(path)
+    return notebook.metadata.get("course", {}).get("built") != code_digest(notebook)
 
 
 def read_notebook(path: Path) -> Any:
@@ -75,6 +118,9 @@ def differences(job: Job) -> Iterator[str]:
     if not job.target.exists():
         yield "is not built yet: course build"
         return
+    if job.kind == "exercises" and was_worked_in(job.target):
+        yield f"was worked in; `course reset {job.name[:2]}` keeps that beside a fresh one"
+        return
     stored, wanted = read_notebook(job.target), built(job)
     if [c.get("id") for c in stored.cells] != [c.id for c in wanted.cells]:
         yield f"differs from {job.source.name} in its cells: course build"
@@ -83,16 +129,26 @@ def differences(job: Job) -> Iterator[str]:
         for field in ("cell_type", "source", "metadata"):
             if have[field] != want[field]:
                 yield f"cell {index} differs from {job.source.name} in its {field}: course build"
-        if want.cell_type == "code" and have.execution_count is None:
-            yield f"cell {index} was never run: course build --run {job.source.stem}"
+        if want.cell_type == "code":
+            yield from run_differences(job, index, have)
     if stored.metadata != wanted.metadata:
         yield "differs from its source in the notebook's metadata: course build"
-    if stored.metadata.get("course", {}).get("run_of") != code_digest(stored):
+    run_of = stored.metadata.get("course", {}).get("run_of")
+    if job.kind == "notebooks" and run_of != code_digest(stored):
         yield f"its code changed after the stored run: course build --run {job.source.stem}"
 
 
+def run_differences(job: Job, index: int, cell: Any) -> Iterator[str]:
+    """Lessons store the outputs of a run; exercises and solutions store none."""
+    if job.kind == "notebooks":
+        if cell.execution_count is None:
+            yield f"cell {index} was never run: course build --run {job.source.stem}"
+    elif cell.outputs or cell.execution_count is not None:
+        yield f"cell {index} stores a run, and {job.kind} store none: course build"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", help="which, such as 00 or 02_kv_cache (default: all)")
+    parser.add_argument("names", nargs="*", help="which: 00, or exercises/02 (default: all)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--run", action="store_true", help="run them and store the outputs")
     how.add_argument("--check", action="store_true", help="only compare")
@@ -100,16 +156,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     jobs = chosen(all_jobs(), args.names)
+    if args.run:
+        jobs = [job for job in jobs if job.kind == "notebooks"]
     if args.check:
-        problems = [f"{job.name}: {text}" for job in jobs for text in differences(job)]
+        problems = [f"{job.kind}/{job.name}: {text}" for job in jobs for text in differences(job)]
         print("\n".join(problems) or f"{len(jobs)} notebooks are what their sources say.")
         return 1 if problems else 0
     for job in jobs:
+        if job.kind == "exercises" and was_worked_in(job.target):
+            print(f"exercises/{job.name}: left alone, as {next(differences(job))}")
+            continue
         notebook = built(job)
         if args.run:
             from course.notebooks.execute import run_notebook
 
             notebook = run_notebook(notebook, job.target)
+        job.target.parent.mkdir(exist_ok=True)
         write_notebook(notebook, job.target)
         print(f"{job.target.relative_to(ROOT)}: {'run and ' if args.run else ''}written")
     return 0

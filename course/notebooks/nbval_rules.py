@@ -1,5 +1,5 @@
 """Hooks for pytest with nbval: skip by what a notebook requires, stop it at its first failure,
-and say how long it took. `notebooks/conftest.py` takes them from here.
+and say how long it took. `notebooks/conftest.py` and `solutions/conftest.py` take them from here.
 
 Reports on the whole run are made where all results arrive, so they hold under pytest-xdist too.
 """
@@ -11,11 +11,13 @@ import pytest
 
 from course.notebooks.source import missing_requirement
 
-REPORT_SECONDS = 90  # the course's own limit: above it a notebook is named as slow
+REPORT_SECONDS = 90  # the course's own limit: above it a lesson is named as slow
+REPORT_SOLUTIONS = 20  # the same for the solutions of a lesson's exercises
 # A busy machine can take twice as long, and no timing is asserted tightly: only above this the
 # run fails, since then something hangs or computes what it should not.
 FAIL_SECONDS = 180
 SLOWEST = 10
+REPORTED = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -61,7 +63,8 @@ def report_lines(durations: dict[str, float]) -> list[str]:
     lines = [f"{seconds:7.1f} s  {node}" for node, seconds in slowest]
     lines.append("")
     for name, seconds in seconds_by_notebook(durations).items():
-        note = f"  SLOW: over {REPORT_SECONDS} s" if seconds > REPORT_SECONDS else ""
+        limit = REPORT_SOLUTIONS if name.startswith("solutions/") else REPORT_SECONDS
+        note = f"  SLOW: over {limit} s" if seconds > limit else ""
         note = f"  FAILED: over {FAIL_SECONDS} s" if seconds > FAIL_SECONDS else note
         lines.append(f"{seconds:7.1f} s  {name}{note}")
     return lines
@@ -87,6 +90,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if config.stash.get(REPORTED, False):  # by the other folder's conftest
+        return
+    config.stash[REPORTED] = True
     terminalreporter.section(f"the {SLOWEST} slowest cells, and each notebook")
     for line in report_lines(durations_of(config)):
         terminalreporter.write_line(line)

@@ -2,6 +2,7 @@
 
 python -m course.notebooks.screens             pictures of all pages, and what is wrong on them
 python -m course.notebooks.screens --run 00    run the notebook there first: outputs are trusted
+python -m course.notebooks.screens exercises/03    a page of exercises
 
 Notebooks are opened from a copy, with no signature to trust them by, as after a clone. Needs
 playwright (the extra `screens`) and an installed Chromium or Chrome ($COURSE_CHROMIUM, or on PATH).
@@ -133,21 +134,25 @@ def look(folder: Path, names: list[str], run: bool, pictures: Path) -> list[str]
     problems = []
     with jupyterlab(folder) as url, browser() as page:
         for name in names:
-            cells = len(json.loads((folder / "notebooks" / name).read_text())["cells"])
-            lesson = Lesson.open(page, url, f"notebooks/{name}", cells)
+            cells = len(json.loads((folder / name).read_text())["cells"])
+            lesson = Lesson.open(page, url, name, cells)
             if run:
                 lesson.run_all()
-            count = lesson.take_pictures(pictures / Path(name).stem)
+            into = pictures / name.removeprefix("notebooks/").removesuffix(".ipynb")
+            count = lesson.take_pictures(into)
             problems += [f"{name}, {text}" for text in lesson.problems()]
-            print(f"{name}: {count} pictures in {pictures / Path(name).stem}")
+            print(f"{name}: {count} pictures in {into}")
     return problems
 
 
 def copy_course(folder: Path) -> list[str]:
-    """Copy notebooks and figures, as nothing here may write to the repository; returns names."""
-    for part in ("notebooks", "figures"):
+    """Copy notebooks and figures, as nothing here may write to the repository; returns paths."""
+    for part in ("notebooks", "exercises", "solutions", "figures"):
         shutil.copytree(ROOT / part, folder / part, dirs_exist_ok=True)
-    return sorted(path.name for path in (folder / "notebooks").glob("*.ipynb"))
+    found = [
+        path for part in ("notebooks", "exercises") for path in (folder / part).glob("*.ipynb")
+    ]
+    return [path.relative_to(folder).as_posix() for path in sorted(found)]
 
 
 def main() -> int:
@@ -160,7 +165,8 @@ def main() -> int:
         parser.error(reason)
     with tempfile.TemporaryDirectory() as folder:
         names = copy_course(Path(folder))
-        names = [n for n in names if not args.names or n.startswith(tuple(args.names))]
+        wanted = tuple(args.names) or ("",)
+        names = [n for n in names if n.startswith(wanted) or Path(n).name.startswith(wanted)]
         problems = look(Path(folder), names, args.run, args.out)
     print("\n".join(problems) or "Nothing wrong on any page.")
     return 1 if problems else 0

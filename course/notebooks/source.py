@@ -13,6 +13,8 @@ and in a YAML header at the top of the file, what the notebook cannot run withou
     #   course:
     #     requires: [cuda]
     # ---
+
+Sources in solutions/ hold exercises, and may say more: see exercise_cells.py.
 """
 
 import hashlib
@@ -20,6 +22,8 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from course.notebooks.exercise_cells import TAG
 
 ROOT = Path(__file__).resolve().parents[2]
 TAGS = {"nbval-check-output"}
@@ -83,7 +87,10 @@ def clean_cell(cell: Any, path: Path) -> Any:
     metadata = {key: value for key, value in cell.metadata.items() if key != "lines_to_next_cell"}
     if unknown := set(metadata) - {"tags", "jupyter"}:
         raise ValueError(f"{where}: unknown metadata {sorted(unknown)}; tags and jupyter are known")
-    if unknown := set(metadata.get("tags", [])) - TAGS:
+    tags = set(metadata.get("tags", []))
+    if path.parent.name == "solutions":
+        tags = {tag for tag in tags if not tag.startswith(TAG)}
+    if unknown := tags - TAGS:
         raise ValueError(f"{where}: unknown tags {sorted(unknown)}; known: {sorted(TAGS)}")
     if unknown := set(metadata.get("jupyter", {})) - FOLDS:
         raise ValueError(f"{where}: unknown folds {sorted(unknown)}; known: {sorted(FOLDS)}")

@@ -682,10 +682,9 @@ show(figure, figure.alt_text)
 #
 # In `exercises/01_naive_generate.ipynb`:
 #
-# 1. **Predict** (5 minutes): tokens and operations of an answer, for a model of another shape.
+# 1. **Predict** (5 minutes): what an answer costs.
 # 2. **Implement** (20 minutes, 12 lines): top-p for one row of logits.
-# 3. **Break and fix** (20 minutes): a RoPE that pairs number $2i$ with $2i + 1$. The story starts well
-#    and falls apart.
+# 3. **Break and fix** (15 minutes): a chat with two beginnings.
 #
 # ## Recap
 #

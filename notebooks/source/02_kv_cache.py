@@ -554,8 +554,8 @@ show(fig, "The live share begins near a fifth and falls as rows finish, in both 
 # In `exercises/02_kv_cache.ipynb`:
 #
 # 1. **Predict** (5 min): how many requests of 2,048 tokens fit beside Qwen3-32B on a GPU of 80 GB.
-# 2. **Implement** (20 min): the mask and the positions of a batch padded on the *left*.
-# 3. **Break and fix** (15 min): a batch whose positions count the padding.
+# 2. **Implement** (20 min): a decode step over a cache, for rows of different lengths.
+# 3. **Break and fix** (20 min): a batch whose positions count the padding.
 
 # %% [markdown]
 # ## Recap

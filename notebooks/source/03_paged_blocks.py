@@ -3,7 +3,7 @@
 #
 # | This lesson | |
 # |---|---|
-# | Minutes | 55 |
+# | Minutes | 45 |
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used in measurements if there is one |
 # | Needs | lessons 00 to 02 |
@@ -431,9 +431,10 @@ show(fig, fig.alt_text)
 #
 # In `exercises/03_paged_blocks.ipynb`:
 #
-# 1. **Predict** (5 min): blocks, empty places and slots at block sizes 4 and 16.
-# 2. **Implement** (20 min): a batch's slot mapping, padding rows included, without a loop.
-# 3. **Break and fix** (15 min): a manager that frees a request's blocks while it is still in the batch.
+# 1. **Predict** (5 min): blocks, empty places and slots of three requests at block sizes 4 and 16.
+# 2. **Implement** (20 min): the slot mapping of a batch of prompts, padding rows included, without a loop.
+# 3. **Implement** (15 min): a block manager's taking and giving back. It serves requests in the engine.
+# 4. **Break and fix** (15 min): a manager that is wrong by one token at a block's border.
 #
 # ## Recap
 #

@@ -3,7 +3,7 @@
 #
 # | This lesson | |
 # |---|---|
-# | Minutes | 55 |
+# | Minutes | 45 |
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used in measurements if there is one |
 # | Needs | lessons 01 to 03 |
@@ -451,7 +451,8 @@ show(fig, fig.alt_text)
 #
 # 1. **Predict** (5 min): the tokens that ten requests compute, from their prompts' layout and $B$.
 # 2. **Implement** (25 min): `match` and `register` of a manager.
-# 3. **Break and fix** (15 min): a cache that two LoRA adapters share, though their keys and values differ.
+# 3. **Break and fix** (10 min): keys that forget what stands before their block.
+# 4. **Break and fix** (10 min): a prompt found in full, with nothing left to run.
 #
 # ## Recap
 #

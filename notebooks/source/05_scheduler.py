@@ -3,7 +3,7 @@
 #
 # | This lesson | |
 # |---|---|
-# | Minutes | 60 |
+# | Minutes | 45 |
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used at the end if there is one |
 # | Needs | lessons 00 to 04 |
@@ -424,9 +424,9 @@ print(f"capacity {capacity:.1f} requests a second; the knee is at {knee.rate / c
 #
 # In `exercises/05_scheduler.ipynb`:
 #
-# 1. **Predict** (5 minutes): four requests' steps under a budget, and who is preempted first.
+# 1. **Predict** (10 minutes): four requests' steps under a budget, and who is preempted first.
 # 2. **Implement** (25 minutes): `_schedule_running` and `_admit_waiting`.
-# 3. **Break and fix** (20 minutes): a preemption that forgets a counter.
+# 3. **Break and fix** (20 minutes): a counter that moves too early. One step fails, and stories go wrong.
 #
 # ## Recap
 #

@@ -3,7 +3,7 @@
 #
 # | This lesson | |
 # |---|---|
-# | Minutes | 60 |
+# | Minutes | 45 |
 # | Difficulty | hard |
 # | Hardware | any laptop; on a GPU the same cells compile their kernels |
 # | Needs | lessons 02, 03 and 05 |

@@ -3,7 +3,7 @@
 #
 # | This lesson | |
 # |---|---|
-# | Minutes | 60 |
+# | Minutes | 50 |
 # | Difficulty | hard |
 # | Hardware | any laptop |
 # | Needs | lessons 01, 05 and 06 |

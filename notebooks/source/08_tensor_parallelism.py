@@ -3,7 +3,7 @@
 #
 # | This lesson | |
 # |---|---|
-# | Minutes | 60 |
+# | Minutes | 45 |
 # | Difficulty | hard |
 # | Hardware | any laptop |
 # | Needs | lessons 01, 02, 05 and 07 |

@@ -1,0 +1,115 @@
+"""A learner's own code, found again: by later exercises, by `course progress`, and by the tests.
+
+mine = load("03", "slot_mapping")     # runs the tagged cell of exercises/03_paged_blocks.ipynb
+mine.slot_mapping(...)                # and has what it defined
+
+A notebook that runs in solutions/ gets the course's solutions instead.
+"""
+
+import ast
+import json
+import linecache
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from course.lessons import FILES_OF_LESSON
+from course.notebooks.exercise_cells import Exercise, name_of
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Place:
+    """An exercise and the lesson it belongs to."""
+
+    lesson: str  # such as 03_paged_blocks
+    exercise: Exercise
+
+    @property
+    def number(self) -> str:
+        return self.lesson[:2]
+
+
+def lesson_of(number: str) -> str:
+    """The lesson with exercises that "3", "03" or "03_paged_blocks" means; ValueError if none."""
+    lessons = [lesson for lesson in FILES_OF_LESSON if notebook_of(lesson, "solutions").exists()]
+    wanted = number.zfill(2)
+    for lesson in lessons:
+        if lesson == wanted or lesson[:2] == wanted:
+            return lesson
+    listed = "".join(f"\n    {lesson[:2]}  {lesson[3:]}" for lesson in lessons)
+    raise ValueError(f"no lesson {number!r} has exercises; those that have:{listed}")
+
+
+def notebook_of(lesson: str, folder: str) -> Path:
+    return ROOT / folder / f"{lesson}.ipynb"
+
+
+def all_places() -> list[Place]:
+    """Every exercise of the course, in order."""
+    places = []
+    for lesson in FILES_OF_LESSON:
+        path = notebook_of(lesson, "solutions")
+        if path.exists():
+            listed = json.loads(path.read_text(encoding="utf-8"))["metadata"]["course"]["exercises"]
+            places += [Place(lesson, Exercise(**fields)) for fields in listed]
+    return places
+
+
+def here() -> str:
+    """Whose code this process works with: "solutions" in a notebook of that folder."""
+    return "solutions" if Path.cwd() == ROOT / "solutions" else "exercises"
+
+
+def cells_of(number: str, folder: str | None = None) -> list[dict[str, Any]]:
+    """The code cells of an exercise notebook as it was last saved, their source as one text."""
+    path = notebook_of(lesson_of(number), folder or here())
+    if not path.exists():
+        raise ValueError(f"there is no {path.parent.name}/{path.name}: course reset {number}")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [c | {"source": "".join(c["source"])} for c in cells if c["cell_type"] == "code"]
+
+
+def code_of(number: str, name: str, folder: str | None = None) -> str:
+    """The source of the cells that carry an exercise's tag."""
+    cells = cells_of(number, folder)
+    texts = [cell["source"] for cell in cells if name_of(cell) == name]
+    if not texts:
+        raise ValueError(
+            f"{folder or here()}/{lesson_of(number)}.ipynb has no cell for {name!r}, that is with "
+            f"the tag exercise-{name}. `course reset {number}` gives a fresh one, and keeps yours"
+        )
+    return "\n\n".join(texts)
+
+
+def imports_of(number: str, folder: str | None = None) -> str:
+    """Every import statement at the left margin of an exercise notebook."""
+    found = []
+    for cell in cells_of(number, folder):
+        try:
+            statements = ast.parse(cell["source"]).body
+        except SyntaxError:  # a cell of the learner's own, such as %timeit; not the exercise's
+            continue
+        found += [ast.unparse(s) for s in statements if isinstance(s, ast.Import | ast.ImportFrom)]
+    return "\n".join(dict.fromkeys(found))
+
+
+def load(number: str, name: str, folder: str | None = None) -> SimpleNamespace:
+    """What the cells of one exercise define, in a namespace with the notebook's imports alone.
+
+    folder: "exercises" or "solutions"; None: the learner's own, from their last save.
+    """
+    title = f"<exercise {number} {name}>"
+    return define(code_of(number, name, folder), title, imports_of(number, folder))
+
+
+def define(source: str, title: str, imports: str = "") -> SimpleNamespace:
+    """What some code defines, after these imports; `title` is its file's name in a traceback."""
+    linecache.cache[title] = (len(source), None, source.splitlines(True), title)
+    names: dict[str, Any] = {"__name__": "exercise"}
+    exec(imports, names)
+    imported = set(names)
+    exec(compile(source, title, "exec"), names)
+    return SimpleNamespace(**{name: names[name] for name in names if name not in imported})

@@ -1,0 +1,97 @@
+"""A learner's pieces inside the real thing.
+
+stage_with(decode_step)             the stage of lesson 02, with a decode step of one's own
+manager_with(block_keys)            a block manager that trusts one's own keys
+scheduler_with(first_to_compute)    a scheduler that asks where a prompt's computing begins
+
+Whole classes need no help: LLMEngine and course.serving.start_engine take them. Classes of several
+exercises that each replace some methods become one by inheriting from all:
+
+    mine = joined(load("04", "my_prefix_cache").MyPrefixCache, load("03", "my_blocks").MyBlocks)
+    engine = start_engine(mine, scheduler_class=load("05", "my_scheduler").MyScheduler)
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from course.models import own_model
+from course.stages import ContiguousCache, contiguous
+from course.workload import LadderWorkload
+from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.scheduler import Batch, Scheduler
+from nanovllm.engine.sequence import Sequence
+from nanovllm.ops.attention import Rows, rope_store, store_kv
+from nanovllm.ops.backend import TORCH
+
+
+def stage_with(decode_step: Callable[..., Tensor] | None = None) -> ContiguousCache:
+    """Stage 02 over the course's own model on the CPU, ready to prefill and decode.
+
+    decode_step(query, key, value, k_cache, v_cache, lengths) takes the place of storing and
+    attending wherever a pass has one new token a row. None: the stage as it is.
+    """
+    stage = ContiguousCache(own_model(), device="cpu")
+    if decode_step is not None:
+        stage.backend = backend_with(decode_step)
+    stage.prepare(LadderWorkload([[0]], [1], 0))
+    return stage
+
+
+def backend_with(decode_step: Callable[..., Tensor]) -> Any:
+    fresh: list[Tensor] = []  # keys and values of the layer that runs
+
+    def keep(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+        fresh[:] = [key, value]
+        if len(slots) > len(k_cache):  # more than one token a row
+            store_kv(key, value, k_cache, v_cache, slots)
+
+    def project(*args: Any) -> Tensor:
+        return rope_store(*args, store=keep)
+
+    def attend(query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float) -> Tensor:
+        if rows.longest > 1:
+            return contiguous.attend(query, k_cache, v_cache, rows, scale)
+        return decode_step(query, *fresh, k_cache, v_cache, rows.context_lens - 1)
+
+    return replace(TORCH, rope_store=project, attend_prompts=attend)
+
+
+def joined(*classes: type) -> type:
+    """One class with the methods of all; where two define the same, the first one's counts."""
+    return type("Joined", classes, {})
+
+
+def manager_with(block_keys: Callable[[list[int], int], list[bytes]]) -> type[BlockManager]:
+    """A manager whose keys are block_keys(token_ids, block_size), trusted without a look."""
+
+    class Trusting(BlockManager):
+        def _hash(self, seq: Sequence, index: int) -> bytes:
+            return block_keys(seq.token_ids, self.block_size)[index]
+
+        def _content(self, seq: Sequence, index: int, table: list[int]) -> tuple:
+            return ()
+
+    return Trusting
+
+
+def scheduler_with(first_to_compute: Callable[[int, int, int], int]) -> type[Scheduler]:
+    """A scheduler that admits with first_to_compute(num_tokens, num_hits, block_size)."""
+
+    class Admits(Scheduler):
+        def _admit_waiting(self, batch: Batch, budget: int) -> None:
+            while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+                seq, manager = self.waiting[0], self.block_manager
+                hits = manager.match(seq)
+                if not self._fits(seq, hits):
+                    break
+                start = first_to_compute(len(seq.token_ids), len(hits), manager.block_size)
+                num_tokens = min(len(seq.token_ids) - start, budget)
+                self.waiting.popleft()
+                self._admit(seq, hits, start)
+                batch.append(self._plan(seq, num_tokens, admitted=True))
+                budget -= num_tokens
+
+    return Admits

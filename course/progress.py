@@ -1,0 +1,165 @@
+"""Which exercises are done: a table, and a picture of it.
+
+course progress                 what your checks have passed so far
+course progress --run           run every check again, on your saved notebooks
+course progress --run 03        those of lesson 03
+course progress --svg FILE      the picture, too
+
+In a notebook: from course.progress import show_progress; show_progress()
+"""
+
+import argparse
+import html
+import io
+import json
+from contextlib import redirect_stdout
+from datetime import date
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from course.exercises import ROOT, Place, all_places, lesson_of
+
+FILE = ROOT / ".course" / "progress.json"
+Passed = dict[str, dict[str, str]]  # lesson's number -> exercise -> day
+
+
+def note_pass(number: str, name: str, file: Path | None = None) -> str:
+    """Remember that a check passed on the learner's own code; says what was done about it."""
+    if Path.cwd() != ROOT / "exercises":
+        return "(Noted for `course progress` only in a notebook of exercises/.)"
+    passed = load_passed(file or FILE)
+    passed.setdefault(number, {})[name] = date.today().isoformat()
+    save_passed(passed, file or FILE)
+    return "Noted: see `course progress`."
+
+
+def load_passed(file: Path) -> Passed:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def save_passed(passed: Passed, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_suffix(".new")
+    fresh.write_text(json.dumps(passed, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    fresh.replace(file)  # a reader never sees half a file
+
+
+def check_of(place: Place) -> Any:
+    """The check of an exercise: course.checks.lesson03.check_slot_mapping."""
+    module = import_module(f"course.checks.lesson{place.number}")
+    return getattr(module, f"check_{place.exercise.name}")
+
+
+def run_again(place: Place) -> str | None:
+    """Check the code in the learner's saved notebook; what is wrong, or None."""
+    from course.checks import CheckFailed
+    from course.checks.core import run_check
+    from course.exercises import load
+
+    try:
+        with redirect_stdout(io.StringIO()):
+            run_check(check_of(place), load(place.number, place.exercise.name, "exercises"))
+    except CheckFailed as failure:
+        return str(failure)
+    except Exception as error:  # the learner's cell, which may hold anything, did not run
+        return f"its cell does not run: {type(error).__name__}: {error}"
+    return None
+
+
+def update(places: list[Place], file: Path) -> dict[Place, str]:
+    """Run the checks of these again and note the outcome; what is wrong with each that fails."""
+    passed, failures = load_passed(file), {}
+    for place in places:
+        done = passed.setdefault(place.number, {})
+        if problem := run_again(place):
+            done.pop(place.exercise.name, None)
+            failures[place] = problem
+        else:
+            done.setdefault(place.exercise.name, date.today().isoformat())
+    save_passed(passed, file)
+    return failures
+
+
+# -- the table and the picture -------------------------------------------------------------------
+
+
+def table(places: list[Place], passed: Passed) -> str:
+    """A line an exercise, with the day it passed or the minutes it takes; the sum at the end."""
+    lines, lesson = [], None
+    for place in places:
+        if place.lesson != lesson:
+            lesson = place.lesson
+            lines.append(f"{place.number} {lesson[3:].replace('_', ' ')}")
+        day = passed.get(place.number, {}).get(place.exercise.name)
+        state = (
+            f"passed {day}" if day else f"{place.exercise.minutes} min, {place.exercise.difficulty}"
+        )
+        mark = "x" if day else " "
+        lines.append(f"  [{mark}] {place.exercise.kind}: {place.exercise.title}  ({state})")
+    done = sum(is_done(place, passed) for place in places)
+    return "\n".join([*lines, f"{done} of {len(places)} exercises passed."])
+
+
+def is_done(place: Place, passed: Passed) -> bool:
+    return place.exercise.name in passed.get(place.number, {})
+
+
+def picture(places: list[Place], passed: Passed) -> tuple[str, str]:
+    """An SVG, a row a lesson and a box an exercise, with a tick if it passed; its alt text."""
+    lessons = list(dict.fromkeys(place.lesson for place in places))
+    boxes, row_height, box_width = [], 34, 150
+    for row, lesson in enumerate(lessons):
+        y, name = 30 + row * row_height, f"{lesson[:2]} {lesson[3:].replace('_', ' ')}"
+        boxes.append(f'<text x="8" y="{y + 17}" font-weight="bold">{html.escape(name)}</text>')
+        for column, place in enumerate(p for p in places if p.lesson == lesson):
+            x, done = 180 + column * (box_width + 8), is_done(place, passed)
+            fill, text = ("#009E73", "#FFFFFF") if done else ("#FFFFFF", "#000000")
+            label = ("\u2713 " if done else "") + place.exercise.kind
+            boxes.append(
+                f'<rect x="{x}" y="{y}" width="{box_width}" height="26" rx="4" fill="{fill}" '
+                f'stroke="#000000"><title>{html.escape(place.exercise.title)}</title></rect>'
+                f'<text x="{x + 8}" y="{y + 17}" fill="{text}">{html.escape(label)}</text>'
+            )
+    most = max((sum(p.lesson == lesson for p in places) for lesson in lessons), default=0)
+    done = sum(is_done(place, passed) for place in places)
+    alt = f"{done} of {len(places)} exercises passed"
+    width, height = 190 + most * (box_width + 8), 40 + len(lessons) * row_height
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" font-family="sans-serif" font-size="13" role="img" aria-label="{alt}">'
+        f'<rect width="{width}" height="{height}" fill="#FFFFFF"/><text x="8" y="18">{alt}</text>'
+    )
+    return head + "".join(boxes) + "</svg>\n", alt + "."
+
+
+def show_progress() -> None:
+    """The picture, in a notebook."""
+    from course.display import show
+
+    show(*picture(all_places(), load_passed(FILE)))
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("lesson", nargs="?", help="only this one, such as 03")
+    parser.add_argument("--run", action="store_true", help="run the checks on your saved notebooks")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture to this file")
+
+
+def main(args: argparse.Namespace) -> int:
+    places = all_places()
+    if args.lesson:
+        lesson = lesson_of(args.lesson)
+        places = [place for place in places if place.lesson == lesson]
+    failures = update(places, FILE) if args.run else {}
+    passed = load_passed(FILE)
+    print(table(places, passed))
+    for place, problem in failures.items():
+        print(f"\n{place.number} {place.exercise.title}: {problem}")
+    if args.svg:
+        args.svg.write_text(picture(places, passed)[0], encoding="utf-8")
+        print(f"The picture is in {args.svg}.")
+    return 0

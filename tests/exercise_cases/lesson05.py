@@ -1,0 +1,140 @@
+"""Wrong and right answers to lesson 05's exercises."""
+
+from exercise_cases import Case
+from nanovllm.engine.scheduler import ScheduledSequence, Scheduler
+from nanovllm.engine.sequence import Status
+
+
+class MyScheduler(Scheduler):
+    """By indices and early returns, and with the budget as what was planned so far."""
+
+    def _schedule_running(self, batch, budget):
+        queue = self.running.copy()
+        while queue and budget:
+            seq = queue.pop(0)
+            if seq.status != Status.RUNNING or not seq.num_unscheduled:
+                continue
+            count = min(budget, seq.num_unscheduled)
+            if not self._make_room(seq, seq.num_scheduled + count):
+                return budget
+            batch += [self._plan(seq, count)]
+            budget -= count
+        return budget
+
+    def _admit_waiting(self, batch, budget):
+        block_size = self.block_manager.block_size
+        for _ in range(self.max_num_seqs - len(self.running)):
+            if not self.waiting or budget <= 0:
+                return
+            seq, hits = self.waiting[0], self.block_manager.match(self.waiting[0])
+            cached = len(hits) * block_size
+            cached -= cached == len(seq.token_ids)
+            count = len(seq.token_ids) - cached
+            if count > budget:
+                if not self.enable_chunked_prefill:
+                    return
+                count = budget
+            if not self._fits(seq, hits):
+                return
+            self._admit(self.waiting.popleft(), hits, cached)
+            batch += [self._plan(seq, count, True)]
+            budget -= count
+
+
+class Early(Scheduler):
+    def _plan(self, seq, num_tokens, admitted=False):
+        first, seq.num_scheduled = seq.num_scheduled, seq.num_scheduled + num_tokens
+        self.block_manager.register(seq)
+        samples = seq.num_scheduled >= len(seq.token_ids)
+        return ScheduledSequence(seq, first, num_tokens, samples, admitted)
+
+    def update(self, batch, token_ids):
+        for row in batch:
+            row.seq.num_computed = max(row.seq.num_computed, row.end)
+            row.seq.num_computed -= row.num_tokens
+        return super().update(batch, token_ids)
+
+
+SHORTEST_FIRST = """        by_length = sorted(self.waiting, key=lambda seq: len(seq.token_ids))
+        self.waiting = type(self.waiting)(by_length)
+"""
+CASES = {
+    "four_requests": Case(
+        mutants=[
+            ("8 - 1", "8", "A takes its token first"),
+            ("8 - 1", "9", "the budget is 8"),
+            ("c_answers = 3", "c_answers = 4", "samples the first answer token"),
+            ("1 + 2 + 4", "8", "three rows"),
+            ('"C"', '"B"', "older than C"),
+            ('"C"', '"D"', "no blocks to give"),
+            ("4 + 2", "4", "Its answer tokens stay known"),
+            ("4 + 2", "5", "it is computed, too"),
+        ],
+        other={
+            "b_in_step_2": 7,
+            "c_answers": 3.0,
+            "step_3": 7,
+            "goes_back": "C",
+            "computed_again": 6,
+        },
+    ),
+    "my_scheduler": Case(
+        mutants=[
+            ("            budget -= num_tokens\n", "", "come off the budget"),
+            ("min(seq.num_unscheduled, budget)", "seq.num_unscheduled", "under a budget"),
+            ("            budget -= min(missing, budget)", "", "come off the budget"),
+            (" or seq.status is not Status.RUNNING", "", "sent back while you walked"),
+            (
+                "                continue\n            if not self._make_room",
+                "                break\n            if not self._make_room",
+                "go on with the next",
+            ),
+            (
+                "num_tokens):\n                break",
+                "num_tokens):\n                continue",
+                "nobody younger than A gets anything",
+            ),
+            ("seq.num_scheduled + num_tokens)", "num_tokens)", "blocks run out"),
+            (" and len(self.running) < self.max_num_seqs", "", "max_num_seqs"),
+            ("min(missing, budget), admitted", "missing, admitted", "no more than is left"),
+            (" and not self.enable_chunked_prefill", "", "may be cut at the budget's edge"),
+            (
+                "            if missing > budget and not self.enable_chunked_prefill:\n"
+                "                break\n",
+                "",
+                "Without chunked prefill",
+            ),
+            (", len(seq.token_ids) - 1)", ", len(seq.token_ids))", "an empty row"),
+            ("hits = self.block_manager.match(seq)", "hits = []", "computed again all the same"),
+            ("self.waiting.popleft()", "self.waiting.pop()", "Was it taken out of the queue?"),
+            (
+                "        while self.waiting and budget",
+                SHORTEST_FIRST + "        while self.waiting and budget",
+                "nobody may overtake it",
+            ),
+            ("return budget", "return 0", "Nobody runs, so of a budget of 5"),
+        ],
+        other=MyScheduler,
+    ),
+    "early": Case(
+        mutants=[
+            (
+                "self.block_manager.register(seq)\n        samples",
+                "seq.num_computed += num_tokens\n        samples",
+                "nothing has run",
+            ),
+            ("seq.num_computed += row.num_tokens", "pass", "it belongs in update"),
+            (
+                "seq.num_computed += row.num_tokens",
+                "seq.num_computed += 1",
+                "row's number of tokens",
+            ),
+            (
+                "seq.num_computed += row.num_tokens",
+                "seq.num_computed = len(seq.token_ids)",
+                "says 6",
+            ),
+        ],
+        other=Early,
+    ),
+}

@@ -1,0 +1,193 @@
+"""One source becomes stubs and solutions; a learner's work is found, kept and never overwritten."""
+
+import json
+import shutil
+import textwrap
+
+import pytest
+
+from course import exercises, progress, reset
+from course.cli import main
+from course.notebooks import build
+from course.notebooks.build import Job, all_jobs, built, differences, was_worked_in, write_notebook
+from course.notebooks.exercise_cells import count_lines, solution_of, stub_of
+from course.notebooks.lints import lint
+
+LESSON = "01_naive_generate"
+
+
+def test_a_region_becomes_a_stub_or_the_solution():
+    source = "def f(x):\n    ### BEGIN SOLUTION double it\n    # why\n    return 2 * x\n"
+    source += "    ### END SOLUTION\n"
+    assert solution_of(source) == "def f(x):\n    # why\n    return 2 * x\n"
+    stub = stub_of(source)
+    assert stub.splitlines()[1] == "    # your code: about 1 line"
+    assert stub.splitlines()[2] == '    raise NotImplementedError("double it")'
+
+
+def test_a_region_may_say_what_stands_in_the_stub():
+    source = "    ### BEGIN SOLUTION\n    a = 1\n    ### INSTEAD\n    # if b:\n    #     a = 2\n"
+    source += "    ### END SOLUTION"
+    assert stub_of(source) == "    if b:\n        a = 2"
+    assert solution_of(source) == "    a = 1"
+
+
+def test_a_long_line_of_a_stub_is_broken():
+    stub = stub_of(f"    ### BEGIN SOLUTION {'word ' * 14}end\n    pass\n    ### END SOLUTION")
+    assert max(map(len, stub.splitlines())) <= 100
+    with pytest.raises(NotImplementedError, match="word end"):
+        exec(textwrap.dedent(stub))
+
+
+def test_lines_of_code_are_counted():
+    assert count_lines("a = 1\n\n    # a comment\n    b = 2  # another\n") == 2
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    """A copy of what exercises need, which a test may write to."""
+    shutil.copytree(exercises.ROOT / "solutions", tmp_path / "solutions")
+    (tmp_path / "exercises").mkdir()
+    for job in all_jobs(tmp_path):
+        write_notebook(built(job), job.target)
+    for module in (exercises, progress, reset, build):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(progress, "FILE", tmp_path / ".course/progress.json")
+    return tmp_path
+
+
+def job_of(folder, kind="exercises"):
+    return Job(folder / f"solutions/{LESSON}.py", folder / kind / f"{LESSON}.ipynb")
+
+
+def work_in(path, old="computed = None", new="computed = 6225"):
+    notebook = json.loads(path.read_text())
+    for cell in notebook["cells"]:
+        if (source := "".join(cell["source"])) and old in source:
+            cell["source"] = source.replace(old, new)
+    path.write_text(json.dumps(notebook))
+
+
+def test_building_leaves_a_notebook_alone_that_was_worked_in(course, capsys):
+    path = course / f"exercises/{LESSON}.ipynb"
+    assert not was_worked_in(path)
+    work_in(path)
+    before = path.read_text()
+    assert main(["build", "exercises/01", "solutions/01"]) == 0
+    assert path.read_text() == before
+    assert "left alone, as was worked in" in capsys.readouterr().out
+    assert any("course reset 01" in text for text in differences(job_of(course)))
+    assert main(["build", "--check", "exercises/01"]) == 1
+
+
+def test_reset_keeps_the_old_notebook(course, capsys):
+    path = course / f"exercises/{LESSON}.ipynb"
+    fresh = path.read_text()
+    assert main(["reset", "1"]) == 0
+    assert sorted(course.glob("exercises/01*")) == [path]  # nothing was written: nothing to keep
+    for number in (1, 2):
+        work_in(path)
+        assert main(["reset", "01"]) == 0
+        kept = path.with_name(f"{LESSON}.mine-{number}.ipynb")
+        assert "computed = 6225" in kept.read_text()
+        assert path.read_text() == fresh
+    assert f"Yours is kept as exercises/{LESSON}.mine-2.ipynb" in capsys.readouterr().out
+
+
+def test_progress_runs_the_saved_cells_and_shows_what_is_wrong(course, capsys):
+    path = course / f"exercises/{LESSON}.ipynb"
+    work_in(path, "different = None", "different = 150")
+    work_in(path)
+    assert main(["progress", "--run", "01"]) == 0
+    printed = capsys.readouterr().out
+    assert "[ ] Predict: the cost of an answer" in printed
+    assert "different is not 150. The last token is written and never read" in printed
+    work_in(path, "different = 150", "different = 149")
+    work_in(path, "weights = None", "weights = 30_146_560")
+    picture = course / "progress.svg"
+    assert main(["progress", "--run", "01", "--svg", str(picture)]) == 0
+    assert "[x] Predict: the cost of an answer  (passed 20" in capsys.readouterr().out
+    assert 'aria-label="1 of 3 exercises passed"' in picture.read_text()
+    assert main(["progress", "01"]) == 0
+    assert "1 of 3 exercises passed" in capsys.readouterr().out
+
+
+def test_a_cell_that_is_gone_or_does_not_run_is_named(course, capsys):
+    path = course / f"exercises/{LESSON}.ipynb"
+    work_in(path, "def top_p(", "def top_p(")
+    work_in(path, "    return tokenizer.encode(prompt)", "    return tokenizer.encode(")
+    notebook = json.loads(path.read_text())
+    notebook["cells"] = [c for c in notebook["cells"] if "def top_p" not in "".join(c["source"])]
+    path.write_text(json.dumps(notebook))
+    main(["progress", "--run"])
+    printed = capsys.readouterr().out
+    assert "has no cell for 'top_p', that is with the tag exercise-top_p" in printed
+    assert "its cell does not run: SyntaxError" in printed
+
+
+def test_reveal_shows_one_solution_or_all(capsys):
+    assert main(["reveal", "01", "top_p"]) == 0
+    shown = capsys.readouterr().out
+    assert "dropped[0] = False" in shown
+    assert "def encode_prompt" not in shown
+    assert main(["reveal", "01"]) == 0
+    assert "def encode_prompt" in capsys.readouterr().out
+    assert main(["reveal", "01", "top_k"]) == 2
+    assert "lesson 01 has answer_cost, top_p, encode_prompt, not 'top_k'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["progress"], ["reset"], ["reveal"]])
+def test_an_unknown_lesson_is_answered_with_the_list(command, capsys):
+    assert main([*command, "42"]) == 2
+    assert "\n    01  naive_generate" in capsys.readouterr().err
+
+
+def test_help_has_examples(capsys):
+    for command in ("progress", "reset", "reveal", "build"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert f"\ncourse {command} " in capsys.readouterr().out
+
+
+def test_a_stub_is_run_with_the_notebooks_imports_alone(course):
+    assert set(vars(exercises.load("01", "top_p", "exercises"))) == {"top_p"}
+
+
+FAULTS = {
+    "no kind": (
+        lambda n: n.metadata["course"]["exercises"].pop(0),
+        "no exercise of the kind Predict",
+    ),
+    "output": (lambda n: n.cells[1].update(execution_count=1), "stores a run"),
+    "no nudge": (lambda n: drop(n, "Hint 1"), "after it come no folds named"),
+    "no hints": (lambda n: drop(n, "Hint 2"), "after it come no folds named"),
+    "no code in hint": (lambda n: drop(n, "```python"), "the third hint holds no code"),
+    "no check": (
+        lambda n: drop(n, "lesson01.check_top_p(top_p)"),
+        "no cell after it calls check_top_p",
+    ),
+    "no minutes": (lambda n: drop(n, "*medium, 20 minutes*"), "3 headings, 2 like"),
+}
+
+
+def drop(notebook, text):
+    for cell in notebook.cells:
+        cell.source = cell.source.replace(text, "")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_in_exercises_is_found(fault, course):
+    plant, words = FAULTS[fault]
+    notebook, job = built(job_of(course)), job_of(course)
+    plant(notebook)
+    write_notebook(notebook, job.target)
+    assert any(words in text for text in lint(job.target))
+
+
+def test_a_learners_piece_is_found_by_later_exercises_as_it_was_last_saved(course, monkeypatch):
+    work_in(course / f"exercises/{LESSON}.ipynb", "# your code: about 8 lines", "return logits * p")
+    assert exercises.load("1", "top_p").top_p(3, 2) == 6
+    monkeypatch.chdir(course / "solutions")
+    assert exercises.here() == "solutions"
+    with pytest.raises(AttributeError):  # the solution sorts a tensor
+        exercises.load("01", "top_p").top_p(3, 2)
