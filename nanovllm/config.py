@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nanovllm.validation import check_fields, check_type, flag, number, only
 
@@ -37,18 +36,9 @@ class EngineArgs:
     use_tqdm_on_load: bool = flag(True)
 
     trust_remote_code: bool = only(False)
-    tokenizer_mode: str = only("auto")
-    load_format: str = only("auto")
     quantization: str | None = only(None)
     kv_cache_dtype: str = only("auto")
     pipeline_parallel_size: int = only(1)
-    data_parallel_size: int = only(1)
-    cpu_offload_gb: float = only(0)
-    enable_lora: bool = only(False)
-    speculative_config: Any = only(None)
-    rope_scaling: Any = only(None)
-    hf_overrides: Any = only(None)
-    limit_mm_per_prompt: Any = only(None)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -5,7 +5,6 @@ Names, defaults and meanings are vLLM's, so that a script written for vLLM runs 
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from nanovllm.validation import as_list, check_fields, check_number, check_type, flag, number, only
 
@@ -42,12 +41,6 @@ class SamplingParams:
     repetition_penalty: float = only(1.0)
     logprobs: int | None = only(None)
     prompt_logprobs: int | None = only(None)
-    bad_words: list[str] | None = only(None)
-    logit_bias: dict[int, float] | None = only(None)
-    allowed_token_ids: list[int] | None = only(None)
-    structured_outputs: Any = only(None)
-    truncate_prompt_tokens: int | None = only(None)
-    logits_processors: Any = only(None)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -50,6 +50,12 @@ NAMES = {  # strings, checked where they are used
 }  # fmt: skip
 
 
+def in_words(value):
+    """A test's name for a value, the same in every process: without its address."""
+    text = value.__name__ if isinstance(value, type) else repr(value)
+    return text.partition(" object at ")[0][:40]
+
+
 def cases(table, which):
     for name, row in table.items():
         wrong_types = [] if name == "dtype" else WRONG[1:] if name.startswith("stop") else WRONG
@@ -71,12 +77,12 @@ def all_cases(which):
     return list(chain(*([(kind, *case) for case in cases(table, which)] for kind, table in TABLES)))
 
 
-@pytest.mark.parametrize(("kind", "name", "value"), all_cases(0), ids=str)
+@pytest.mark.parametrize(("kind", "name", "value"), all_cases(0), ids=in_words)
 def test_values_within_the_limits_are_taken(kind, name, value):
     build(kind, name, value)
 
 
-@pytest.mark.parametrize(("kind", "name", "value"), all_cases(1), ids=str)
+@pytest.mark.parametrize(("kind", "name", "value"), all_cases(1), ids=in_words)
 def test_values_beyond_a_limit_are_named(kind, name, value):
     with pytest.raises(ValueError) as caught:
         build(kind, name, value)
@@ -86,7 +92,7 @@ def test_values_beyond_a_limit_are_named(kind, name, value):
     assert repr(bad) in message
 
 
-@pytest.mark.parametrize(("kind", "name", "value"), all_cases(2), ids=str)
+@pytest.mark.parametrize(("kind", "name", "value"), all_cases(2), ids=in_words)
 def test_values_of_a_wrong_type_are_named(kind, name, value):
     with pytest.raises(TypeError) as caught:
         build(kind, name, value)
@@ -102,7 +108,7 @@ def test_the_tables_are_whole():
 ONLY = [(kind, f.name) for kind, _ in TABLES for f in fields(kind) if not f.repr]
 
 
-@pytest.mark.parametrize(("kind", "name"), ONLY, ids=str)
+@pytest.mark.parametrize(("kind", "name"), ONLY, ids=in_words)
 def test_vllms_other_parameters_take_their_default_alone(kind, name):
     with pytest.raises(ValueError, match=name):
         build(kind, name, "something else")
@@ -136,7 +142,7 @@ PROMPTS = [
 
 
 @pytest.mark.parametrize("call", ["generate", "stream"])
-@pytest.mark.parametrize("prompts", PROMPTS, ids=lambda p: repr(p)[:40])
+@pytest.mark.parametrize("prompts", PROMPTS, ids=in_words)
 def test_bad_prompts_are_refused_and_nothing_is_queued(llm, call, prompts):
     with pytest.raises((TypeError, ValueError), match="prompt") as caught:
         getattr(llm, call)(prompts, GOOD)
@@ -186,7 +192,7 @@ TALKS = [None, 5, {}, {"role": "user"}, [None], [5], [[5]], ["a"], [["a"]], [{}]
          [[{"role": "user", "content": "b"}], {"role": "user", "content": "a"}]]  # fmt: skip
 
 
-@pytest.mark.parametrize("messages", TALKS, ids=repr)
+@pytest.mark.parametrize("messages", TALKS, ids=in_words)
 def test_bad_conversations_are_named(llm, messages):
     with pytest.raises((TypeError, ValueError), match="messages"):
         llm.chat(messages, GOOD, use_tqdm=False)

@@ -24,15 +24,12 @@ ONLY = {  # fields that change the arithmetic, and what this engine does; None a
     "sliding_window": None,
     "quantization_config": None,
 }
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")
 LIMITS = {  # beyond these a file is damaged, and would cost hours or all the memory to find out
-    "vocab_size": (1, 2**24),
-    "hidden_size": (1, 2**20),
-    "intermediate_size": (1, 2**22),
+    **dict.fromkeys(SIZES, (1, 2**24)),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), (1, 2**14)),
     "num_hidden_layers": (1, 2**10),
-    "num_attention_heads": (1, 2**14),
-    "num_key_value_heads": (1, 2**14),
     "head_dim": (2, 2**14),
-    "max_position_embeddings": (1, 2**22),
     "rms_norm_eps": (1e-30, 1.0),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
