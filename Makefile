@@ -37,11 +37,12 @@ test: lint $(SMOLLM2)
 	$(BIN)/python -m mypy
 	$(BIN)/python -m course build --check
 	$(BIN)/python -m pytest -n 2 --dist loadscope
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_kernels.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_kernels.py tests/test_toy_kernels.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadscope notebooks solutions
 
 test-gpu: $(STAMP)
-	$(BIN)/python -m pytest tests/test_gpu.py tests/test_kernels.py
+	$(BIN)/python -m pytest tests/test_gpu.py tests/test_kernels.py tests/test_toy_kernels.py --junitxml=gpu-tests.xml
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) notebooks --junitxml=gpu-notebooks.xml
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
