@@ -398,7 +398,8 @@ from course.workload import LadderWorkload
 rng = random.Random(5)
 texts = [rng.choices(range(1, 4000), k=rng.randint(16, 64)) for _ in range(24)]
 users = LadderWorkload(texts, [rng.randint(8, 16) for _ in texts], 0)
-engine = start(model, device=device, max_num_seqs=8, max_num_batched_tokens=128, max_model_len=128)
+room = {"device": device, "max_model_len": 128, "num_gpu_blocks_override": 128}
+engine = start(model, **room, max_num_seqs=8, max_num_batched_tokens=128)
 capacity, points = sweep(engine, users, (0.2, 0.5, 0.8, 1.2, 2.0))
 figure = pictures.load_curves(points, capacity, machine.describe())
 words = [f"{p.rate:.0f}/s: {p.throughput:.0f} tok/s, {1e3 * p.ttft:.0f} ms" for p in points]
