@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-BOX = "border-left: 3px solid #0072B2; padding: 4px 12px; background: #F8F8F8"
+BOX = "border-left: 3px solid #0072B2; padding: 4px 12px; background: #F8F8F8; color: #222222"
 
 
 def show_source(*objects: Callable[..., Any]) -> None:

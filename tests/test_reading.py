@@ -41,3 +41,11 @@ def test_colours_are_inline() -> None:
     assert "<style" not in page
     assert re.search(r'<span style="[^"]*color: #\w+[^"]*">def</span>', page)
     assert "&lt;" in page
+
+
+def test_a_light_box_has_dark_text(shown: list[dict[str, Any]]) -> None:
+    """In a dark theme inherited text is white, and on a light box nobody can read it."""
+    show_source(apply_rope)
+    boxes = re.findall(r'style="([^"]*background[^"]*)"', shown[0]["text/html"])
+    assert boxes
+    assert all(re.search(r"(^|; )color: #222222", style) for style in boxes)

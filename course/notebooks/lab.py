@@ -23,6 +23,7 @@ QUIET = {
     # every cell is in the page from the start, so that all of them can be looked at
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
 }
+DARK = {"@jupyterlab/apputils-extension:themes": {"theme": "JupyterLab Dark"}}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -39,7 +40,7 @@ def why_not() -> str | None:
 
 
 @contextmanager
-def jupyterlab(folder: Path) -> Iterator[str]:
+def jupyterlab(folder: Path, dark: bool = False) -> Iterator[str]:
     """A server over `folder`, with settings of its own; yields a URL with {workspace}, {path}."""
     token = secrets.token_hex(16)
     with socket.socket() as free:
@@ -48,7 +49,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as home:
         overrides = Path(home, "config/labconfig/default_setting_overrides.json")
         overrides.parent.mkdir(parents=True)
-        overrides.write_text(json.dumps(QUIET))
+        overrides.write_text(json.dumps(QUIET | (DARK if dark else {})))
         log = Path(home, "log")
         command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
         command += [f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={token}"]

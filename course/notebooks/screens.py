@@ -129,10 +129,12 @@ PROBLEMS = """() => {
 }"""
 
 
-def look(folder: Path, names: list[str], run: bool, pictures: Path) -> list[str]:
+def look(
+    folder: Path, names: list[str], run: bool, pictures: Path, dark: bool = False
+) -> list[str]:
     """Open each notebook of a copy of the course; returns what is wrong, page by page."""
     problems = []
-    with jupyterlab(folder) as url, browser() as page:
+    with jupyterlab(folder, dark) as url, browser() as page:
         for name in names:
             cells = len(json.loads((folder / name).read_text())["cells"])
             lesson = Lesson.open(page, url, name, cells)
@@ -159,6 +161,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Pictures of the notebooks in JupyterLab.")
     parser.add_argument("names", nargs="*", help="which, such as 00 (default: all)")
     parser.add_argument("--run", action="store_true", help="run each notebook first")
+    parser.add_argument("--dark", action="store_true", help="in JupyterLab's dark theme")
     parser.add_argument("--out", type=Path, default=ROOT / ".course/screens")
     args = parser.parse_args()
     if reason := why_not():
@@ -167,7 +170,7 @@ def main() -> int:
         names = copy_course(Path(folder))
         wanted = tuple(args.names) or ("",)
         names = [n for n in names if n.startswith(wanted) or Path(n).name.startswith(wanted)]
-        problems = look(Path(folder), names, args.run, args.out)
+        problems = look(Path(folder), names, args.run, args.out, args.dark)
     print("\n".join(problems) or "Nothing wrong on any page.")
     return 1 if problems else 0
 
