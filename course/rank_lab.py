@@ -23,7 +23,7 @@ def on_ranks(size: int, function: Callable[[Any], Any]) -> list[Any]:
     import torch
     import torch.distributed as dist
 
-    from nanovllm.model.parallel import Ranks
+    from nanovllm.model.ranks import Ranks
 
     store, results, failures = dist.HashStore(), [None] * size, []
 

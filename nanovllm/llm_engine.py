@@ -22,7 +22,8 @@ from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.model import loader
 from nanovllm.model.model_config import ModelConfig
-from nanovllm.model.parallel import Ranks, check_divisible
+from nanovllm.model.parallel import check_divisible
+from nanovllm.model.ranks import Ranks
 from nanovllm.ops.attention import rope_store
 from nanovllm.ops.backend import choose_backend, compiled
 from nanovllm.outputs import RequestOutput, StepRecord

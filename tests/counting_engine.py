@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from nanovllm import EngineArgs, LLMEngine
 from nanovllm.model import loader
-from nanovllm.model.parallel import Ranks
+from nanovllm.model.ranks import Ranks
 from nanovllm.ops.attention import AttentionMetadata, store_kv
 
 CONFIG = {

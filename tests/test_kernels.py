@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from nanovllm.model.parallel import Ranks
+from nanovllm.model.ranks import Ranks
 from nanovllm.model.rope import rope_table
 from nanovllm.ops import attention, sampler
 from nanovllm.ops import linear as products

@@ -17,7 +17,8 @@ from nanovllm.config import EngineArgs
 from nanovllm.model.decoder import Decoder
 from nanovllm.model.loader import find_model, load_model, load_tokenizer
 from nanovllm.model.model_config import ModelConfig
-from nanovllm.model.parallel import ColumnLinear, Ranks
+from nanovllm.model.parallel import ColumnLinear
+from nanovllm.model.ranks import Ranks
 from nanovllm.ops.backend import TORCH
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"

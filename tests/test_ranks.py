@@ -17,9 +17,9 @@ import torch.nn.functional as F
 
 from nanovllm import LLM, EngineArgs, SamplingParams
 from nanovllm.engine.memory import count_blocks, make_kv_cache
-from nanovllm.model import parallel
+from nanovllm.model import ranks
 from nanovllm.model.model_config import ModelConfig
-from nanovllm.model.parallel import Ranks
+from nanovllm.model.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9]]
@@ -179,8 +179,8 @@ def test_a_rank_that_dies_within_a_step_is_named(folder):
 
 
 def test_a_rank_that_hangs_within_a_step_ends_in_an_error(folder, monkeypatch):
-    assert parallel.STEP_TIMEOUT.total_seconds() < 30
-    monkeypatch.setattr(parallel, "STEP_TIMEOUT", timedelta(seconds=2))
+    assert ranks.STEP_TIMEOUT.total_seconds() < 30
+    monkeypatch.setattr(ranks, "STEP_TIMEOUT", timedelta(seconds=2))
     llm = make(folder, 2)
     worker = llm.llm_engine.ranks.workers[0]
     worker.send_signal(signal.SIGSTOP)

@@ -4,7 +4,7 @@ sleeps for 90 seconds, beside which the other tests run."""
 import time
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.model.parallel import STEP_TIMEOUT
+from nanovllm.model.ranks import STEP_TIMEOUT
 
 IDLE = 90  # seconds
 

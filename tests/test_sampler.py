@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanovllm.model.parallel import Ranks
+from nanovllm.model.ranks import Ranks
 from nanovllm.ops.sampler import (
     Filters,
     SamplingMetadata,

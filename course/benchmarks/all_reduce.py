@@ -52,7 +52,7 @@ def measure(num_ranks: int, largest: int | None = None) -> dict[str, Any]:
     """Start the other ranks, be rank 0, and report."""
     import torch.distributed as dist
 
-    from nanovllm.model.parallel import Ranks
+    from nanovllm.model.ranks import Ranks
 
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = Ranks(0, num_ranks, store)
@@ -71,7 +71,7 @@ def measure(num_ranks: int, largest: int | None = None) -> dict[str, Any]:
 
 
 def worker(port: int, rank: int, num_ranks: int, largest: int | None) -> None:
-    from nanovllm.model.parallel import Ranks
+    from nanovllm.model.ranks import Ranks
 
     ranks = Ranks.join(port, rank, num_ranks)
     try:

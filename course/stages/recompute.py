@@ -10,7 +10,7 @@ from course.stages.common import Recorder, Stage, greedy
 from course.workload import LadderWorkload
 from nanovllm.model.decoder import Decoder
 from nanovllm.model.loader import load_model
-from nanovllm.model.parallel import Ranks
+from nanovllm.model.ranks import Ranks
 from nanovllm.ops.attention import AttentionMetadata, Rows
 from nanovllm.ops.backend import TORCH, Backend
 

@@ -19,7 +19,7 @@ from nanovllm.config import EngineArgs
 from nanovllm.engine.persistent_batch import PersistentBatch, upload
 from nanovllm.engine.scheduler import Batch
 from nanovllm.model.decoder import Decoder
-from nanovllm.model.parallel import Ranks
+from nanovllm.model.ranks import Ranks
 from nanovllm.ops.attention import AttentionMetadata, Rows
 from nanovllm.ops.sampler import Filters, SamplingMetadata, sample, sample_filtered
 from nanovllm.sampling_params import LARGEST_INT

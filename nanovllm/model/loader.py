@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from nanovllm.config import EngineArgs
 from nanovllm.model.decoder import Decoder
 from nanovllm.model.model_config import ModelConfig, as_tuple
-from nanovllm.model.parallel import Ranks, Shard
+from nanovllm.model.ranks import Ranks, Shard
 from nanovllm.ops.backend import Backend
 from nanovllm.sampling_params import SamplingParams
 
