@@ -87,7 +87,7 @@ lesson05.check_four_requests(b_in_step_2, c_answers, step_3, goes_back, computed
 # | `seq.num_unscheduled` | tokens the next step could compute for it; may be 0 |
 # | `self._make_room(seq, n)` | lets `seq` grow to `n` tokens, preempting the youngest; False if that failed |
 # | `self._plan(seq, n, admitted)` | the row with the next `n` tokens of `seq`; moves `num_scheduled` |
-# | `self.block_manager.match(seq)` | cached blocks of its beginning: a list |
+# | `self.block_manager.match(seq)` | cached blocks of its beginning, a list; each holds `self.block_manager.block_size` tokens |
 # | `self._fits(seq, hits)` | whether there are blocks for it, and headroom |
 # | `self._admit(seq, hits, num_cached)` | takes its blocks and makes it run |
 #
