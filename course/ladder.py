@@ -1,14 +1,16 @@
 """Run stages of the ladder on this machine, and record what they do.
 
-course ladder                   every stage this machine can run
-course ladder 1 2 3 --runs 3    some of them, three times each
-course ladder --draw FILE.svg   draws what is recorded, measures nothing
+course ladder                   every stage this machine can run that is not recorded yet
+course ladder 1 2 3 --again     some of them, recorded or not
+course ladder --draw FILE.svg   draws what is recorded, measures nothing (.png as well)
 
-Each stage is held to the tokens of the first one run. Records go to .course/stages.json.
+Records go to .course/stages.json, each as soon as its stage is done: stopped, the same command goes
+on from there. Each stage is held to the tokens of the first one that was run.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from course.bench import positive
 
@@ -20,30 +22,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs", default=1, type=positive, metavar="N", help="of each (default: 1)"
     )
+    parser.add_argument("--again", action="store_true", help="also what is recorded already")
     parser.add_argument("--threads", type=positive, metavar="N", help="torch's CPU threads")
     parser.add_argument("--requests", type=positive, metavar="N", help="only the first N requests")
     parser.add_argument("--json", type=Path, metavar="FILE", help="record there instead")
-    parser.add_argument("--draw", type=Path, metavar="FILE", help="write the ladder as SVG")
+    draw = parser.add_argument_group("drawing")
+    draw.add_argument("--draw", type=Path, nargs="+", metavar="FILE", help="to .svg, .png or both")
+    draw.add_argument("--shipped", action="store_true", help="only what the course brings along")
 
 
 def main(args: argparse.Namespace) -> int:
+    if not args.draw or args.stages:
+        measure(args)
+    for file in args.draw or ():
+        draw(file, args.shipped)
+    return 0
+
+
+def draw(file: Path, shipped: bool) -> None:
+    """The recorded ladder as a picture; the same records give the same bytes of SVG."""
     from course import plots
 
-    if args.draw is None or args.stages:
-        measure(args)
-    if args.draw is not None:
-        plots.use_style()
-        plots.save(plots.ladder(), args.draw)
-    return 0
+    plots.use_style()
+    rows = [row for row in plots.load() if not shipped or row.origin == "shipped"]
+    plots.save(plots.ladder(records=rows), file)
 
 
 def measure(args: argparse.Namespace) -> None:
     import torch
+    from tqdm.auto import tqdm
 
     from course.models import has_gpu, measured_model
     from course.records import OWN, record
     from course.stages import STAGES, compare
-    from course.workload import ladder_workload
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -54,16 +65,38 @@ def measure(args: argparse.Namespace) -> None:
     wanted = args.stages or [n for n, stage in STAGES.items() if stage.fits(cuda, gpus)]
     model = args.model or measured_model().path
     reference = None
-    for number in wanted:
-        stage = STAGES[number](model, args.device)
-        workload = ladder_workload(stage.vocab_size, stage.device.type)
-        workload = workload.first(args.requests or len(workload.prompts))
-        if reference is None:
-            print(f"{Path(model).name}: {workload}")
-        results = [stage.run(stage.part_of(workload)) for _ in range(args.runs)]
-        print(sorted(results, key=lambda r: r.seconds)[len(results) // 2])
-        record(results, args.json or OWN)
-        if reference is None:
-            reference = results[0]
-        elif reference.gaps:
-            print(f"   against stage {reference.number:02}: {compare(results[0], reference)}")
+    with tqdm(wanted, disable=None, unit="stage") as bar:
+        for number in bar:
+            stage = STAGES[number](model, args.device)
+            bar.set_description(stage.name)
+            job = work_of(stage, args)
+            if not args.again and (done := recorded(stage, job, args)):
+                bar.write(f"{done} (recorded; --again measures it once more)")
+                continue
+            results = [stage.run(job) for _ in range(args.runs)]
+            bar.write(str(sorted(results, key=lambda r: r.seconds)[len(results) // 2]))
+            record(results, args.json or OWN)
+            reference = reference or results[0]
+            if reference is not results[0] and reference.gaps:
+                same = compare(results[0], reference)
+                bar.write(f"   against stage {reference.number:02}: {same}")
+
+
+def work_of(stage: Any, args: argparse.Namespace) -> Any:
+    from course.workload import ladder_workload
+
+    workload = ladder_workload(stage.vocab_size, stage.device.type)
+    return stage.part_of(workload.first(args.requests or len(workload.prompts)))
+
+
+def recorded(stage: Any, job: Any, args: argparse.Namespace) -> Any:
+    """This machine's record of the stage on this workload, if there is one of as many runs."""
+    from course import machine
+    from course.records import OWN, read
+
+    here = machine.describe(stage.device.type), machine.versions(), stage.folder.name, str(job)
+    for row in read(args.json or OWN, "yours"):
+        same = (row.machine, row.versions, row.model, row.workload) == here
+        if same and row.stage == stage.number and row.runs >= args.runs:
+            return row
+    return None

@@ -67,8 +67,9 @@ def figure(title: str, machine: str, columns: int = 1, height: float = 4.0) -> t
 
 
 def save(fig: Any, file: Path) -> None:
-    """Write a figure as SVG, the same bytes for the same figure."""
-    fig.savefig(file, format="svg", metadata=NO_DATE)
+    """Write a figure as SVG, the same bytes for the same figure; as PNG into a .png."""
+    svg = Path(file).suffix != ".png"
+    fig.savefig(file, format="svg" if svg else "png", dpi=120, metadata=NO_DATE if svg else None)
 
 
 # -- the ladder ----------------------------------------------------------------------------------

@@ -181,6 +181,24 @@ def test_the_ladder_command_measures_records_and_draws(tiny_model, tmp_path, mon
     assert [row.stage for row in records.read(file, "yours")] == [1, 2]
     assert "contiguous cache" in picture.read_text()
     assert main(["ladder", "99"]) == 2
+    before = file.read_bytes()
+    assert main(["ladder", *arguments]) == 0, "it goes on from there"
+    assert capsys.readouterr().out.count("recorded; --again") == 2
+    assert file.read_bytes() == before
+    assert main(["ladder", *arguments, "--runs", "2"]) == 0
+    assert "recorded; --again" not in capsys.readouterr().out, "one run is not two"
+    assert [row.runs for row in records.read(file, "yours")] == [2, 2]
+
+
+def test_what_ships_is_drawn_alone_as_svg_and_png(two_sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "load", lambda: two_sources)
+    files = [str(tmp_path / name) for name in ("a.svg", "b.svg", "c.png")]
+    assert main(["ladder", "--shipped", "--draw", *files]) == 0
+    svg, again, png = (Path(file).read_bytes() for file in files)
+    assert svg == again
+    assert b"recorded on NVIDIA H200" in svg
+    assert b"yours" not in svg
+    assert png.startswith(b"\x89PNG")
 
 
 # -- plots ---------------------------------------------------------------------------------------
