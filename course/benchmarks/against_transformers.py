@@ -22,6 +22,7 @@ PROMPT_TOKENS = (16, 128)
 OUTPUT_TOKENS = (16, 128)
 MAX_MODEL_LEN = PROMPT_TOKENS[1] + OUTPUT_TOKENS[1]
 MAX_NUM_SEQS = 32
+BLOCK_SIZE = 16  # the engine's default
 
 
 # -- the workload ------------------------------------------------------------------------------
@@ -68,7 +69,8 @@ class Engine:
 
         max_num_seqs = args.max_num_seqs or MAX_NUM_SEQS
         limits = {"max_model_len": MAX_MODEL_LEN, "max_num_seqs": max_num_seqs}
-        self.llm = LLM(model, dtype=args.dtype, **limits)
+        limits["num_gpu_blocks_override"] = max_num_seqs * MAX_MODEL_LEN // BLOCK_SIZE
+        self.llm = LLM(model, dtype=args.dtype, use_tqdm_on_load=False, **limits)
         self.dtype = self.llm.llm_engine.core.runner.kv_cache.dtype
         self.device = self.llm.llm_engine.device.type
 
