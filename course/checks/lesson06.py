@@ -142,7 +142,7 @@ def check_one_token(stored: Stored) -> None:
     )
     expect(
         not (key == -1).any() and not (value == -1).any(),
-        "One token, slot 5: of its key or of its value numbers are missing. Both are stored, all "
+        "One token, slot 5: numbers of its key or its value are missing. Both are stored, all "
         "SIZE numbers of each.",
     )
     expect(
@@ -162,6 +162,11 @@ def check_three_tokens(stored: Stored) -> None:
     expect(
         stored.right(7),
         "Three tokens, slots 7, 3, 0: token 0 is not in slot 7 as it should be.",
+    )
+    expect(
+        not stored.untouched(0),
+        "Slots 7, 3, 0: nothing is in slot 0. It is a slot like all others; only -1 means that a "
+        "token is not stored.",
     )
     first = stored.at(3)[0]
     expect(

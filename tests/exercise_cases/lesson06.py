@@ -61,10 +61,10 @@ CASES = {
     "my_store": Case(
         mutants=[
             ("if slot >= 0:", "if True:", "outside the cache"),
-            ("if slot >= 0:", "if slot > 0:", "slot 0 or one beside them"),
+            ("if slot >= 0:", "if slot > 0:", "It is a slot like all others"),
             ("new_key, inside)", "new_key)", "mask the lanes"),
             ("inside = at < SIZE", "inside = at <= SIZE", "slot 6 was written"),
-            ("inside = at < SIZE", "inside = at < SIZE - 1", "numbers are missing"),
+            ("inside = at < SIZE", "inside = at < SIZE - 1", "numbers of its key"),
             ("token * key_stride + at", "token * SIZE + at", "There stands a value of token 0"),
             ("key + token * key_stride + at", "key + at", "Every slot has token 0's key"),
             ("token * value_stride + at", "token * SIZE + at", "have a stride each"),
