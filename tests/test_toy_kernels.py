@@ -12,6 +12,7 @@ from test_kernels_compile import MEMORY, JITFunction, Recorder, compile_for
 
 from course import toy_kernels
 from course.benchmarks import kernel_ladder
+from course.exercises import code_of, define
 from nanovllm.ops.backend import TORCH
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,6 +65,27 @@ def test_they_compile(capability, dtype, monkeypatch):
     for kernel, args, options in launches:
         compiled = compile_for(kernel, args, options, capability)
         assert compiled.metadata.shared <= MEMORY[capability]
+
+
+TRITON = "import triton\nimport triton.language as tl"
+WRITTEN = {"my_store": "store_kernel", "offsets": "offset_kernel"}  # exercises, and their kernels
+
+
+@pytest.mark.parametrize("exercise", WRITTEN)
+def test_what_the_exercises_ask_for_compiles(exercise):
+    code = code_of("06", exercise, "solutions")
+    defined = define(code, f"<compiled {exercise}>", TRITON)
+    kernel = getattr(defined, WRITTEN[exercise])
+    if not hasattr(kernel, "src"):
+        pytest.skip("Triton's interpreter is on: nothing is compiled")
+    x, slots = torch.zeros(4, dtype=torch.bfloat16), torch.zeros(4, dtype=torch.int64)
+    blocks = slots.int()
+    args = {
+        "my_store": (x, x, x, x, slots, 4096, 4096, 12, 16),
+        "offsets": (blocks, blocks, slots, slots, 4096, 16, 1024),
+    }[exercise]
+    compiled = compile_for(kernel, args, {}, 90)
+    assert "i64" in compiled.asm["ttir"]
 
 
 @pytest.mark.parametrize(

@@ -435,7 +435,7 @@ show(figure, figure.alt_text)
 #
 # 1. **Predict** (5 minutes): a kernel's time from its bytes.
 # 2. **Implement** (25 minutes): the store kernel.
-# 3. **Break and fix** (20 minutes): a merge that forgets to shrink.
+# 3. **Break and fix** (20 minutes): an offset of 32 bits.
 #
 # ## Recap
 #
