@@ -170,12 +170,15 @@ def benchmark(engine, prompts, count):
 lesson09.tell_the_benchmark(benchmark)
 
 # %% [markdown]
-# It lies four times. Find all four.
+# It lies four times, and lies may cancel. Find all four.
 
 # %%
 lesson09.check_benchmark(benchmark)
 
 # %% [markdown]
+# Passed? On a real engine warm up with *other* prompts: the same ones are in the prefix cache the second time,
+# and the benchmark would lie a fifth way.
+#
 # <details><summary>Hint 1: a nudge</summary>
 #
 # When does the clock start, when does it stop, what is counted, and was it delivered?
