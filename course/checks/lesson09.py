@@ -90,7 +90,7 @@ def check_seams(my_engine: Any) -> None:
 
     every = {"my_blocks": Blocks, "my_prefix_cache": Prefixes, "my_scheduler": Plans}
     for missing in (None, *every, "all"):
-        given = {k: None if missing in (k, "all") else v for k, v in every.items()}
+        given: dict[str, Any] = {k: None if missing in (k, "all") else v for k, v in every.items()}
         given["my_store"] = None if missing == "all" else store
         stored.clear()
         engine = attempt(my_engine, given, block_size=8)
@@ -136,7 +136,7 @@ def race(my_engine: Any, pieces: dict[str, Any], rounds: int = 2) -> None:
         return
     own = [name for name, piece in pieces.items() if piece]
     print("yours has your own:", ", ".join(own) or "nothing; the engine races itself")
-    prompts, count = three_prompts(), 48
+    prompts, count = three_prompts(), 32
     for engine in engines.values():  # warm, with a prompt that nobody finds in the prefix cache
         ask(engine, [[5, 6, 7]], count=8)
     for number in range(rounds):
