@@ -1,10 +1,13 @@
 """What a learner wrote, exercise by exercise, runs together inside the real engine."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from course.checks import CheckFailed, lesson09
 from course.checks.engines import answers_of, right_answers
 from course.exercises import load
-from course.learner import joined
+from course.learner import PIECES, joined, own_piece
 
 
 def pieces():
@@ -48,3 +51,42 @@ METHODS = {
     "free": "MyBlocks",
     "share": "BlockManager",
 }
+
+
+def test_a_piece_that_passes_its_check_is_the_learners(monkeypatch, capsys):
+    monkeypatch.setattr("course.exercises.here", lambda: "solutions")
+    scheduler = own_piece("05", "my_scheduler")
+    assert scheduler.__name__ == "MyScheduler"
+    assert capsys.readouterr().out == "05 my_scheduler: yours\n"
+
+
+def test_a_piece_that_does_not_pass_is_left_to_the_engine(monkeypatch, capsys):
+    def fails(place):
+        def check(MyScheduler):
+            raise CheckFailed("no loop ends")
+
+        return check
+
+    monkeypatch.setattr("course.exercises.here", lambda: "solutions")
+    monkeypatch.setattr("course.progress.check_of", fails)
+    assert own_piece("05", "my_scheduler") is None
+    assert "the engine's own, as yours does not pass: no loop ends" in capsys.readouterr().out
+
+
+def test_without_a_piece_of_ones_own_the_last_exercise_is_open(monkeypatch):
+    nothing = dict.fromkeys(PIECES)
+    monkeypatch.setattr(lesson09, "own_pieces", lambda: nothing)
+    my_engine = load("09", "my_engine", "solutions").my_engine
+    with pytest.raises(CheckFailed, match="the engine against itself"):
+        lesson09.check_my_engine(my_engine)
+
+
+def test_a_race_told_otherwise_is_no_race(monkeypatch, capsys):
+    monkeypatch.setattr(lesson09, "start_engine", lambda: "finished")
+    answers = {"finished": [1, 2], "yours": [1, 3]}
+    monkeypatch.setattr(
+        lesson09, "ask", lambda engine, *_, **__: [SimpleNamespace(output_ids=answers[engine])]
+    )
+    with pytest.raises(CheckFailed, match="other stories"):
+        lesson09.race(lambda pieces: "yours", {"my_blocks": None})
+    assert "races itself" in capsys.readouterr().out

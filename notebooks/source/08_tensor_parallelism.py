@@ -432,8 +432,8 @@ show(figure, figure.alt_text)
 # In `exercises/08_tensor_parallelism.ipynb`:
 #
 # 1. **Predict** (5 minutes): memory and all-reduce bytes of a rank.
-# 2. **Implement** (20 minutes): `ColumnLinear` and `RowLinear`.
-# 3. **Break and fix** (20 minutes): a bias added by every rank.
+# 2. **Implement** (20 minutes): a column and a row linear, right on any number of ranks.
+# 3. **Break and fix** (20 minutes): a rank that sizes its own cache.
 #
 # ## Recap
 #
