@@ -21,8 +21,9 @@ NEEDS_HOST = (torch.ops.aten._local_scalar_dense.default,)  # .item(), if, int()
 class Recording:
     """What `function` has the device do; `result` is what it returned, overwritten by each replay.
 
-    The function runs once before, so that all there is to compile is compiled. RuntimeError if it
-    asks the device for a value: while a graph is captured nothing runs that could answer.
+    The function runs once before, so that all there is to compile is compiled. On a GPU recording
+    itself runs nothing, and `result` is valid after the first replay; elsewhere it runs as well.
+    RuntimeError if the function asks for a value: while a graph is captured nothing could answer.
     """
 
     def __init__(self, function: Callable[[], Any], device: torch.device):

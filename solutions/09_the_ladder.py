@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 09 · Exercises: the whole ladder
 #
-# The last three exercises, about 50 minutes. Write in the marked cells, run them, then run the check below.
+# The last three exercises, about 45 minutes. Write in the marked cells, run them, then run the check below.
 # Hints stand below each exercise, in three folds: a nudge, the steps, the solution. No GPU is needed.
 
 # %%

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from course.benchmarks import step_ladder
 from course.drawings import step_drawings
 from course.recording import Recording
 from course.serving import start_engine
@@ -64,6 +65,14 @@ def test_the_recorded_run_is_drawn_and_said():
     _, words = step_drawings.ladder(report)
     for row in report["rows"]:
         assert f"{row['name']}: {row['tokens_per_second']['1'][0]:,.0f} tok/s" in words
+
+
+def test_a_moment_counts_as_busy_once():
+    assert step_ladder.covered([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4
+    for line in step_drawings.recorded()["timelines"].values():
+        spans = [(start, start + duration) for _, start, duration in line["kernels"]]
+        assert line["busy_us"] == pytest.approx(step_ladder.covered(spans), abs=0.1)
+        assert line["busy_us"] <= line["span_us"]
 
 
 def test_every_kernel_of_the_recorded_step_has_a_known_group():

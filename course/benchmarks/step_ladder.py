@@ -4,7 +4,8 @@
 
 Lesson 07's ladder, from a step that is launched kernel by kernel to one that is captured, planned
 ahead, or compiled. Each engine first gives the greedy tokens of the first one, in float32, on the
-course's own model. Then it runs the model that lessons measure, and its start is timed too. On a
+course's own model. Then it runs the model that lessons measure, and its start is timed too (warm:
+the first one of a process compiles and imports for all). On a
 GPU the kernels of one decode step of one row are recorded, launched one by one and replayed.
 
 A CPU captures nothing: there only the two loops are compared.
@@ -13,10 +14,11 @@ A CPU captures nothing: there only the two loops are compared.
 import argparse
 import gc
 import json
+import math
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +162,18 @@ def timeline(model: str, name: str) -> dict[str, Any]:
     first = third[0][0]
     rows = [[group_of(label), round(t - first, 2), round(d, 2)] for t, d, label in third]
     span = third[-1][0] + third[-1][1] - first
-    busy = sum(duration for _, duration, _ in third)
+    busy = covered((start, start + duration) for start, duration, _ in third)
     print(f"{name}: {len(rows)} kernels, busy {busy:.0f} of {span:.0f} µs", flush=True)
     return {"kernels": rows, "span_us": span, "busy_us": busy, "profiled_step_seconds": steps}
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Time in which something ran: kernels that begin before the last one has ended count once."""
+    total, reached = 0.0, -math.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def both(pair: tuple[list[list[int]], SamplingParams]) -> tuple[list[int], SamplingParams]:

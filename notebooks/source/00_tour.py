@@ -567,18 +567,15 @@ print(f"recorded on the H200 for Qwen3-0.6B's shape, one request: {W2:,.0f} toke
 # [`vllm/engine/arg_utils.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/engine/arg_utils.py#L284).
 # Three differences:
 #
-# 1. `EngineArgs` has 139 fields there, 34 here.
+# 1. `EngineArgs` has 139 fields there, 25 here.
 # 2. Its `RequestOutput` drops unknown arguments with a warning; here nothing unknown is let in.
 # 3. Its `RequestOutput.metrics` stays `None`: the engine
 #    [does not fill it](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/engine/output_processor.py#L251).
 #
 # ## Exercises
 #
-# In `exercises/00_tour.ipynb`:
-#
-# 1. **Predict** (5 minutes): the $R$ at which a laptop's decode turns compute-bound.
-# 2. **Implement** (20 minutes, 12 lines): how many requests fit beside the weights, and their speed.
-# 3. **Break and fix** (15 minutes): a benchmark that reports twice the true tokens a second.
+# They begin with [lesson 01](../exercises/01_naive_generate.ipynb). One to take along: at how many requests does
+# *your* machine's decode turn from reading to arithmetic? Compute it from its two numbers.
 #
 # ## Recap
 #

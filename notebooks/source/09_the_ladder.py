@@ -3,7 +3,7 @@
 #
 # | This lesson | |
 # |---|---|
-# | Minutes | 45 |
+# | Minutes | 25 |
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU runs more stages |
 # | Needs | lessons 00 to 08 |
@@ -269,8 +269,8 @@ assert read <= engine_files
 # In `exercises/09_the_ladder.ipynb`:
 #
 # 1. **Predict** (5 minutes): a decode step's floor from numbers on the page.
-# 2. **Implement** (25 minutes): your scheduler, block manager and store, inside the real engine, in a race.
-# 3. **Break and fix** (15 minutes): a benchmark that lies.
+# 2. **Implement** (20 minutes): your scheduler, block manager and store, inside the real engine, in a race.
+# 3. **Break and fix** (20 minutes): a benchmark that lies.
 #
 # ## Recap
 #
