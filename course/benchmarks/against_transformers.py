@@ -68,6 +68,7 @@ class Engine:
 
         max_num_seqs = args.max_num_seqs or MAX_NUM_SEQS
         limits = {"max_model_len": MAX_MODEL_LEN, "max_num_seqs": max_num_seqs}
+        limits["use_tqdm_on_load"] = False  # in a notebook a bar stays as an empty widget
         self.llm = LLM(model, dtype=args.dtype, **limits)
         self.dtype = self.llm.llm_engine.core.runner.kv_cache.dtype
         self.device = self.llm.llm_engine.device.type
