@@ -152,7 +152,7 @@ print(f"reading {weights / 2**20:,.0f} MiB of weights: {1e3 * weights / peaks.ba
 assert corner > 1
 
 # %% [markdown]
-# <details><summary>Ten or so on a CPU core; 170 on an H200</summary>
+# <details><summary>Tens of rows on a CPU core (float32); about 170 on an H200</summary>
 #
 # An H200 does 780 TFLOP/s and reads 4.6 TB/s. Below its corner decode is bound by memory, and batching is
 # *the* gain. (On a CPU a small model may stay in the cache, and be read faster than this.)
