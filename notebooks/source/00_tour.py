@@ -30,8 +30,9 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from course import machine, plots, tour_plots
+from course import machine, plots
 from course.display import show
+from course.drawings import tour_plots
 
 logging.disable_progress_bar()
 torch.set_num_threads(1)  # timings of one thread vary least

@@ -25,8 +25,9 @@ import time
 import torch
 import torch.nn.functional as F
 
-from course import generate_plots, machine, plots
+from course import machine, plots
 from course.display import show
+from course.drawings import generate_plots
 from course.models import has_gpu, measured_model, own_model
 from course.reading import show_source
 from course.stages import Recompute, Recorder

@@ -3,7 +3,7 @@
 #
 # | This lesson | |
 # |---|---|
-# | Minutes | 55 |
+# | Minutes | 45 |
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used in measurements if there is one |
 # | Needs | lessons 00 and 01 |
@@ -11,13 +11,15 @@
 
 # %% [markdown]
 # Lesson 01's loop computes the whole text again for every new token. Here you keep what it threw away,
-# and pay in memory: you compute how much, and measure how much of it a simple cache wastes.
+# and pay in memory: you compute how much, and measure how much a simple cache wastes.
 #
 # ## What hurts now
 #
-# A prompt has $P$ tokens, the answer $N$. In stage 01, lesson 01's loop, `last_logits(ids)` computes all
-# of `ids` and returns the scores of the next one. Stories come from the course's own model, on the CPU in
-# float32; timings are of one CPU thread, or of your GPU.
+# A prompt has $P = 24$ tokens, the answer $N = 64$. In stage 01, lesson 01's loop, `last_logits(ids)`
+# computes all of `ids` and returns the scores of the next token.
+#
+# **Predict**: the first of 64 passes computes 24 tokens, the next 25, and so on. How many tokens in all?
+# How many would do, if each were computed once?
 
 # %%
 import textwrap
@@ -25,7 +27,7 @@ import textwrap
 import torch
 from transformers import AutoTokenizer
 
-from course import machine, plots
+from course import plots
 from course.models import own_model
 from course.stages import ContiguousCache, Recompute
 from course.stages.common import greedy
@@ -38,16 +40,8 @@ tokenizer = AutoTokenizer.from_pretrained(own_model())
 chat = [{"role": "user", "content": "Tell me a story about a fox who finds a key."}]
 prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
 P, N = len(prompt), 64
-print(f"P = {P}, N = {N}; {machine.describe()}")
-
-# %% [markdown]
-# **Predict** before you run: the loop makes 64 passes. The first computes 24 tokens, the next 25, and
-# so on. How many tokens does it compute in all? How many would do, if each were computed once? Write it
-# down.
-
-# %%
 job = LadderWorkload([prompt], [N], shared_prefix=0)
-old = Recompute(own_model(), device="cpu")
+old = Recompute(own_model(), device="cpu")  # the course's own model, in float32
 old.prepare(job)  # loads the weights
 
 ids, computed = list(prompt), 0
@@ -74,8 +68,7 @@ assert computed == N * P + N * (N - 1) // 2
 # 1. **Show** why keys and values can be kept and queries need not be, and write a cache by hand.
 # 2. **Compute** a cache's bytes from a config, and say what limits prefill and decode.
 # 3. **Measure** what a padded, reserved cache wastes when requests differ.
-
-# %% [markdown]
+#
 # ## The picture, and the symbols
 #
 # ![Prefill: four queries over a triangle of keys; four keys and values are stored. Decode: one query reads these from the cache, and its own, stored first.](../figures/kv_cache.svg)
@@ -90,12 +83,11 @@ assert computed == N * P + N * (N - 1) // 2
 # | $b$ | bytes a number: 4 in float32, 2 in bfloat16 | 4 on a CPU |
 # | $Q$ | a layer's queries in a pass: `[n, H, D]` | |
 # | $K$, $V$ | its keys, its values: `[tokens so far, H_kv, D]` | |
-
-# %% [markdown]
+#
 # ## Step 1: the past does not change
 #
-# Take one head of dimension 4, and four tokens made of small whole numbers. As in lesson 01, a token
-# sees itself and those before it.
+# Take one head of dimension 4, and four tokens made of small whole numbers. A token sees itself and
+# those before it.
 #
 # **Predict**: compute three tokens, then all four. In $K$, $V$ and the output, which of the first three
 # rows change?
@@ -114,28 +106,22 @@ def attention(q, k, v):
 
 
 Q, K, V = x @ W_q, x @ W_k, x @ W_v
-out = attention(Q, K, V)
 Q3, K3, V3 = x[:3] @ W_q, x[:3] @ W_k, x[:3] @ W_v
+out = attention(Q, K, V)
 print("keys of three tokens:", K3.int().tolist())
 print("keys of four tokens: ", K.int().tolist())
 assert torch.equal(K3, K[:3])
 assert torch.equal(V3, V[:3])
 assert torch.allclose(attention(Q3, K3, V3), out[:3])
+assert torch.allclose(attention(Q[3:], K, V), out[3:])  # row 3 takes one query, its own
 
 # %% [markdown]
-# None. The fourth token adds a row and touches no other. The new row of the output takes all keys, all
-# values, and **one** query, its own. No other row takes that query:
-
-# %%
-new_row = attention(Q[3:], K, V)
-print(new_row.round(decimals=3).tolist())
-assert torch.allclose(new_row, out[3:])
-
-# %% [markdown]
-# So keys and values are worth keeping, and a query is used once. Deeper layers mix tokens, but only
-# with earlier ones, so this holds in every layer. See it on the real model: compute the story twice, the
-# second time with every token from 40 on replaced. `new_cache` makes the tensor that keeps keys and
-# values (the 2): `[L, 2, rows, places, H_kv, D]`.
+# None. The new row of the output takes all keys, all values, and **one** query, its own. So keys and
+# values are worth keeping; a query is used once.
+#
+# Deeper layers mix tokens, but only with earlier ones. **Predict** for the real model: replace every
+# token of the story from 40 on. Which cached tokens change, in any of the five layers? `new_cache` makes
+# the tensor for keys and values (the 2): `[L, 2, rows, places, H_kv, D]`.
 
 # %%
 cached = ContiguousCache(own_model(), device="cpu")
@@ -154,22 +140,15 @@ same = [torch.equal(one[:, :, :, t], two[:, :, :, t]) for t in range(len(ids))]
 print(f"equal to the last bit, in all {len(one)} layers: tokens 0 to {same.index(False) - 1}")
 assert same == [True] * 40 + [False] * (len(ids) - 40)
 
-cut = (keys_and_values(ids[:40]) - one[:, :, :, :40]).abs().amax((1, 2, 3, 4, 5))
-print("text cut off at 40, largest difference by layer:", [f"{d:.0e}" for d in cut.tolist()])
-assert cut.max() < 1e-3
-
 # %% [markdown]
-# The last line cuts the text off instead. Products of another size may add in another order, so results
-# differ by rounding. Nothing else separates a cached answer from a recomputed one.
-#
 # ## Step 2: a cache by hand
 #
 # A cache is two tables with room for four tokens. For each token: compute its query, key and value,
 # **store** key and value, and only then **read** the tables, since a token sees itself too.
 
 # %%
-from course.cache_pictures import token_frame
 from course.display import show, steps
+from course.drawings.cache_pictures import token_frame
 
 k_cache, v_cache = torch.zeros(2, 4, 4).double()
 frames, new_rows = [], []
@@ -183,23 +162,23 @@ steps(frames, captions, "One token's query beside the tables of cached keys and 
 assert torch.allclose(torch.cat(new_rows), out)
 
 # %% [markdown]
-# Four passes of one token give the rows of one pass of four, and nobody missed an old query.
+# Four passes of one token give the rows of one pass of four.
 #
 # ## Step 3: two phases
 #
 # A prompt is known, so its tokens go through together: **prefill**, $n = P$. Answer tokens come one at
-# a time: **decode**, $n = 1$. Either way a pass reads every weight once: with $W$ weights, $bW$ bytes, and
+# a time: **decode**, $n = 1$. Either way a pass reads each of $W$ weights once, $bW$ bytes, and makes
 # $2nW$ FLOPs (a multiplication and an addition for each weight and token).
 #
 # $$\text{intensity} = \frac{2nW}{bW} = \frac{2n}{b}\ \text{FLOPs a byte}$$
 #
 # Lesson 00's roofline has a ridge, FLOP/s over bytes/s: below it memory limits a pass, above it
-# arithmetic does.
+# arithmetic does. On a GPU, timings are of a random model of Qwen3-0.6B's shape.
 
 # %%
 from course.benchmarks.roofline import layer_weights
 from course.models import measured_model
-from course.timing import machine_peaks, measure
+from course.timing import machine_peaks
 
 timed = ContiguousCache(measured_model().path)
 timed.prepare(job)
@@ -211,21 +190,13 @@ print(f"W = {W / 1e6:,.1f} million, b = {b}; ridge {ridge:.1f} FLOPs a byte; dec
 
 # %% [markdown]
 # **Predict**: up to which $n$ should a pass cost as much as a pass of one token? Solve $2n/b =$ ridge.
-# The next cell times passes of 1 to 512 tokens, each the fastest of five runs.
 
 # %%
-from course.cache_pictures import pass_times
-
-begin = torch.zeros(1, dtype=torch.int64, device=timed.device)  # a text starts at position 0
-
-
-def pass_ms(n):
-    some, cache = torch.randint(timed.vocab_size, (1, n)).to(timed.device), timed.new_cache(1, n)
-    return 1e3 * measure(lambda: timed.model.logits(timed.forward(some, begin, cache))).lowest
-
+from course.cache_lab import pass_ms
+from course.drawings.cache_pictures import pass_times
 
 sizes = [2**i for i in range(10)]
-passes = [pass_ms(n) for n in sizes]
+passes = [pass_ms(timed, n) for n in sizes]  # each the fastest of five
 fig = pass_times(sizes, passes, 1e3 * b * W / peaks.bandwidth, 1e3 * 2 * W / peaks.flops)
 show(fig, f"A pass of 1 token: {passes[0]:.1f} ms; of 32: {passes[5]:.1f}; of 512: {passes[9]:.1f}")
 
@@ -240,9 +211,7 @@ show(fig, f"A pass of 1 token: {passes[0]:.1f} ms; of 32: {passes[5]:.1f}; of 51
 # </details>
 #
 # So prefill is limited by **compute**, decode by **memory** (here also by overhead). Rows of a batch share
-# one reading of the weights, which lifts decode's intensity. They do not share caches: in attention each
-# cached number of $b$ bytes serves the $H / H_{kv}$ heads of its group, $2H/(bH_{kv})$ FLOPs a byte, for
-# any batch and any length.
+# one reading of the weights, which lifts decode's intensity.
 #
 # ## Step 4: bytes a token
 #
@@ -262,7 +231,6 @@ shapes = {  # L, H, H_kv, D, b
     "the course's, float32": (5, 4, 2, 64, 4),
     "Qwen3-0.6B": (28, 16, 8, 128, 2),
     "Qwen3-32B": (64, 64, 8, 128, 2),
-    "Llama-3-70B": (80, 64, 8, 128, 2),
 }
 print(f"{'':24}{'a token':>14}{'4,096 tokens':>14}{'if H_kv were H':>17}")
 for name, (L, H, H_kv, D, b) in shapes.items():
@@ -274,7 +242,7 @@ assert cache.numel() * cache.element_size() == 300 * bytes_per_token(5, 2, 64, 4
 
 # %% [markdown]
 # Qwen3-32B needs a quarter of a MiB a token: a GiB for one request of 4,096. If each of its 64 query
-# heads had its own key and value head it would take eight. Grouping saves the factor $H / H_{kv}$.
+# heads had its own key and value head, it would take eight.
 #
 # ## Assemble: rows, positions, masks
 #
@@ -298,25 +266,22 @@ assert decode_mask.sum(-1).flatten().tolist() == [3, 5]
 
 # %% [markdown]
 # In prefill, tokens 0 and 1 never look right; what padding computes is rubbish that nobody reads. In
-# decode, row 0's new token **overwrites** the rubbish at place 2, and the mask hides place 3. In stage 02
-# `attend` is your `attention` for many rows and heads; `enable_gqa` is for the groups.
+# decode, row 0's new token **overwrites** the rubbish at place 2, and the mask hides place 3.
+#
+# In stage 02 `attend` is your `attention` for many rows and heads (`enable_gqa`: for groups). `forward`
+# tells the decoder where tokens go: row $i$'s token at position $p$ to **slot** $i \cdot \text{max\_len} + p$.
+# (Block tables belong to lesson 03. Here a row is one long block.)
 
 # %%
 from course.reading import show_source
 from course.stages import contiguous
 
-show_source(contiguous.attend, ContiguousCache.prefill, ContiguousCache.decode)
+stage_02 = ContiguousCache
+show_source(contiguous.attend, stage_02.prefill, stage_02.decode, stage_02.forward)
 
 # %% [markdown]
-# The other half tells the decoder where tokens go: row $i$'s token at position $p$ is written to
-# **slot** $i \cdot \text{max\_len} + p$. (Block tables belong to lesson 03. Here a row is one long block.)
-
-# %%
-show_source(ContiguousCache.forward, ContiguousCache.serve_batch)
-
-# %% [markdown]
-# Every layer writes its slots in the engine's own code. `rope_store` stores; after it, `attend` reads the
-# cache and nothing else, so fresh and old tokens need no separate code.
+# Every layer stores in the engine's own code, `rope_store`. After it, `attend` reads the cache and
+# nothing else, so fresh and old tokens need no separate code.
 
 # %%
 from nanovllm.ops import attention as ops
@@ -350,11 +315,12 @@ print(f"{(clean != dirty).sum()} of {clean.numel()} tokens changed")
 assert torch.equal(clean, dirty)
 
 # %% [markdown]
-# None: a hidden place has weight exactly 0. (But $0 \cdot \text{NaN}$ is NaN: a cache starts as zeros.)
+# None: a hidden place has weight exactly 0.
 #
 # ## Check: the same answer
 #
-# First logits in float32, against `transformers`, which computes the whole text at once. Then greedy
+# Products of another size may add in another order, so a cached answer differs from a recomputed one by
+# rounding. First logits, against `transformers`, which computes the whole text at once. Then greedy
 # tokens, up to the first whose lead is below 0.0001: rounding may decide such a tie either way.
 
 # %%
@@ -368,7 +334,7 @@ theirs = reference(torch.cat([torch.tensor([prompt]), ours], dim=1)).logits[0]
 print(f"logits after {P + N} tokens differ by {(logits[0] - theirs[-1]).abs().max():.0e} at most")
 torch.testing.assert_close(logits[0], theirs[-1], atol=1e-3, rtol=1e-3)
 
-best, second = theirs[P - 1 : -1].topk(2).values.T
+best, second = theirs[P - 1 : -1].topk(2, dim=-1).values.T
 certain = ([*(best - second < 1e-4).tolist(), True]).index(True)
 expected = theirs[P - 1 : -1].argmax(-1).tolist()
 assert ours[0].tolist()[:certain] == expected[:certain] == answer[:certain]
@@ -378,25 +344,16 @@ print(f"{certain} of {N} tokens compared with transformers and stage 01: all equ
 # ## Measure: speed
 #
 # For the next token of a text of $n$ tokens, stage 01 makes a pass of $n$ tokens, stage 02 of one.
-# **Predict** from the plot of passes: how many times faster is stage 02 at 16 tokens? At 900?
+# **Predict** from the plot of passes: how many times faster is stage 02 at 16 tokens? At 512?
 
 # %%
-from course.cache_pictures import next_token_times
+from course.cache_lab import next_token_ms
+from course.drawings.cache_pictures import next_token_times
 
 again = Recompute(measured_model().path)
 again.prepare(job)
-
-
-def next_token_ms(n):
-    some, at = torch.randint(timed.vocab_size, (n,)).tolist(), torch.tensor([n]).to(timed.device)
-    cache = timed.new_cache(1, n + 1)
-    all_again = measure(lambda: again.last_logits(some), repeats=3)
-    only_one = measure(lambda: timed.decode([5], at, cache), repeats=9)
-    return 1e3 * all_again.lowest, 1e3 * only_one.lowest
-
-
-lengths = [n for n in (4, 16, 64, 256, 900, 3600, 7200) if n < config.max_position_embeddings]
-times = [next_token_ms(n) for n in lengths]
+lengths = [n for n in (4, 16, 64, 512, 2048, 7200) if n < config.max_position_embeddings]
+times = [next_token_ms(again, timed, n) for n in lengths]
 gains = {n: round(a / k, 1) for n, (a, k) in zip(lengths, times, strict=True)}
 show(next_token_times(lengths, times), f"Times faster with a cache, by tokens so far: {gains}")
 
@@ -404,77 +361,57 @@ show(next_token_times(lengths, times), f"Times faster with a cache, by tokens so
 # <details>
 # <summary>What the plot of passes says, and what it leaves out</summary>
 #
-# The factor is a pass of $n$ over a pass of one: little at 16, dozens at 900 on one CPU thread. At the end
-# it grows faster than that plot: stage 01's attention compares every token with all before it, $n^2/2$
-# pairs; stage 02's compares one with $n$.
+# The factor is a pass of $n$ over a pass of one: little at 16, and at 512 dozens on a laptop's CPU, but
+# little on a GPU, where starting operations takes most of either pass. At the end it grows faster: stage
+# 01's attention compares every token with all before it, $n^2/2$ pairs; stage 02's compares one with $n$.
 #
 # </details>
 #
-# When it does **not** help: a **short text** (on a GPU, of some hundreds of tokens) computes as fast as one
-# token. An answer of **one token**, as in classification, is a prefill and nothing else. And where
-# **memory** is scarcer than time, keys and values may better be computed again (lesson 05).
+# It does **not** help a **short text**, nor an answer of **one token**, as in classification: that is a
+# prefill and nothing else. Where **memory** is scarcer than time, keys and values may better be computed
+# again (lesson 05).
 #
-# A cache also makes **batches** cheap, as rows share each reading of the weights. **Predict**: with four
-# prompts of 64 tokens and 24 to answer, which gains more, the cache or the batch? `compare` asserts that
-# the tokens are stage 01's.
+# Now the workload that every stage of the ladder gets (on a GPU, stage 01 gets a part of it). Stage 02
+# also serves several rows at once, which share each reading of the weights. **Predict**: which has more
+# tokens a second, by what factor, and what does it cost in memory?
 
 # %%
-from dataclasses import replace
-
-from course.stages import compare
+from course.records import measured
 from course.workload import ladder_workload
 
-workload = ladder_workload(timed.vocab_size)
-even = LadderWorkload([ids[-64:] for ids in workload.prompts[:4]], [24] * 4, 0, kv_tokens=4 * 88)
-stage = ContiguousCache(measured_model().path)
-plain = again.run(even)
-for name, room in (("one row at a time", 88), ("four rows together", 4 * 88)):
-    result = stage.run(replace(even, kv_tokens=room))
-    gain = result.tokens_per_second / plain.tokens_per_second
-    print(f"cache, {name}: {gain:.1f} times stage 01; {compare(result, plain)}")
-
-# %% [markdown]
-# Now the workload that every stage of the ladder gets. Where lesson 01 left no record of stage 01, the
-# cell makes one, which takes a while.
-
-# %%
-from course.records import load, record
-
 del reference
-for used in (old, cached, timed):
-    used.release()  # so that their weights are not counted as this stage's memory
+for used in (old, cached, timed, again):
+    used.release()  # so that their weights are not counted as a stage's memory
+workload = ladder_workload(timed.vocab_size)
 print(workload)
-runs = [stage.run(workload) for _ in range(2)]
-row = record(runs)
-print(runs[0])
-if not any((r.stage, r.machine, r.model) == (1, row.machine, row.model) for r in load()):
-    stage_01 = Recompute(measured_model().path)
-    record(stage_01.run(stage_01.part_of(workload)))
-
-# %%
+rows = measured(again, again.part_of(workload)), measured(timed, workload)
+print(*rows, sep="\n")
+rates = [row.numbers["tokens_per_second"] for row in rows]
+print(f"{rates[1] / rates[0]:.1f} times the tokens a second")
 fig = plots.ladder(upto=2)
 show(fig, fig.alt_text)
 
 # %% [markdown]
-# Faster, and hungrier: stage 01 kept nothing. Between the filled and the hollow mark lies memory that,
-# even at the best moment, held no token that anybody needed. (On a CPU the peak is the whole process.)
+# Stage 01 kept nothing. Between the filled and the hollow mark lies memory that, even at the best
+# moment, held no token that anybody needed. (On a CPU the peak is the whole process.)
 #
 # ## Measure: waste
 #
 # Stage 02 reserves rows before it knows how long answers get, and a batch ends with its slowest row. Take
 # prompts of 3, 5 and 2 tokens, and answers of 6, 2 and 4. A row has $5 + 6 = 11$ places; 33 are
-# reserved. Prefill gives each row its first answer token, a decode step one more.
+# reserved. Prefill gives each row its first answer token, a decode step one more. A place is **live** if
+# it holds a token of a request that still runs.
 #
-# **Predict**: after 4 decode steps, how many of the 33 places hold a token of a request that still runs?
-# Three rows compute 18 answer tokens in all: how many does somebody want?
+# **Predict**: after 4 decode steps, how many of the 33 places are live? Three rows compute 18 answer
+# tokens in all: how many does somebody want?
 
 # %%
-from course.cache_pictures import batch_map, row_spans, share
+from course.drawings.cache_pictures import batch_map, row_spans, share
 
 prompts, outputs = [3, 5, 2], [6, 2, 4]
 moments = [row_spans(prompts, outputs, step, max_len=11) for step in range(6)]
-maps = [batch_map(rows, "Three rows of 11 places", cells=True) for rows in moments]
 captions = [f"{i} decode steps, {share(rows, 'live'):.0%} live" for i, rows in enumerate(moments)]
+maps = [batch_map(rows, "Three rows of 11 places", cells=True) for rows in moments]
 steps(maps, captions, "Three rows of a cache fill up, finish and wait for the slowest")
 assert share(moments[4], "live") == 7 / 33
 assert sum(outputs) / (len(outputs) * max(outputs)) == 12 / 18
@@ -488,48 +425,25 @@ assert sum(outputs) / (len(outputs) * max(outputs)) == 12 / 18
 #
 # </details>
 #
-# Now a mix like a chat's: 16 requests, prompts of 8 to 64 tokens, answers mostly short and at most 128, room
-# for 8 rows of 192 places. Stage 02 reports the places reserved and live at every step; a `Recorder` of
-# our own keeps the reports. **Predict** the average share that is live.
+# Now a mix like a chat's, `short_answers`: 16 requests, prompts of 8 to 64 tokens, answers mostly short and
+# at most 128, room for 8 rows of 192 places. `rows_history` serves it and keeps the places reserved and
+# live at every step. **Predict** the average share that is live.
 
 # %% tags=["nbval-check-output"]
-import random
+from course.paging import rows_history, short_answers
 
-from course.stages import Recorder
-
-rng = random.Random(1)
-prompts = [64, *(rng.randint(8, 64) for _ in range(15))]
-outputs = [*(min(128, 1 + int(rng.expovariate(1 / 30))) for _ in range(15)), 128]
-mix = LadderWorkload([[7] * n for n in prompts], outputs, 0, kv_tokens=8 * 192)
-
-
-class Log(Recorder):
-    reports = ()
-
-    def cache(self, reserved, live):
-        self.reports += ((reserved, live),)
-
-
-log = Log(len(prompts))
-stage.prepare(mix)
-stage.serve(mix, log)
-reserved, live = map(sum, zip(*log.reports, strict=True))
-rounds = 8 * max(outputs[:8]) + 8 * max(outputs[8:])
+mix = short_answers()
+prompts, outputs = list(map(len, mix.prompts)), mix.num_outputs
+history = rows_history(cached, mix)
+reserved, live = map(sum, zip(*history, strict=True))
+rounds = 8 * max(outputs[:8]) + 8 * max(outputs[8:])  # two batches of eight rows
 print("answers:", outputs)
-print(f"live, on average over {len(log.reports)} steps: {live / reserved:.0%} of what is reserved")
+print(f"live, on average over {len(history)} steps: {live / reserved:.0%} of what is reserved")
 print(f"answer tokens that nobody wanted: {rounds - sum(outputs)} of {rounds}")
-assert sum(map(len, log.token_ids)) == sum(outputs)
-
-# %%
 spans = row_spans(prompts[:8], outputs[:8], step=30, max_len=192)
+assert share(spans, "live") == history[30][1] / history[30][0]
 title = f"First batch after 30 decode steps: {share(spans, 'live'):.0%} live"
 show(batch_map(spans, title), f"{title}. Five of eight rows are finished and held; most is empty")
-assert share(spans, "live") == log.reports[30][1] / log.reports[30][0]
-
-fig, axes = plots.figure("Live share of the reserved cache", "this mix, on any machine", height=2.6)
-axes.plot([100 * live / reserved for reserved, live in log.reports], marker="")
-axes.set(xlabel="steps of the first batch, then of the second", ylabel="% live", ylim=(0, 50))
-show(fig, "The live share begins near a fifth and falls as rows finish, in both batches")
 
 # %% [markdown]
 # An eighth of the memory is in use, and two thirds of the answer tokens are thrown away. Lost are places
