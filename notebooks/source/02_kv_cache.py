@@ -3,23 +3,20 @@
 #
 # | This lesson | |
 # |---|---|
-# | Minutes | 45 |
+# | Minutes | 40 |
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used in measurements if there is one |
 # | Needs | lessons 00 and 01 |
 # | Ends in | `nanovllm/ops/attention.py` (preview; lesson 03 completes it) |
 
 # %% [markdown]
-# Lesson 01's loop computes the whole text again for every new token. Here you keep what it threw away,
-# and pay in memory: you compute how much, and measure how much a simple cache wastes.
-#
 # ## What hurts now
 #
-# A prompt has $P = 24$ tokens, the answer $N = 64$. In stage 01, lesson 01's loop, `last_logits(ids)`
-# computes all of `ids` and returns the scores of the next token.
+# Stage 01, lesson 01's loop, computes the whole text for each new token. A prompt has $P = 24$ tokens, the
+# answer $N = 64$.
 #
-# **Predict**: the first of 64 passes computes 24 tokens, the next 25, and so on. How many tokens in all?
-# How many would do, if each were computed once?
+# **Predict**: its first pass computes 24 tokens, the next 25, and so on. How many in all? How many would
+# do, if each were computed once?
 
 # %%
 import textwrap
@@ -58,39 +55,38 @@ assert computed == N * P + N * (N - 1) // 2
 # <details>
 # <summary>Where the numbers come from</summary>
 #
-# $24 + 25 + \dots + 87 = 64 \cdot 24 + 64 \cdot 63 / 2 = 3{,}552$. Once each would be $24 + 63 = 87$ (nothing
-# follows the last token, so nobody computes it): a factor of 41, and it grows with $N$.
+# $24+25+\dots+87 = 64\cdot24 + 64\cdot63/2 = 3{,}552$. Once each: $24+63=87$ (nobody computes the
+# last token), 41 times fewer.
 #
 # </details>
 #
 # ## What you will be able to do
 #
-# 1. **Show** why keys and values can be kept and queries need not be, and write a cache by hand.
-# 2. **Compute** a cache's bytes from a config, and say what limits prefill and decode.
-# 3. **Measure** what a padded, reserved cache wastes when requests differ.
+# 1. **Show** why keys and values can be kept.
+# 2. **Compute** a cache's bytes, and say what limits prefill and decode.
+# 3. **Measure** what a padded, reserved cache wastes.
 #
 # ## The picture, and the symbols
 #
-# ![Prefill: four queries over a triangle of keys; four keys and values are stored. Decode: one query reads these from the cache, and its own, stored first.](../figures/kv_cache.svg)
+# ![Prefill: four queries, a triangle of keys. Decode: one query reads the cache.](../figures/kv_cache.svg)
 #
 # | symbol | meaning | the course's model |
 # |:--|:--|--:|
 # | $P$, $N$ | tokens of the prompt, of the answer | 24, 64 |
 # | $n$ | tokens computed in one pass | |
 # | $L$ | layers | 5 |
-# | $H$, $H_{kv}$ | query heads; key and value heads, each shared by a group of query heads | 4, 2 |
+# | $H$, $H_{kv}$ | query heads; key and value heads | 4, 2 |
 # | $D$ | numbers in a head | 64 |
-# | $b$ | bytes a number: 4 in float32, 2 in bfloat16 | 4 on a CPU |
-# | $Q$ | a layer's queries in a pass: `[n, H, D]` | |
-# | $K$, $V$ | its keys, its values: `[tokens so far, H_kv, D]` | |
+# | $b$ | bytes a number (2 in bfloat16) | 4 |
+# | $Q$ | a layer's queries: `[n, H, D]` | |
+# | $K$, $V$ | its keys, values: `[tokens, H_kv, D]` | |
 #
 # ## Step 1: the past does not change
 #
-# Take one head of dimension 4, and four tokens made of small whole numbers. A token sees itself and
-# those before it.
+# One head of dimension 4, four tokens of small numbers.
 #
-# **Predict**: compute three tokens, then all four. In $K$, $V$ and the output, which of the first three
-# rows change?
+# **Predict**: compute three tokens, then four. Which of the first three rows of $K$, $V$ and the output
+# change?
 
 # %%
 torch.manual_seed(0)
@@ -116,12 +112,11 @@ assert torch.allclose(attention(Q3, K3, V3), out[:3])
 assert torch.allclose(attention(Q[3:], K, V), out[3:])  # row 3 takes one query, its own
 
 # %% [markdown]
-# None. The new row of the output takes all keys, all values, and **one** query, its own. So keys and
-# values are worth keeping; a query is used once.
+# None. The new row takes all keys and values, but only its own query.
 #
-# Deeper layers mix tokens, but only with earlier ones. **Predict** for the real model: replace every
-# token of the story from 40 on. Which cached tokens change, in any of the five layers? `new_cache` makes
-# the tensor for keys and values (the 2): `[L, 2, rows, places, H_kv, D]`.
+# Deeper layers mix tokens, but only with earlier ones. **Predict**: in the real model, replace all tokens
+# from 40 on. Which cached tokens change in any layer? A cache is `[L, 2, rows, places, H_kv, D]`, where 2
+# is keys and values.
 
 # %%
 cached = ContiguousCache(own_model(), device="cpu")
@@ -143,8 +138,8 @@ assert same == [True] * 40 + [False] * (len(ids) - 40)
 # %% [markdown]
 # ## Step 2: a cache by hand
 #
-# A cache is two tables with room for four tokens. For each token: compute its query, key and value,
-# **store** key and value, and only then **read** the tables, since a token sees itself too.
+# Two tables have room for four tokens. **Store** a token's key and value, then **read** the tables: a token
+# sees itself too.
 
 # %%
 from course.display import show, steps
@@ -162,18 +157,15 @@ steps(frames, captions, "One token's query beside the tables of cached keys and 
 assert torch.allclose(torch.cat(new_rows), out)
 
 # %% [markdown]
-# Four passes of one token give the rows of one pass of four.
-#
 # ## Step 3: two phases
 #
-# A prompt is known, so its tokens go through together: **prefill**, $n = P$. Answer tokens come one at
-# a time: **decode**, $n = 1$. Either way a pass reads each of $W$ weights once, $bW$ bytes, and makes
-# $2nW$ FLOPs (a multiplication and an addition for each weight and token).
+# A prompt's tokens go through together: **prefill**, $n = P$. Answer tokens come one at a time:
+# **decode**, $n = 1$. A pass reads each of $W$ weights once, $bW$ bytes, and makes $2nW$ FLOPs (a product
+# and a sum for each weight and token).
 #
 # $$\text{intensity} = \frac{2nW}{bW} = \frac{2n}{b}\ \text{FLOPs a byte}$$
 #
-# Lesson 00's roofline has a ridge, FLOP/s over bytes/s: below it memory limits a pass, above it
-# arithmetic does. On a GPU, timings are of a random model of Qwen3-0.6B's shape.
+# Below lesson 00's ridge, FLOP/s over bytes/s, memory limits a pass; above it arithmetic does.
 
 # %%
 from course.benchmarks.roofline import layer_weights
@@ -189,7 +181,7 @@ print(measured_model())
 print(f"W = {W / 1e6:,.1f} million, b = {b}; ridge {ridge:.1f} FLOPs a byte; decode {2 / b:g}")
 
 # %% [markdown]
-# **Predict**: up to which $n$ should a pass cost as much as a pass of one token? Solve $2n/b =$ ridge.
+# **Predict**: up to which $n$ should a pass cost as much as one token? Solve $2n/b =$ ridge.
 
 # %%
 from course.cache_lab import pass_ms
@@ -201,17 +193,11 @@ fig = pass_times(sizes, passes, 1e3 * b * W / peaks.bandwidth, 1e3 * 2 * W / pea
 show(fig, f"A pass of 1 token: {passes[0]:.1f} ms; of 32: {passes[5]:.1f}; of 512: {passes[9]:.1f}")
 
 # %% [markdown]
-# <details>
-# <summary>How to read it</summary>
+# The floors cross at your $n$. The measured line lies above them, most of all on the left: starting hundreds
+# of operations takes milliseconds.
 #
-# The floors cross at your $n = b \cdot \text{ridge} / 2$. Left of it more tokens cost little more time:
-# arithmetic waits for memory. The measured line lies above the floors, most of all on the left:
-# starting some hundred small operations takes milliseconds whatever their size (lesson 07).
-#
-# </details>
-#
-# So prefill is limited by **compute**, decode by **memory** (here also by overhead). Rows of a batch share
-# one reading of the weights, which lifts decode's intensity.
+# Long prefill is limited by **compute**, decode by **memory**. Rows of a batch share one reading of the
+# weights.
 #
 # ## Step 4: bytes a token
 #
@@ -241,14 +227,13 @@ cache = cached.new_cache(num_rows=3, length=100)
 assert cache.numel() * cache.element_size() == 300 * bytes_per_token(5, 2, 64, 4)
 
 # %% [markdown]
-# Qwen3-32B needs a quarter of a MiB a token: a GiB for one request of 4,096. If each of its 64 query
-# heads had its own key and value head, it would take eight.
+# A quarter of a MiB: a GiB for 4,096 tokens, and eight if no heads shared keys and values.
 #
 # ## Assemble: rows, positions, masks
 #
-# In a batch, stage 02 gives each request a row of `max_len` **places**. Shorter prompts are **padded** on
-# the right to the longest. Positions count from 0 in each row, and a mask hides all places after a
-# token's own. Take prompts of 2 and 4 tokens; a row's context is the tokens it reads.
+# In a batch, each request has a row of `max_len` **places**. Short prompts are **padded** on the right.
+# Positions count from 0 in each row; a mask hides places after a token's own. Take prompts of 2 and 4
+# tokens; a row's context is the tokens it reads.
 
 
 # %% tags=["nbval-check-output"]
@@ -265,12 +250,11 @@ print("decode, row 0 and row 1", decode_mask[:, 0], sep="\n")
 assert decode_mask.sum(-1).flatten().tolist() == [3, 5]
 
 # %% [markdown]
-# In prefill, tokens 0 and 1 never look right; what padding computes is rubbish that nobody reads. In
-# decode, row 0's new token **overwrites** the rubbish at place 2, and the mask hides place 3.
+# What padding computes is rubbish that nobody reads. In decode, row 0's new token **overwrites** the
+# rubbish at place 2, and the mask hides place 3.
 #
-# In stage 02 `attend` is your `attention` for many rows and heads (`enable_gqa`: for groups). `forward`
-# tells the decoder where tokens go: row $i$'s token at position $p$ to **slot** $i \cdot \text{max\_len} + p$.
-# (Block tables belong to lesson 03. Here a row is one long block.)
+# In stage 02, `attend` is your `attention` for rows and groups of heads. `forward` puts row $i$'s token at
+# position $p$ into **slot** $i \cdot \text{max\_len} + p$. (A row is one block; tables come in lesson 03.)
 
 # %%
 from course.reading import show_source
@@ -280,8 +264,7 @@ stage_02 = ContiguousCache
 show_source(contiguous.attend, stage_02.prefill, stage_02.decode, stage_02.forward)
 
 # %% [markdown]
-# Every layer stores in the engine's own code, `rope_store`. After it, `attend` reads the cache and
-# nothing else, so fresh and old tokens need no separate code.
+# Every layer stores with the engine's `rope_store`; then `attend` reads nothing but the cache.
 
 # %%
 from nanovllm.ops import attention as ops
@@ -289,10 +272,10 @@ from nanovllm.ops import attention as ops
 show_source(ops.rope_store, ops.store_kv)
 
 # %% [markdown]
-# The toy left out **RoPE**, which turns a key before it is stored, so that a cached key is right at its
-# own position only; the norms of queries and keys; and slots of −1, which are not stored (lesson 03).
+# The toy left out **RoPE**, which turns a key before it is stored (so it is right at its own position
+# only), norms, and slots of −1, which are not stored (lesson 03).
 #
-# **Predict**: fill the whole cache with 99 before the prompts are stored. How many answer tokens change?
+# **Predict**: fill the cache with 99 before use. How many answer tokens change?
 
 
 # %%
@@ -319,9 +302,8 @@ assert torch.equal(clean, dirty)
 #
 # ## Check: the same answer
 #
-# Products of another size may add in another order, so a cached answer differs from a recomputed one by
-# rounding. First logits, against `transformers`, which computes the whole text at once. Then greedy
-# tokens, up to the first whose lead is below 0.0001: rounding may decide such a tie either way.
+# Products of another size may round otherwise. So compare logits with `transformers`, which computes all
+# at once, up to 0.001; then greedy tokens, up to the first near tie (a lead below 0.0001).
 
 # %%
 from transformers import AutoModelForCausalLM
@@ -343,8 +325,8 @@ print(f"{certain} of {N} tokens compared with transformers and stage 01: all equ
 # %% [markdown]
 # ## Measure: speed
 #
-# For the next token of a text of $n$ tokens, stage 01 makes a pass of $n$ tokens, stage 02 of one.
-# **Predict** from the plot of passes: how many times faster is stage 02 at 16 tokens? At 512?
+# For the token after $n$, stage 01 makes a pass of $n$ tokens, stage 02 of one. **Predict** from the plot
+# of passes: how many times faster is stage 02 at 16? At 512?
 
 # %%
 from course.cache_lab import next_token_ms
@@ -359,21 +341,18 @@ show(next_token_times(lengths, times), f"Times faster with a cache, by tokens so
 
 # %% [markdown]
 # <details>
-# <summary>What the plot of passes says, and what it leaves out</summary>
+# <summary>A pass of n over a pass of one</summary>
 #
-# The factor is a pass of $n$ over a pass of one: little at 16, and at 512 dozens on a laptop's CPU, but
-# little on a GPU, where starting operations takes most of either pass. At the end it grows faster: stage
-# 01's attention compares every token with all before it, $n^2/2$ pairs; stage 02's compares one with $n$.
+# Little at 16; at 512 dozens on a laptop's CPU, little on a GPU, where starting operations takes longest.
+# Later it grows faster: stage 01's attention compares $n^2/2$ pairs of tokens, stage 02's $n$.
 #
 # </details>
 #
-# It does **not** help a **short text**, nor an answer of **one token**, as in classification: that is a
-# prefill and nothing else. Where **memory** is scarcer than time, keys and values may better be computed
-# again (lesson 05).
+# A cache does **not** help an answer of one token: that is prefill alone. Where memory is scarce, computing
+# again may be better (lesson 05).
 #
-# Now the workload that every stage of the ladder gets (on a GPU, stage 01 gets a part of it). Stage 02
-# also serves several rows at once, which share each reading of the weights. **Predict**: which has more
-# tokens a second, by what factor, and what does it cost in memory?
+# Now the ladder's workload (on a GPU, stage 01 gets part of it). **Predict**: stage 02 also serves several
+# rows at once; how many times the tokens a second?
 
 # %%
 from course.records import measured
@@ -392,18 +371,16 @@ fig = plots.ladder(upto=2)
 show(fig, fig.alt_text)
 
 # %% [markdown]
-# Stage 01 kept nothing. Between the filled and the hollow mark lies memory that, even at the best
-# moment, held no token that anybody needed. (On a CPU the peak is the whole process.)
+# Between the filled and the hollow mark lies memory that held no needed token.
 #
 # ## Measure: waste
 #
-# Stage 02 reserves rows before it knows how long answers get, and a batch ends with its slowest row. Take
-# prompts of 3, 5 and 2 tokens, and answers of 6, 2 and 4. A row has $5 + 6 = 11$ places; 33 are
-# reserved. Prefill gives each row its first answer token, a decode step one more. A place is **live** if
-# it holds a token of a request that still runs.
+# Rows are reserved for the longest request, and a batch ends with its slowest. Take prompts of 3, 5 and 2
+# tokens, answers of 6, 2 and 4: three rows of $5 + 6 = 11$ places. Prefill gives each row its first answer
+# token, a decode step one more. A place is **live** if it holds a token of a request that still runs.
 #
-# **Predict**: after 4 decode steps, how many of the 33 places are live? Three rows compute 18 answer
-# tokens in all: how many does somebody want?
+# **Predict**: after 4 decode steps, how many of 33 places are live? Of 18 answer tokens computed, how many
+# are wanted?
 
 # %%
 from course.drawings.cache_pictures import batch_map, row_spans, share
@@ -420,14 +397,14 @@ assert sum(outputs) / (len(outputs) * max(outputs)) == 12 / 18
 # <details>
 # <summary>7 of 33, and 12 of 18</summary>
 #
-# Only row 0 still runs, with 3 + 4 tokens: 21%. Rows 1 and 2 are done; they keep their places, and compute
-# tokens that are thrown away. Six rounds of three rows are 18 tokens; $6 + 2 + 4 = 12$ are wanted.
+# Only row 0 still runs, with 3 + 4 tokens. Six rounds of three rows are 18 tokens; $6 + 2 + 4 = 12$ are
+# wanted.
 #
 # </details>
 #
-# Now a mix like a chat's, `short_answers`: 16 requests, prompts of 8 to 64 tokens, answers mostly short and
-# at most 128, room for 8 rows of 192 places. `rows_history` serves it and keeps the places reserved and
-# live at every step. **Predict** the average share that is live.
+# Now 16 requests like a chat's: prompts of up to 64 tokens, answers mostly short and at most 128, room for 8
+# rows of 192 places. `rows_history` counts places reserved and live at every step. **Predict** the average
+# share live.
 
 # %% tags=["nbval-check-output"]
 from course.paging import rows_history, short_answers
@@ -446,60 +423,50 @@ title = f"First batch after 30 decode steps: {share(spans, 'live'):.0%} live"
 show(batch_map(spans, title), f"{title}. Five of eight rows are finished and held; most is empty")
 
 # %% [markdown]
-# An eighth of the memory is in use, and two thirds of the answer tokens are thrown away. Lost are places
-# **reserved** for an answer that stays short, rows **finished** and held, and **padding**. vLLM's authors
-# found 20 to 38% of the cache in use in engines of 2023
-# ([Kwon et al.](https://arxiv.org/abs/2309.06180)).
+# An eighth is live; two thirds of the answer tokens are thrown away. vLLM's authors found 20 to 38% in use
+# in engines of 2023 ([Kwon et al.](https://arxiv.org/abs/2309.06180)).
 #
 # ## In real vLLM
 #
-# Release v0.11.0 has your formula as `page_size_bytes`, in
+# Release v0.11.0 has your formula in
 # [`vllm/v1/kv_cache_interface.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/kv_cache_interface.py#L63-L66).
 # Three differences:
 #
-# 1. It counts a **block** of `block_size` tokens in one layer. No request has a row of `max_len`.
-# 2. The cache's size is found by trial:
-#    [`determine_available_memory`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/worker/gpu_worker.py#L222)
-#    runs the largest step once, and the cache gets what `gpu_memory_utilization` leaves.
-# 3. The cache has its own type: with `kv_cache_dtype="fp8"` a number takes one byte.
+# 1. It counts a **block** of tokens in one layer; no request has a row.
+# 2. The cache gets what the largest step leaves, found by trial:
+#    [`determine_available_memory`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/worker/gpu_worker.py#L222).
+# 3. With `kv_cache_dtype="fp8"` a cached number takes one byte.
 #
 # ## Exercises
 #
 # In `exercises/02_kv_cache.ipynb`:
 #
-# 1. **Predict** (5 min): how many requests of 2,048 tokens fit beside Qwen3-32B on a GPU of 80 GB.
-# 2. **Implement** (20 min): a decode step over a cache, for rows of different lengths.
+# 1. **Predict** (5 min): how many requests fit beside Qwen3-32B on a GPU.
+# 2. **Implement** (20 min): a decode step for rows of different lengths.
 # 3. **Break and fix** (20 min): a batch whose positions count the padding.
 
 # %% [markdown]
 # ## Recap
 #
-# A token's keys and values depend on no later token, so they are kept; its query is used once. Prefill
-# computes many tokens a pass and is limited by arithmetic, decode one and is limited by memory. A
-# contiguous cache gives the same answer faster, and wastes most of its memory when requests differ.
+# Keys and values depend on no later token, so they are kept. Prefill is limited by arithmetic, decode by
+# memory. A contiguous cache wastes most of its memory when requests differ.
 #
 # **Check yourself.**
 #
-# <details><summary>1. Why is there no cache of queries?</summary>
+# <details><summary>1. Why no cache of queries?</summary>
 #
-# Query $t$ is used in row $t$ of the output alone, in the pass that computes it.
+# Query $t$ is used in row $t$ of the output alone.
 #
 # </details>
 # <details><summary>2. Qwen3-0.6B: L = 28, H<sub>kv</sub> = 8, D = 128, bfloat16. Bytes a token?</summary>
 #
-# $2 \cdot 28 \cdot 8 \cdot 128 \cdot 2 = 114{,}688$, which is 112 KiB.
+# $2 \cdot 28 \cdot 8 \cdot 128 \cdot 2 = 114{,}688$: 112 KiB.
 #
 # </details>
 # <details><summary>3. Which phase gains from batching eight requests?</summary>
 #
-# Decode: one reading of the weights serves eight tokens. A long prefill is limited by arithmetic already.
-#
-# </details>
-# <details><summary>4. Four rows have answers of 10, 10, 10 and 90 tokens. How much decode work is wanted?</summary>
-#
-# $120$ of $4 \cdot 90 = 360$ tokens, a third.
+# Decode: one reading of the weights serves eight tokens.
 #
 # </details>
 #
-# **The next question**: could a request take memory as it grows, wherever some is free, and give it back
-# when it is done?
+# **The next question**: could a request take memory as it grows, wherever some is free?
