@@ -109,7 +109,7 @@ def batch_map(rows: list[list[Span]], title: str, cells: bool = False) -> str:
             p.line((x, top), (x, bottom - 4), colour=GREY, dashed=True)
         p.text((x, bottom + 8), str(at), 12, colour=GREY)
     p.text((left + width / 2, bottom + 28), "place in the row (tokens)", 12.5, colour=GREY)
-    legend = "   ".join(f"{letter or 'no letter'}: {kind}" for kind, (_, letter) in KINDS.items())
+    legend = " · ".join(f"{letter or 'no letter'}: {kind}" for kind, (_, letter) in KINDS.items())
     p.text((left, bottom + 54), legend, 12.5, "start")
     return p.svg()
 
