@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from course.cache_pictures import Span, batch_map, row_spans, share, token_frame
-from course.display import svg_of
+from course.drawings.cache_pictures import Span, batch_map, row_spans, share, token_frame
 
 PROMPTS, OUTPUTS, MAX_LEN = [3, 5, 2], [6, 2, 4], 11
 
@@ -33,11 +32,11 @@ def test_rows_are_filled_without_gaps_and_live_is_what_the_stage_counts(step):
 
 
 def test_maps_and_frames_are_drawn_with_their_words():
-    fig = batch_map(row_spans(PROMPTS, OUTPUTS, 2, MAX_LEN), "Three rows", cells=True)
-    words = svg_of(fig)
-    for text in ("Three rows", "row 2", "finished, still held", "padding"):
-        assert f"<!-- {text} -->" in words
+    picture = batch_map(row_spans(PROMPTS, OUTPUTS, 2, MAX_LEN), "Three rows", cells=True)
+    for text in ("Three rows", "row 2", "F: finished, still held", "x: padding"):
+        assert text in picture
+    assert picture.count(">F</text>") == 1, "one rectangle for all places of the finished row"
     keys, query = torch.full((4, 4), 7.0), torch.full((1, 4), 5.0)
-    frame = svg_of(token_frame(keys, keys, query, 1))
-    assert frame.count("<!-- 7 -->") == 2 * 2 * 4, "two stored rows of each table, no empty ones"
-    assert frame.count("<!-- 5 -->") == 4
+    frame = token_frame(keys, keys, query, 1)
+    assert frame.count(">7</text>") == 2 * 2 * 4, "two stored rows of each table, no empty ones"
+    assert frame.count(">5</text>") == 4

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from course import generate_plots
-from course.generate_plots import StepCost
+from course.drawings import generate_plots
+from course.drawings.generate_plots import StepCost
 
 
 def flops(n: int) -> int:

@@ -4,8 +4,9 @@ import matplotlib
 import pytest
 from transformers.utils import logging
 
-from course import peaks, random_model, shapes, tour_plots
+from course import peaks, random_model, shapes
 from course.benchmarks.roofline import Peaks, layer_weights
+from course.drawings import tour_plots
 from nanovllm import LLM, SamplingParams
 
 matplotlib.use("agg")

@@ -30,8 +30,9 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from course import machine, plots, tour_plots
+from course import machine, plots
 from course.display import show
+from course.drawings import tour_plots
 
 logging.disable_progress_bar()
 torch.set_num_threads(1)  # timings of one thread vary least
@@ -201,11 +202,11 @@ lines = {
 fig = tour_plots.lesson_sizes(lines)
 show(fig, fig.alt_text)
 print("this lesson:", lines["00_tour"])
-totals = {lesson: sum(files.values()) for lesson, files in lines.items()}
-assert {"01_naive_generate", "06_triton_kernels"} == set(sorted(totals, key=totals.get)[-2:])
+longest = sorted(lines, key=lambda lesson: sum(lines[lesson].values()))[-2:]
+assert set(longest) == {"01_naive_generate", "06_triton_kernels"}
 
 # %% [markdown]
-# Lesson 01, with all of a forward pass, and the GPU kernels of lesson 06.
+# The model of lesson 01 and the GPU kernels of lesson 06, about equally long.
 #
 # ## Two numbers of this machine
 #
@@ -357,11 +358,14 @@ with torch.no_grad(), FlopCounterMode(display=False) as counter:
 counted = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
 print(counted)
 assert counted["aten.mm"] == 2 * layers * T + 2 * head  # the matrices
-assert counted["aten.bmm"] == 5 * 2 * (2 * T**2 * 4 * 64)  # attention
+rest, attention = sum(counted.values()) - counted["aten.mm"], 5 * 2 * (2 * T**2 * 4 * 64)
+assert (
+    abs(rest / attention - 1) < 1e-3
+)  # some versions count RoPE's angles too, or name it otherwise
 assert reference.num_parameters() - (layers + head) == 3456  # the norms: vectors, 0.05%
 
 # %% [markdown]
-# Equal to the last FLOP. And does our engine say what transformers says? A **logit** is the model's score
+# The matrices are equal to the last FLOP. And does our engine say what transformers says? A **logit** is the model's score
 # of a possible next token. All along the first answer, the token that the engine took must have the
 # reference's highest logit, up to 0.001 for rounding.
 

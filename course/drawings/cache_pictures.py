@@ -2,59 +2,50 @@
 
 frame = token_frame(keys, values, query, step)      # numbers in their cells
 spans = row_spans(prompts, outputs, step, max_len)  # of each row: live, done, padded, empty
-fig = batch_map(spans, "Cache after 20 steps")
+picture = batch_map(spans, "Cache after 20 steps")
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from course.plots import BLUE, ORANGE, SKY, VERMILLION
+from course.pictures.svg import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, Picture
 
-EMPTY = "#FFFFFF"
-KINDS = {  # what places of a row hold: colour, hatch
-    "prompt, live": (BLUE, ""),
-    "output, live": (SKY, ".."),
-    "finished, still held": (ORANGE, "//"),
-    "padding": (VERMILLION, "xx"),
-    "reserved, empty": (EMPTY, ""),
+KINDS = {  # what places of a row hold: colour, and the letter that says the same
+    "prompt, live": (BLUE, "P"),
+    "output, live": (SKY, "O"),
+    "finished, still held": (ORANGE, "F"),
+    "padding": (VERMILLION, "x"),
+    "reserved, empty": (GREY, ""),
 }
+CELL, ROW = 40, 26  # pixels: width of a number, height of a row
 
 
 # -- one token a step ----------------------------------------------------------------------------
 
 
-def token_frame(keys: Any, values: Any, query: Any, step: int) -> Any:
+def token_frame(keys: Any, values: Any, query: Any, step: int) -> str:
     """Caches [tokens, dim] after token `step` was stored, and the query that reads them."""
-    import matplotlib.pyplot as plt
-
-    fig, axes = plt.subplots(1, 3, figsize=(7.6, 2.3))
-    titles = (f"query of token {step}", "cached keys", "cached values")
-    for panel, title, table in zip(axes, titles, (query, keys, values), strict=True):
-        kept = panel is not axes[0]
-        panel.set_title(title, fontsize=10.5)
-        names = [f"token {i}" for i in range(len(table))] if kept else [f"token {step}"]
-        draw_numbers(panel, table.tolist(), step if kept else 0, names)
-        panel.set_ylim(len(keys), 0)
-    return fig
+    height = 60 + ROW * len(keys)
+    p = Picture(800, height, f"Token {step}", alt=f"The query of token {step} and both caches.")
+    tables = {f"query of token {step}": query, "cached keys": keys, "cached values": values}
+    for i, (title, table) in enumerate(tables.items()):
+        left = 80 + 250 * i
+        p.text((left, 22), title, 14, "start", bold=True)
+        kept = title.startswith("cached")
+        draw_numbers(p, left, table.tolist(), step if kept else 0, 0 if kept else step)
+    return p.svg()
 
 
-def draw_numbers(axes: Any, table: list[list[float]], step: int, names: list[str]) -> None:
-    """A table of numbers, one row a token: those before `step`, the new one, and empty ones."""
-    import matplotlib.pyplot as plt
-
-    for y, row in enumerate(table):
-        colour = "#DBF1EA" if y < step else "#FCF0D6" if y == step else EMPTY
+def draw_numbers(p: Picture, left: float, table: list[list[float]], step: int, first: int) -> None:
+    """Numbers, one row a token from `first` on: those before `step`, the new one, empty ones."""
+    for i, row in enumerate(table):
+        y = 40 + ROW * i
+        p.text((left - 8, y + ROW / 2), f"token {first + i}", 12, "end")
+        colour = GREEN if i < step else ORANGE if i == step else GREY
         for x, value in enumerate(row):
-            edge = {"edgecolor": "#999999" if y <= step else "#DDDDDD"}
-            axes.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=colour, **edge))
-            if y <= step:
-                axes.text(x + 0.5, y + 0.5, f"{value:g}", ha="center", va="center", fontsize=10)
-    axes.set(xlim=(0, len(table[0])), xticks=[])
-    axes.set_yticks([y + 0.5 for y in range(len(table))], names)
-    axes.tick_params(length=0)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
+            label = f"{value:g}" if i <= step else ""
+            p.box(left + CELL * x, y, CELL, ROW, label, colour=colour, size=13, radius=0)
 
 
 # -- a batch -------------------------------------------------------------------------------------
@@ -97,30 +88,30 @@ def share(rows: list[list[Span]], kind: str) -> float:
     return sum(s.stop - s.start for row in rows for s in row if kind in s.kind) / total
 
 
-def batch_map(rows: list[list[Span]], title: str, cells: bool = False) -> Any:
+def batch_map(rows: list[list[Span]], title: str, cells: bool = False) -> str:
     """The rows as bars; cells: a line between places, for a cache small enough to count them."""
-    import matplotlib.pyplot as plt
-
-    fig, axes = plt.subplots(figsize=(7.6, 1.4 + 0.28 * len(rows)))
-    for y, row in enumerate(rows):
-        for span in row:
-            colour, hatch = KINDS[span.kind]
-            style = {"facecolor": colour, "hatch": hatch, "edgecolor": "#444444", "linewidth": 0.5}
-            axes.barh(y, span.stop - span.start, left=span.start, height=0.82, **style)
+    left, top, width = 70, 44, 704
     longest = rows[0][-1].stop
-    if cells:
-        axes.vlines(range(1, longest), -0.41, len(rows) - 0.59, color="#444444", linewidth=0.5)
-        axes.set_xticks(range(0, longest + 1, 2))
-    axes.set_yticks(range(len(rows)), [f"row {i}" for i in range(len(rows))])
-    axes.set(xlim=(0, longest), ylim=(len(rows) - 0.5, -0.5), xlabel="place in the row (tokens)")
-    axes.set_title(title, fontsize=11)
-    axes.grid(False)
-    keys = [
-        plt.Rectangle((0, 0), 1, 1, facecolor=colour, hatch=hatch, edgecolor="#444444", label=kind)
-        for kind, (colour, hatch) in KINDS.items()
-    ]
-    fig.legend(handles=keys, loc="outside lower center", ncols=3, fontsize=9.5)
-    return fig
+    place = width / longest  # pixels
+    bottom = top + ROW * len(rows)
+    p = Picture(800, bottom + 72, title, alt=title)
+    p.text((left, 22), title, 15, "start", bold=True)
+    for i, row in enumerate(rows):
+        y = top + ROW * i
+        p.text((left - 8, y + ROW / 2), f"row {i}", 12, "end")
+        for span in row:
+            colour, letter = KINDS[span.kind]
+            size = (span.stop - span.start) * place
+            p.box(left + span.start * place, y, size, ROW - 4, letter, colour=colour, radius=0)
+    for at in range(0, longest + 1, 1 if cells else 32):
+        x = left + at * place
+        if cells and 0 < at < longest:
+            p.line((x, top), (x, bottom - 4), colour=GREY, dashed=True)
+        p.text((x, bottom + 8), str(at), 12, colour=GREY)
+    p.text((left + width / 2, bottom + 28), "place in the row (tokens)", 12.5, colour=GREY)
+    legend = " · ".join(f"{letter or 'no letter'}: {kind}" for kind, (_, letter) in KINDS.items())
+    p.text((left, bottom + 54), legend, 12.5, "start")
+    return p.svg()
 
 
 # -- measured ------------------------------------------------------------------------------------
