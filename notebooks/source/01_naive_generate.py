@@ -3,7 +3,7 @@
 #
 # | This lesson | |
 # |---|---|
-# | Minutes | 75 |
+# | Minutes | 50 |
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used at the end if there is one |
 # | Needs | lesson 00; Python, and PyTorch tensors |
@@ -130,11 +130,7 @@ assert torch.allclose(output, built_in[0])
 assert output[:3].max() <= 1  # no nine has leaked
 
 # %% [markdown]
-# <details style='margin-bottom:1em'><summary>Why 0.50 and 0.79?</summary>
-#
 # Row 1: two equal scores share. Row 2: key 1 has $7.4 / (1 + 7.4 + 1) = 0.79$.
-#
-# </details>
 #
 # ## Step 3: heads in groups
 #
@@ -167,9 +163,8 @@ print("query heads 0 to 3 use key heads", [head // (4 // 2) for head in range(4)
 #
 # ## Step 4: RoPE, a position as a rotation
 #
-# Take two numbers of a query as a point in the plane, and turn it by the angle $pf$: the token's
-# position $p$ times a fixed speed $f$. Do the same to keys. The product of a query at $m$ and a key at
-# $n$ depends on the angle *between* them, $(m - n) f$.
+# Take two numbers of a query or key as a point, and turn it by the angle $pf$: the token's position $p$ times
+# a speed $f$. The product of a query at $m$ and a key at $n$ depends on the angle *between* them, $(m - n) f$.
 #
 # **Predict**: with $f = 0.5$, positions 3 and 1 give $\cos(2 \cdot 0.5) = 0.54$. What do 103 and 101
 # give?
@@ -211,9 +206,8 @@ show(figure, figure.alt_text)
 # %% [markdown]
 # ## Step 5: one layer of the real model
 #
-# A layer adds two results to each token's vector $x$. Before each it divides $x$ by its root mean
-# square and scales it (**RMSNorm**). First attention: `qkv_proj` makes queries, keys and values in one
-# product, and Qwen3 norms each query and key head.
+# A layer adds two results to each token's vector $x$. Before each it divides $x$ by its root mean square and
+# scales it (**RMSNorm**). First attention: one product, `qkv_proj`, makes queries, keys and values.
 
 
 # %%
@@ -451,8 +445,7 @@ print(f"{certain} of 64 greedy tokens compared, all equal: {tokenizer.decode(our
 # ## Measure
 #
 # Multiplying $n$ vectors by a matrix of $w$ numbers takes $2nw$ operations, a product and a sum each.
-# Attention makes, in each layer and query head, $n \times n$ scores of $D$ products, and weighs as many
-# values. The logits are needed for one token.
+# Attention makes, in each layer and head, $n \times n$ scores of $D$ products, and weighs as many values. The logits are needed for one token.
 #
 # $$F(n) = 2nW + 4n^2 LHD + 2Vd \qquad W = L\,(2dD(H + K) + 3dI)$$
 #
@@ -474,11 +467,7 @@ for n in (24, 256):
     assert counted.get_total_flops() == step_flops(c, n)
 
 # %% [markdown]
-# <details style='margin-bottom:1em'><summary>At 2,304</summary>
-#
 # $2nW = 4n^2LHD$ at $n = W / (2LHD) = 2{,}304$, beyond the context.
-#
-# </details>
 #
 # So **a step is nearly linear in $n$, and an answer nearly quadratic in its length**.
 #
@@ -505,13 +494,7 @@ figure = generate_plots.step_and_answer(costs, clock, len(prompt), machines)
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# <details style='margin-bottom:1em'><summary>The fixed one</summary>
-#
-# Early and late steps pay $t_0$ alike, which brings the ratio down.
-#
-# </details>
-#
-# Softmax and mask, which are no products, grow with $n^2$ too. On a GPU $t_0$ rules far longer, and a step is
+# Early and late steps pay $t_0$ alike, which brings the ratio down. Softmax and mask, which are no products, grow with $n^2$ too. On a GPU $t_0$ rules far longer, and a step is
 # flat up to thousands of tokens.
 #
 # Now the workload that every stage gets. (On a GPU this stage gets 4 of its 64 requests.)
@@ -525,7 +508,7 @@ figure = plots.ladder(upto=1)
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# When does it *not* hurt? When the answer is a single token, a label or a yes: nothing is computed twice.
+# It does *not* hurt when the answer is a single token.
 #
 # ## In real vLLM
 #
