@@ -185,9 +185,12 @@ for m, n in [(3, 1), (103, 101), (3, 0)]:
     assert torch.isclose(product, torch.cos(torch.tensor(0.5 * (m - n))), atol=1e-5)
 
 # %% [markdown]
-# 0.54 again: only the distance counts. A head has $D/2$ pairs; pair $i$ is its numbers $i$ and $i + D/2$, and
-# turns at speed $f_i = \theta^{-2i/D}$, with $\theta = 10{,}000$. The engine has all cosines and sines in a
-# table; we check one pair against `turn`.
+# 0.54 again: only the distance counts. A head has $D/2$ pairs; pair $i$ is its numbers $i$ and $i + D/2$,
+# and turns at its own speed, here with $\theta = 10{,}000$:
+#
+# $$f_i = \theta^{-2i/D}$$
+#
+# The engine has all cosines and sines in a table; we check one pair against `turn`.
 
 # %%
 from nanovllm.model.rope import apply_rope, rope_table
