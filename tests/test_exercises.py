@@ -2,8 +2,8 @@
 the words that help, and a right answer written differently passes. The cases are in
 exercise_cases/, a module a lesson.
 
-Lesson 06's need a GPU, or Triton's interpreter, which must be asked for before Triton is first
-imported: TRITON_INTERPRET=1 pytest tests/test_exercises.py -k 06, as `make test` does.
+Those of lessons 06 and 09 need a GPU, or Triton's interpreter, which must be asked for before
+Triton is first imported: TRITON_INTERPRET=1 pytest tests/test_exercises.py -k "06 or 09", as `make test` does.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ from course.notebooks.exercise_cells import name_of
 from course.progress import check_of
 
 PLACES = {f"{place.number}-{place.exercise.name}": place for place in all_places()}
-KERNELS = "06"  # the lesson whose exercises are kernels
+KERNELS = ("06", "09")  # lessons whose exercises are kernels, or run some
 RUNS_KERNELS = (
     torch.cuda.is_available()
     or os.environ.get("TRITON_INTERPRET") == "1"
@@ -37,7 +37,7 @@ def needs_a_run(request):
     """Skip kernels where they can be neither compiled nor interpreted."""
     values = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     number = getattr(values.get("place"), "number", values.get("lesson"))
-    if number == KERNELS and not RUNS_KERNELS:
+    if number in KERNELS and not RUNS_KERNELS:
         pytest.skip("needs an NVIDIA GPU, or TRITON_INTERPRET=1")
 
 

@@ -132,6 +132,8 @@ while True:
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         start_new_session=True,
+        # a shell has its background jobs ignore Ctrl-C, and what they start would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     worker = int(process.stdout.readline())
     threading.Event().wait(1)

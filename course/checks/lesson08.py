@@ -14,7 +14,7 @@ from course.checks.loads import Load
 from course.models import own_model
 from course.rank_lab import on_ranks
 from nanovllm.engine.scheduler import Scheduler
-from nanovllm.model.parallel import Ranks
+from nanovllm.model.ranks import Ranks
 
 LAYERS, HIDDEN, KV_HEADS, HEAD, FEATURES = 36, 4096, 8, 128, 12288  # Qwen3-8B
 
@@ -216,7 +216,7 @@ def sizes(cache_blocks: Any, free_bytes: list[int]) -> list[Any]:
             return error
 
     # Nobody should look for 25 s at ranks that wait for each other.
-    with patch("nanovllm.model.parallel.STEP_TIMEOUT", timedelta(seconds=3)):
+    with patch("nanovllm.model.ranks.STEP_TIMEOUT", timedelta(seconds=3)):
         return on_ranks(len(free_bytes), outcome)
 
 
