@@ -3,7 +3,8 @@ the words that help, and a right answer written differently passes. The cases ar
 exercise_cases/, a module a lesson.
 
 Those of lessons 06 and 09 need a GPU, or Triton's interpreter, which must be asked for before
-Triton is first imported: TRITON_INTERPRET=1 pytest tests/test_exercises.py -k "06 or 09", as `make test` does.
+Triton is first imported, as `make test` does:
+TRITON_INTERPRET=1 pytest tests/test_exercises.py -k "06 or 09"
 """
 
 import importlib.util
@@ -80,7 +81,7 @@ def case_of(place):
 
 def mutants():
     for title, place in PLACES.items():
-        if place.number == KERNELS and not RUNS_KERNELS:
+        if place.number in KERNELS and not RUNS_KERNELS:
             continue
         for old, new, words in case_of(place).mutants:
             yield pytest.param(place, old, new, words, id=f"{title}: {words}")
