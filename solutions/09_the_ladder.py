@@ -8,14 +8,12 @@
 import torch
 
 from course.checks import lesson09
-from course.kernel_lab import where  # asks for Triton's interpreter, where there is no GPU
 from course.learner import joined, own_pieces
 from course.serving import start_engine
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Scheduler
 
 torch.set_num_threads(1)
-print(where())
 
 # %% [markdown]
 # ## 1 · Predict: how fast can a decode step be?
