@@ -156,7 +156,7 @@ def main(args: argparse.Namespace) -> int:
         lesson = lesson_of(args.lesson)
         places = [place for place in places if place.lesson == lesson]
     if args.run and "triton" not in sys.modules:  # lesson 06's checks may need its interpreter
-        import_module("course.kernel_lab")
+        import_module("course.labs.kernel_lab")
     failures = update(places, FILE) if args.run else {}
     passed = load_passed(FILE)
     print(table(places, passed))

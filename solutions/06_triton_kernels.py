@@ -18,7 +18,7 @@
 import torch
 
 from course.checks import lesson06
-from course.kernel_lab import tl, triton, where
+from course.labs.kernel_lab import tl, triton, where
 
 torch.set_grad_enabled(False)
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from course.checks import lesson07
-from course.recording import Recording
+from course.labs.recording import Recording
 
 torch.set_grad_enabled(False)
 torch.set_num_threads(1)

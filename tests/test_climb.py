@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from course import climb, plots
+from course import plots
 from course.benchmarks.roofline import Peaks
 from course.cli import main
+from course.labs import climb
 from course.workload import LadderWorkload, ladder_workload
 
 FIGURES = Path(__file__).resolve().parent.parent / "figures"

@@ -9,7 +9,15 @@ import pytest
 from course import exercises, progress, reset
 from course.cli import main
 from course.notebooks import build
-from course.notebooks.build import Job, all_jobs, built, differences, was_worked_in, write_notebook
+from course.notebooks.build import (
+    Job,
+    all_jobs,
+    built,
+    differences,
+    read_notebook,
+    was_worked_in,
+    write_notebook,
+)
 from course.notebooks.exercise_cells import count_lines, solution_of, stub_of
 from course.notebooks.lints import lint
 
@@ -47,6 +55,7 @@ def test_lines_of_code_are_counted():
 def course(tmp_path, monkeypatch):
     """A copy of what exercises need, which a test may write to."""
     shutil.copytree(exercises.ROOT / "solutions", tmp_path / "solutions")
+    (tmp_path / "notebooks").symlink_to(exercises.ROOT / "notebooks")  # pages link to lessons
     (tmp_path / "exercises").mkdir()
     for job in all_jobs(tmp_path):
         write_notebook(built(job), job.target)
@@ -173,6 +182,18 @@ FAULTS = {
 def drop(notebook, text):
     for cell in notebook.cells:
         cell.source = cell.source.replace(text, "")
+
+
+def test_a_stripped_solution_is_found(course):
+    job = job_of(course, "solutions")
+    assert lint(job.target) == list(differences(job)) == []
+    notebook = read_notebook(job.target)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.update(outputs=[], execution_count=None)
+    write_notebook(notebook, job.target)
+    assert any("was never run" in text for text in lint(job.target))
+    assert any("course build --run" in text for text in differences(job))
 
 
 @pytest.mark.parametrize("fault", FAULTS)

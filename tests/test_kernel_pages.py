@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from course import kernel_plots, reading
+from course import reading
+from course.drawings import kernel_plots
 
 
 def row(microseconds: float, num_bytes: int) -> dict:
@@ -57,7 +58,7 @@ def test_programs_go_where_they_can_begin_first():
 LAB = """
 import os
 import torch
-from course import kernel_lab
+from course.labs import kernel_lab
 
 if kernel_lab.has_triton and kernel_lab.device.type == "cpu":
     assert os.environ["TRITON_INTERPRET"] == "1"
@@ -89,7 +90,7 @@ def test_a_kernel_is_compared_with_its_twin():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU needs no interpreter")
 def test_the_interpreter_must_come_before_triton():
     pytest.importorskip("triton")
-    done = run_apart("import triton, course.kernel_lab", TRITON_INTERPRET="0")
+    done = run_apart("import triton, course.labs.kernel_lab", TRITON_INTERPRET="0")
     assert "Triton was imported before its interpreter" in done.stderr
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nanovllm.model.ranks import Ranks
-from nanovllm.model.rope import rope_table
+from nanovllm.model.rope import rope_frequencies, rope_table
 from nanovllm.ops import attention, sampler
 from nanovllm.ops import linear as products
 from nanovllm.ops.attention import AttentionMetadata, Rows
@@ -74,10 +74,15 @@ def make_cache(lengths, shape, dtype, common=0):
     return *caches, tables
 
 
+@pytest.mark.parametrize("crossed", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_store_kv(shape, dtype):
+def test_store_kv(shape, crossed, dtype):
     k_cache, v_cache, _ = make_cache([9], shape, dtype)
-    key, value = random(2, 5, *k_cache.shape[2:], dtype=dtype)
+    kv_heads, head_dim = k_cache.shape[2:]
+    whole = random(5, 3 * kv_heads + 1, head_dim, dtype=dtype)  # keys and values are parts of it
+    key, value = whole[:, 1 : kv_heads + 1], whole[:, 1 + 2 * kv_heads :]
+    if crossed:  # a token's heads do not stand side by side
+        key, value = (x.permute(1, 2, 0).contiguous().permute(2, 0, 1) for x in (key, value))
     slots = torch.tensor([3, -1, 0, 7, 5], device=DEVICE)
     wanted = k_cache.clone(), v_cache.clone()
     attention.store_kv(key, value, *wanted, slots)
@@ -94,7 +99,7 @@ def test_rope_store(shape, normed, dtype):
     wanted = k_cache.clone(), v_cache.clone()
     qkv = random(len(LENGTHS), (heads + 2 * kv_heads) * head_dim, dtype=dtype)
     norms = (Norm(head_dim, dtype), Norm(head_dim, dtype)) if normed else None
-    rope = rope_table(head_dim, {"rope_type": "default", "rope_theta": 1e4}, 128, 128).to(DEVICE)
+    rope = rope_table(rope_frequencies(head_dim, 1e4), 128).to(DEVICE)
     positions = torch.tensor([n - 1 for n in LENGTHS[:-1]] + [-1], dtype=torch.int32, device=DEVICE)
     batch = AttentionMetadata(
         positions, attention.plan_decodes(positions, tables, k_cache, heads), None

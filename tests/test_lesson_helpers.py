@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from course import machine, paging, records
-from course.cramped import Cramped, cramped_workload
+from course import machine, records
 from course.drawings.schedule_pictures import num_again
+from course.labs import paging
+from course.labs.cramped import Cramped, cramped_workload
+from course.labs.prefixes import admit, num_common, services, share_found
+from course.labs.reference import keep_logits, num_certain, reference_logits
 from course.models import own_model
-from course.prefixes import admit, num_common, services, share_found
-from course.reference import keep_logits, num_certain, reference_logits
 from course.serving import ask, start_engine
 from course.stages import ContiguousCache, PagedStatic
 from nanovllm.engine.block_manager import BlockManager

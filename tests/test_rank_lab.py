@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from course import rank_lab
-from course.rank_lab import all_reduce_curves, curves_in_words, on_ranks, recorded
+from course.labs import rank_lab
+from course.labs.rank_lab import all_reduce_curves, curves_in_words, on_ranks, recorded
 
 
 def test_threads_reduce_and_failures_are_raised():

@@ -5,16 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
+from course.labs.rank_lab import on_ranks
 from nanovllm import LLM, EngineArgs, SamplingParams
 from nanovllm.engine.memory import count_blocks, make_kv_cache
 from nanovllm.model import ranks
@@ -24,27 +23,6 @@ from nanovllm.model.ranks import Ranks
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9]]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
-
-
-def on_ranks(size, function):
-    """function(ranks)'s results, each rank in a thread of its own."""
-    store, results, failures = dist.HashStore(), [None] * size, []
-
-    def run(rank):
-        try:
-            ranks = Ranks(rank, size, store)
-            ranks.connect(torch.device("cpu"))
-            results[rank] = function(ranks)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert not failures, failures
-    return results
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -5,7 +5,7 @@ import torch
 
 from course.benchmarks import step_ladder
 from course.drawings import step_drawings
-from course.recording import Recording
+from course.labs.recording import Recording
 from course.serving import start_engine
 from nanovllm.sampling_params import SamplingParams
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from course.recording import Recording
-from course.toy_decoder import ToyDecoder
+from course.labs.recording import Recording
+from course.labs.toy_decoder import ToyDecoder
 
 CPU = torch.device("cpu")
 

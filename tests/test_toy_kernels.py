@@ -10,9 +10,9 @@ pytest.importorskip("triton", reason="Triton has no build for this system")
 
 from test_kernels_compile import MEMORY, JITFunction, Recorder, compile_for
 
-from course import toy_kernels
 from course.benchmarks import kernel_ladder
 from course.exercises import code_of, define
+from course.labs import toy_kernels
 from nanovllm.ops.backend import TORCH
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -35,7 +35,7 @@ from course.benchmarks.attention import (
 )
 from course.benchmarks.roofline import BUFFER_BYTES, read_bandwidth, seconds_of
 from course.timing import Timing
-from nanovllm.model.rope import rope_table
+from nanovllm.model.rope import rope_frequencies, rope_table
 from nanovllm.ops import attention
 from nanovllm.ops.attention import AttentionMetadata, Rows
 from nanovllm.ops.backend import TORCH, Backend, flash_backend, has_flash, triton_backend
@@ -63,7 +63,7 @@ def store_versions() -> dict[str, Callable]:
     """Functions as `attention.store_kv`."""
     found = {"torch": attention.store_kv}
     if can_run_triton():
-        from course import toy_kernels as toy
+        from course.labs import toy_kernels as toy
         from nanovllm.ops import kernels
 
         found |= {
@@ -78,7 +78,7 @@ def rope_versions() -> dict[str, Callable]:
     """Functions as `attention.rope_store`."""
     found = {"torch": attention.rope_store}
     if can_run_triton():
-        from course import toy_kernels as toy
+        from course.labs import toy_kernels as toy
         from nanovllm.ops import kernels
 
         found |= {"three kernels": toy.norm_rope_store, "the engine's, fused": kernels.rope_store}
@@ -89,7 +89,7 @@ def decode_versions() -> dict[str, Backend]:
     """Backends that differ in their decode attention."""
     found = {"torch": TORCH}
     if can_run_triton():
-        from course import toy_kernels as toy
+        from course.labs import toy_kernels as toy
 
         found["a program a head"] = replace(TORCH, attend_decodes=toy.attend_whole)
         found["split"] = replace(TORCH, attend_decodes=attend_split)
@@ -103,7 +103,7 @@ def attend_split(
     query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float
 ) -> Tensor:
     """The lesson's split attention, with as many parts as keep this GPU busy."""
-    from course import toy_kernels as toy
+    from course.labs import toy_kernels as toy
 
     longest = rows.block_tables.shape[1] * k_cache.shape[1]
     parts = choose_splits(query.shape[0] * query.shape[1], longest, processors(query.device))
@@ -162,7 +162,7 @@ def make_tokens(num_tokens: int, device: torch.device, dtype: torch.dtype, seed:
     order = torch.randperm(num_tokens, generator=generator, device=device)
     positions = torch.arange(num_tokens, dtype=torch.int32, device=device)
     rows = Rows(order, positions, positions, positions)
-    rope = rope_table(HEAD_DIM, {"rope_type": "default", "rope_theta": 1e6}, num_tokens, num_tokens)
+    rope = rope_table(rope_frequencies(HEAD_DIM, 1e6), num_tokens)
     return Tokens(
         qkv=torch.randn(num_tokens, (HEADS + 2 * KV_HEADS) * HEAD_DIM, **make),
         batch=AttentionMetadata(positions, rows, None),

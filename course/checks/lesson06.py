@@ -10,7 +10,7 @@ from torch import Tensor
 
 from course.checks import CheckFailed, attempt, check, compare, expect, need
 from course.checks.engines import answers_of
-from course.kernel_lab import device, has_triton
+from course.labs.kernel_lab import device, has_triton
 
 TRITON = "Triton (it has builds for Linux; Windows has it in WSL)"
 

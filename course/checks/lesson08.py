@@ -11,8 +11,8 @@ from torch.nn.functional import linear, silu
 
 from course.checks import attempt, check, compare, expect
 from course.checks.loads import Load
+from course.labs.rank_lab import on_ranks
 from course.models import own_model
-from course.rank_lab import on_ranks
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.model.ranks import Ranks
 

@@ -6,8 +6,8 @@ course build --check        write nothing; exit 1 if a notebook is not what its 
 course build exercises/03 solutions/03     only these
 
 notebooks/source/NN.py makes notebooks/NN.ipynb. solutions/NN.py makes solutions/NN.ipynb and
-exercises/NN.ipynb, which store no outputs. An exercise notebook that somebody has worked in is
-left alone.
+exercises/NN.ipynb. Lessons and solutions store the outputs of a run, exercises none. An exercise
+notebook that somebody has worked in is left alone.
 """
 
 import argparse
@@ -35,6 +35,10 @@ class Job:
     def kind(self) -> str:
         """The folder it belongs to: notebooks, exercises or solutions."""
         return self.target.parent.name if self.source.parent.name == "solutions" else "notebooks"
+
+    @property
+    def stores_a_run(self) -> bool:
+        return self.kind != "exercises"
 
 
 def all_jobs(root: Path | None = None) -> list[Job]:
@@ -67,10 +71,23 @@ def built(job: Job) -> Any:
     """The notebook as its source says, with the outputs stored for cells that did not change."""
     notebook = read_source(job.source)
     if job.kind != "notebooks":
-        return built_exercises(notebook, job.kind)
-    if not job.target.exists():
-        return notebook
-    old = read_notebook(job.target)
+        make_exercises(notebook, job.kind)
+    if job.stores_a_run and job.target.exists():
+        keep_outputs(notebook, read_notebook(job.target))
+    return notebook
+
+
+def make_exercises(notebook: Any, kind: str) -> None:
+    """Make a source the page of its stubs, or of its solutions, with what `progress` lists."""
+    notebook.metadata["course"]["exercises"] = [asdict(e) for e in exercises_in(notebook.cells)]
+    transform(notebook.cells, kind)
+    for cell, cell_id in zip(notebook.cells, cell_ids(notebook.cells), strict=True):
+        cell.id = cell_id
+    notebook.metadata["course"]["built"] = code_digest(notebook)
+
+
+def keep_outputs(notebook: Any, old: Any) -> None:
+    """Take over from an older build what its run stored, cell by cell."""
     stored = {cell.get("id"): cell for cell in old.cells if cell.cell_type == "code"}
     for cell in notebook.cells:
         if cell.cell_type == "code" and cell.id in stored:
@@ -78,17 +95,6 @@ def built(job: Job) -> Any:
             cell.execution_count = stored[cell.id].execution_count
     if run_of := old.metadata.get("course", {}).get("run_of"):
         notebook.metadata["course"]["run_of"] = run_of
-    return notebook
-
-
-def built_exercises(notebook: Any, kind: str) -> Any:
-    """The stubs or the solutions of one source; without outputs, but with what progress lists."""
-    notebook.metadata["course"]["exercises"] = [asdict(e) for e in exercises_in(notebook.cells)]
-    transform(notebook.cells, kind)
-    for cell, cell_id in zip(notebook.cells, cell_ids(notebook.cells), strict=True):
-        cell.id = cell_id
-    notebook.metadata["course"]["built"] = code_digest(notebook)
-    return notebook
 
 
 def was_worked_in(path: Path) -> bool:
@@ -134,17 +140,17 @@ def differences(job: Job) -> Iterator[str]:
     if stored.metadata != wanted.metadata:
         yield "differs from its source in the notebook's metadata: course build"
     run_of = stored.metadata.get("course", {}).get("run_of")
-    if job.kind == "notebooks" and run_of != code_digest(stored):
+    if job.stores_a_run and run_of != code_digest(stored):
         yield f"its code changed after the stored run: course build --run {job.source.stem}"
 
 
 def run_differences(job: Job, index: int, cell: Any) -> Iterator[str]:
-    """Lessons store the outputs of a run; exercises and solutions store none."""
-    if job.kind == "notebooks":
+    """Lessons and solutions store the outputs of a run, exercises none."""
+    if job.stores_a_run:
         if cell.execution_count is None:
             yield f"cell {index} was never run: course build --run {job.source.stem}"
     elif cell.outputs or cell.execution_count is not None:
-        yield f"cell {index} stores a run, and {job.kind} store none: course build"
+        yield f"cell {index} stores a run, and exercises store none: course build"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +163,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     jobs = chosen(all_jobs(), args.names)
     if args.run:
-        jobs = [job for job in jobs if job.kind == "notebooks"]
+        jobs = [job for job in jobs if job.stores_a_run]
     if args.check:
         problems = [f"{job.kind}/{job.name}: {text}" for job in jobs for text in differences(job)]
         print("\n".join(problems) or f"{len(jobs)} notebooks are what their sources say.")

@@ -11,7 +11,7 @@ from typing import Any
 
 from course.lessons import FILES_OF_LESSON
 from course.notebooks.build import read_notebook
-from course.notebooks.lint_exercises import EXERCISE_LINTS
+from course.notebooks.lint_exercises import EXERCISE_LINTS, lint_no_outputs
 from course.notebooks.lint_pages import PAGE_LINTS
 from course.notebooks.source import first_line
 
@@ -29,9 +29,8 @@ Lint = Callable[[Notebook, Path], Iterator[tuple[int | None, str]]]
 def lint(path: Path) -> list[str]:
     """Every problem of one notebook, as `name, cell i (first line): what is wrong`."""
     notebook = read_notebook(path)
-    is_lesson = path.parent.name not in ("exercises", "solutions")
     problems = []
-    for check in (LESSON_LINTS if is_lesson else EXERCISE_LINTS) + CODE_LINTS + PAGE_LINTS:
+    for check in LINTS.get(path.parent.name, LESSON_LINTS) + CODE_LINTS + PAGE_LINTS:
         for index, text in check(notebook, path):
             where = path.name
             if index is not None:
@@ -133,3 +132,7 @@ def lint_card(notebook: Notebook, path: Path) -> Iterator[tuple[int | None, str]
 
 LESSON_LINTS: list[Lint] = [lint_card, lint_size, lint_run_in_order, lint_asserts]
 CODE_LINTS: list[Lint] = [lint_outputs_are_clean, lint_markers, lint_code]
+LINTS: dict[str, list[Lint]] = {  # by folder; others hold lessons
+    "exercises": [*EXERCISE_LINTS, lint_no_outputs],
+    "solutions": [*EXERCISE_LINTS, lint_run_in_order],
+}

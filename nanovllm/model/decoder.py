@@ -102,8 +102,7 @@ class Decoder(nn.Module):
         self.local_heads = ranks.shard(config.num_attention_heads).count
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        trained_len = config.max_position_embeddings
-        self.rope = rope_table(config.head_dim, config.rope_parameters, max_len, trained_len)
+        self.rope = rope_table(torch.tensor(config.rope_frequencies), max_len, config.rope_scale)
 
     def forward(self, input_ids: Tensor, kv_cache: Tensor, batch: AttentionMetadata) -> Tensor:
         """Hidden states [num_tokens, hidden_size], before the last norm, of input_ids [num_tokens].

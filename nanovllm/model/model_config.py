@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig
 
-from nanovllm.model.rope import SCALINGS
+from nanovllm.model.rope import ROPE_TYPES, scaled_frequencies
 from nanovllm.validation import check_number
 
 FAMILIES = {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
@@ -49,7 +50,8 @@ class ModelConfig:
     rms_norm_eps: float
     tie_word_embeddings: bool  # the head's weight is the embedding's
     head_dim: int
-    rope_parameters: dict[str, Any]  # rope_type, rope_theta, and what the type needs (see rope.py)
+    rope_frequencies: tuple[float, ...]  # [head_dim // 2], see rope.py
+    rope_scale: float  # what cos and sin are multiplied by
     qk_norm: bool  # RMSNorm of each head's query and key, before RoPE
     qkv_bias: bool
     o_bias: bool
@@ -68,24 +70,26 @@ class ModelConfig:
         except Exception as error:  # json, transformers and huggingface_hub raise many kinds
             raise ValueError(f"cannot use {folder}/config.json: {error}") from error
         _refuse_what_is_not_here(found)
-        family, head_dim = found.model_type, getattr(found, "head_dim", None)
-        hidden, heads = found.hidden_size, found.num_attention_heads
+        family, heads = found.model_type, found.num_attention_heads
+        if getattr(found, "head_dim", None) is None:
+            found.head_dim = found.hidden_size // heads
+        _need(found.head_dim % 2 == 0, f"head_dim={found.head_dim} must be even, for RoPE")
+        frequencies, rope_scale = _frequencies_of(found)
         bias = getattr(found, "attention_bias", False)  # Qwen2 has no such field: q, k, v always do
         derived = {
-            "head_dim": hidden // heads if head_dim is None else head_dim,
             "qk_norm": family == "qwen3",
             "qkv_bias": bias or family == "qwen2",
             "o_bias": bias and family != "qwen2",
             "mlp_bias": family == "llama" and found.mlp_bias,
             "dtype": found.dtype or torch.float32,
-            "rope_parameters": _rope_of(found),
+            "rope_frequencies": tuple(frequencies.tolist()),
+            "rope_scale": rope_scale,
             "eos_token_ids": as_tuple(found.eos_token_id),
         }
         same = {f.name: getattr(found, f.name) for f in fields(cls) if f.name not in derived}
         config = cls(**same, **derived)
         ids = config.eos_token_ids
         _need(all(type(i) is int for i in ids), f"eos_token_id must be ids, got {ids!r}")
-        _need(config.head_dim % 2 == 0, f"head_dim={config.head_dim} must be even, for RoPE")
         kv_heads = config.num_key_value_heads
         whole = heads % kv_heads == 0
         _need(whole, f"num_attention_heads={heads} % num_key_value_heads={kv_heads} must be 0")
@@ -114,17 +118,19 @@ def _refuse_what_is_not_here(found: Any) -> None:
     for kind in getattr(found, "layer_types", None) or ():
         _one_of("layer_types", kind, ("full_attention",))
     _one_of("dtype", found.dtype, (None, *DTYPES))
-    kind, *numbers = _rope_of(found).values()
-    _one_of("rope_type", kind, tuple(SCALINGS))
+    rope = dict(found.rope_parameters)
+    _one_of("rope_type", rope.get("rope_type"), ROPE_TYPES)
+    numbers = [value for name, value in rope.items() if name not in ("rope_type", "type")]
     plain = all(isinstance(value, (int, float)) for value in numbers)
-    for name in ("rope_theta", "factor"):
-        plain = plain and found.rope_parameters.get(name, 1.0) > 0
-    _need(plain, f"rope_parameters={found.rope_parameters}: only positive numbers are supported")
-    _one_of(
-        "partial_rotary_factor", found.rope_parameters.get("partial_rotary_factor", 1.0), (1.0,)
-    )
+    plain = plain and all(rope.get(name, 1.0) > 0 for name in ("rope_theta", "factor"))
+    _need(plain, f"rope_parameters={rope}: only positive numbers are supported")
+    _one_of("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), (1.0,))
 
 
-def _rope_of(found: Any) -> dict[str, Any]:
-    rope = {k: v for k, v in found.rope_parameters.items() if k not in ("rope_type", "type")}
-    return {"rope_type": found.rope_parameters.get("rope_type"), **rope}
+def _frequencies_of(found: Any) -> tuple[Tensor, float]:
+    try:
+        return scaled_frequencies(found)
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"config.json: rope_parameters={found.rope_parameters}: {error!r}"
+        ) from error

@@ -6,104 +6,40 @@ A query at m and a key at n then meet at the angle (m - n) * f_i: their product 
 they stand, and not where (Su et al., RoFormer, arXiv:2104.09864).
 
 The first pairs turn fast and tell neighbours apart. The last turn so slowly that a text longer than
-any in training brings angles that the model has never seen. The types of scaling below slow pairs
-down, so that a long text shows the angles of a short one; they differ in which pairs they slow.
-
-Everything is float32, rounded as transformers rounds it: at position 4,096 one rounding of f_i can
-be an error of 1e-4 in the angle.
+any in training brings angles that the model has never seen: models made for longer texts come with
+a recipe that slows some pairs down. transformers has these recipes, and is asked for them.
 """
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-Scaled = tuple[Tensor, float]  # f [head_dim // 2], and what cos and sin are multiplied by
-
-
-def default_rope(steps: Tensor, rope: dict[str, Any], trained_length: int) -> Scaled:
-    """f_i = 1 / steps_i; steps_i = theta^(2i/d) is how many positions turn pair i by one radian."""
-    return 1.0 / steps, 1.0
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # recipes that depend on the config alone
 
 
-def linear_rope(steps: Tensor, rope: dict[str, Any], trained_length: int) -> Scaled:
-    """Every pair slows down alike: f_i / factor (Chen et al., arXiv:2306.15595; kaiokendev)."""
-    return 1.0 / steps / rope["factor"], 1.0
+def rope_frequencies(head_dim: int, theta: float) -> Tensor:
+    """f_i: radians that pair i turns from one position to the next, [head_dim // 2] float32."""
+    return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
 
 
-def llama3_rope(steps: Tensor, rope: dict[str, Any], trained_length: int) -> Scaled:
-    """Only slow pairs slow down (Llama 3.1: `apply_scaling` in the repository llama-models).
+def scaled_frequencies(config: Any) -> tuple[Tensor, float]:
+    """f_i as a transformers config asks for them, and what cos and sin are multiplied by."""
+    kind = config.rope_parameters["rope_type"]
+    if kind == "default":
+        return rope_frequencies(config.head_dim, config.rope_parameters["rope_theta"]), 1.0
+    return ROPE_INIT_FUNCTIONS[kind](config)
 
-    A pair that turns at least high_freq_factor times within the trained length keeps its f_i, one
-    that turns at most low_freq_factor times gets f_i / factor, and between them the two are mixed.
+
+def rope_table(frequencies: Tensor, max_positions: int, scale: float = 1.0) -> Tensor:
+    """Cos and sin of p * f_i, times `scale`, float32.
+
+    Shape [max_positions, 2, head_dim // 2]: row p, cos before sin.
     """
-    frequencies = 1.0 / steps
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    turns = trained_length / (2 * math.pi / frequencies)
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 - kept) * frequencies / rope["factor"] + kept * frequencies, 1.0
-
-
-def yarn_rope(steps: Tensor, rope: dict[str, Any], trained_length: int) -> Scaled:
-    """Only slow pairs slow down, and attention sharpens (YaRN: Peng et al., arXiv:2309.00071).
-
-    Pairs up to the one that turns beta_fast times within the trained length keep their f_i, those
-    from the one that turns beta_slow times get f_i / factor, and a straight ramp over i joins them.
-    """
-    half = steps.numel()
-
-    def pair_turning(times: float) -> float:  # solve trained_length * f_i = 2 pi * times for i
-        return (
-            half * math.log(trained_length / (times * 2 * math.pi)) / math.log(rope["rope_theta"])
-        )
-
-    first, last = pair_turning(rope.get("beta_fast", 32)), pair_turning(rope.get("beta_slow", 1))
-    if rope.get("truncate", True):
-        first, last = math.floor(first), math.ceil(last)
-    first, last = max(first, 0), min(last, 2 * half - 1)
-    ramp = (torch.arange(half, dtype=torch.float32) - first) / (last - first or 0.001)
-    kept = 1 - ramp.clamp(0, 1)
-    frequencies = (1 - kept) * (1.0 / (rope["factor"] * steps)) + kept * (1.0 / steps)
-    return frequencies, yarn_attention_factor(rope)
-
-
-def yarn_attention_factor(rope: dict[str, Any]) -> float:
-    """0.1 ln(factor) + 1, unless the file says otherwise; logits get its square."""
-    if "attention_factor" in rope:
-        return rope["attention_factor"]
-    log_factor = math.log(max(rope["factor"], 1.0))
-    if "mscale" in rope and "mscale_all_dim" in rope:
-        above, below = rope["mscale"], rope["mscale_all_dim"]
-        return (0.1 * above * log_factor + 1.0) / (0.1 * below * log_factor + 1.0)
-    return 0.1 * log_factor + 1.0
-
-
-SCALINGS: dict[str, Callable[[Tensor, dict[str, Any], int], Scaled]] = {
-    "default": default_rope,
-    "linear": linear_rope,
-    "llama3": llama3_rope,
-    "yarn": yarn_rope,
-}
-
-
-def rope_table(
-    head_dim: int, rope_parameters: dict[str, Any], max_positions: int, max_position_embeddings: int
-) -> Tensor:
-    """Cos and sin of p * f_i, times the attention factor, float32.
-
-    Shape [max_positions, 2, head_dim // 2]: row p, cos before sin. The trained length is
-    original_max_position_embeddings if the file has it, else max_position_embeddings.
-    """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    steps = rope_parameters["rope_theta"] ** exponents  # [head_dim // 2]
-    length = rope_parameters.get("original_max_position_embeddings", max_position_embeddings)
-    scale = SCALINGS[rope_parameters["rope_type"]]
-    frequencies, attention_factor = scale(steps, rope_parameters, length)
     positions = torch.arange(max_positions, dtype=torch.float32)
     angles = positions[:, None] * frequencies
-    return torch.stack((angles.cos(), angles.sin()), dim=1) * attention_factor
+    return torch.stack((angles.cos(), angles.sin()), dim=1) * scale
 
 
 def apply_rope(x: Tensor, cos_sin: Tensor) -> Tensor:

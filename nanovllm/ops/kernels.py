@@ -30,7 +30,8 @@ LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E), and exp2 is what the h
 
 @triton.jit
 def store_kv_kernel(
-    key, value, k_cache, v_cache, slots, SIZE: tl.constexpr, BLOCK: tl.constexpr
+    key, value, k_cache, v_cache, slots, key_stride, value_stride,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program, one token: copy its key and value, SIZE numbers each, into its slot."""
     token = tl.program_id(0).to(tl.int64)
@@ -38,8 +39,9 @@ def store_kv_kernel(
     if slot >= 0:
         at = tl.arange(0, BLOCK)
         inside = at < SIZE
-        tl.store(k_cache + slot * SIZE + at, tl.load(key + token * SIZE + at, inside), inside)
-        tl.store(v_cache + slot * SIZE + at, tl.load(value + token * SIZE + at, inside), inside)
+        target = slot * SIZE + at
+        tl.store(k_cache + target, tl.load(key + token * key_stride + at, inside), inside)
+        tl.store(v_cache + target, tl.load(value + token * value_stride + at, inside), inside)
 
 
 @triton.jit
@@ -523,10 +525,11 @@ power_of_2 = triton.next_power_of_2
 def store_kv(
     key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
 ) -> None:
-    """As `attention.store_kv`."""
+    """As `attention.store_kv`. Keys and values may be parts of one tensor: nothing is copied."""
     size = key[0].numel()
-    key, value = key.contiguous(), value.contiguous()
-    args = (key, value, k_cache, v_cache, slot_mapping, size, power_of_2(size))
+    key, value = (x if x[0].is_contiguous() else x.contiguous() for x in (key, value))
+    strides = (key.stride(0), value.stride(0))
+    args = (key, value, k_cache, v_cache, slot_mapping, *strides, size, power_of_2(size))
     store_kv_kernel[(len(key),)](*args)
 
 

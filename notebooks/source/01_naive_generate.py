@@ -195,12 +195,12 @@ for m, n in [(3, 1), (103, 101), (3, 0)]:
 # %%
 from nanovllm.model.rope import apply_rope, rope_table
 
-table = rope_table(c.head_dim, c.rope_parameters, 512, c.max_position_embeddings)
+table = rope_table(torch.tensor(c.rope_frequencies), 512)
 show_source(apply_rope)
 head = torch.randn(1, 1, c.head_dim)  # one token with one head
 turned = apply_rope(head, table[100:101])  # at position 100
 i, half = 3, c.head_dim // 2
-speed = c.rope_parameters["rope_theta"] ** (-2 * i / c.head_dim)
+speed = 10_000 ** (-2 * i / c.head_dim)
 ours = turn(head[0, 0, [i, i + half]], torch.tensor(100 * speed))
 assert torch.allclose(ours, turned[0, 0, [i, i + half]], atol=1e-4)
 figure = generate_plots.rope_turns(table, pairs=(0, 8, 16))
@@ -459,7 +459,7 @@ print(f"{certain} of 64 greedy tokens compared, all equal: {tokenizer.decode(our
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from course.step_costs import step_flops
+from course.labs.step_costs import step_flops
 
 show_source(step_flops)
 
@@ -481,7 +481,7 @@ for n in (24, 256):
 # the clock say less?
 
 # %%
-from course.step_costs import cost_of
+from course.labs.step_costs import cost_of
 
 costs = [cost_of(stage, (16, 32, 64, 128, 256, 512))]
 measured = Recompute(measured_model().path)  # on the GPU, if there is one

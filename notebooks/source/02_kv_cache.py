@@ -184,8 +184,8 @@ print(f"W = {W / 1e6:,.1f} million, b = {b}; ridge {ridge:.1f} FLOPs a byte; dec
 # **Predict**: up to which $n$ should a pass cost as much as one token? Solve $2n/b =$ ridge.
 
 # %%
-from course.cache_lab import pass_ms
 from course.drawings.cache_pictures import pass_times
+from course.labs.cache_lab import pass_ms
 
 sizes = [2**i for i in range(10)]
 passes = [pass_ms(timed, n) for n in sizes]  # each the fastest of five
@@ -329,8 +329,8 @@ print(f"{certain} of {N} tokens compared with transformers and stage 01: all equ
 # of passes: how many times faster is stage 02 at 16? At 512?
 
 # %%
-from course.cache_lab import next_token_ms
 from course.drawings.cache_pictures import next_token_times
+from course.labs.cache_lab import next_token_ms
 
 again = Recompute(measured_model().path)
 again.prepare(job)
@@ -407,7 +407,7 @@ assert sum(outputs) / (len(outputs) * max(outputs)) == 12 / 18
 # share live.
 
 # %% tags=["nbval-check-output"]
-from course.paging import rows_history, short_answers
+from course.labs.paging import rows_history, short_answers
 
 mix = short_answers()
 prompts, outputs = list(map(len, mix.prompts)), mix.num_outputs

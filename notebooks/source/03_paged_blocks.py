@@ -24,8 +24,8 @@
 import torch
 
 from course import plots
+from course.labs.paging import rows_history, short_answers
 from course.models import measured_model, own_model
-from course.paging import rows_history, short_answers
 from course.stages import ContiguousCache
 
 torch.set_num_threads(1)
@@ -224,7 +224,7 @@ show_source(ops.attend_decodes, ops.attend_prompts, ops._attend_prompt)
 
 
 # %%
-from course.paging import contiguous_attention
+from course.labs.paging import contiguous_attention
 
 
 def agrees(out, query, new):
@@ -263,7 +263,7 @@ show_source(Block, m.__init__, m.num_missing, m.allocate, m._take_oldest_free, m
 # Tell it step 2's story. **Predict** E's table.
 
 # %% tags=["nbval-check-output"]
-from course.paging import sequence
+from course.labs.paging import sequence
 
 manager = BlockManager(num_blocks=8, block_size=4, enable_prefix_caching=False)
 seqs = {name: sequence(10) for name in "ABCDE"}
@@ -280,7 +280,7 @@ assert {name: seq.block_table for name, seq in seqs.items()} == table_of
 # First **invariants**, after each of 2,000 random arrivals and growths:
 
 # %% tags=["nbval-check-output"]
-from course.paging import traffic
+from course.labs.paging import traffic
 
 manager, live = BlockManager(64, 4, enable_prefix_caching=False), []
 for running in traffic(manager, 2000):
@@ -301,7 +301,7 @@ import random
 import textwrap
 from collections import OrderedDict
 
-from course.reference import keep_logits, num_certain, reference_logits
+from course.labs.reference import keep_logits, num_certain, reference_logits
 from course.serving import ask, start_engine
 
 engine = start_engine(block_size=4, enable_prefix_caching=False)
@@ -330,7 +330,7 @@ print(f"{certain} of 64 greedy tokens compared: all equal")
 
 # %%
 from course.drawings.block_pictures import held_plot, waste_plot
-from course.paging import lengths_in_life
+from course.labs.paging import lengths_in_life
 
 sizes, wasted, shares = (1, 4, 16, 64, 256), {}, {}
 for name, prompt_median, output_mean in (("long", 150, 150), ("short", 30, 25)):
@@ -357,7 +357,7 @@ assert abs(wasted[name][2] - 7.5) < 0.5
 # %%
 from course import machine
 from course.benchmarks.roofline import kv_bytes_per_token
-from course.paging import costs_of
+from course.labs.paging import costs_of
 
 token_bytes = kv_bytes_per_token(stage_02.config)
 print(f"keys and values of 8 x 1,024 tokens: {8192 * token_bytes:,} bytes; {machine.describe()}")
@@ -378,7 +378,7 @@ for size in sizes:
 # **Predict** for the first cell's mix: how many run at once, and in how many steps? (Stage 02: 196.)
 
 # %% tags=["nbval-check-output"]
-from course.paging import blocks_history
+from course.labs.paging import blocks_history
 from course.stages import PagedStatic
 
 stage_03 = PagedStatic(measured_model().path)

@@ -23,7 +23,7 @@
 import torch
 
 from course import plots
-from course.prefixes import num_common, questions
+from course.labs.prefixes import num_common, questions
 from course.serving import ask, start_engine
 
 torch.set_num_threads(1)
@@ -123,7 +123,7 @@ assert chain(toys["A"])[1] == chain(toys["B"])[1] != chain(toys["C"])[1]
 # dragon, one about a fox, then the dragon's in full. **Predict** whose blocks the third finds with the chain, and without.
 
 # %%
-from course.prefixes import prompt_of, tell_of
+from course.labs.prefixes import prompt_of, tell_of
 from nanovllm.engine.block_manager import BlockManager, hash_block
 
 
@@ -297,7 +297,7 @@ assert [seq.metrics.num_cached_tokens for seq in seqs] == [0] + [common // 16 * 
 # %%
 from collections import Counter
 
-from course.prefixes import admit  # match, share, allocate, register
+from course.labs.prefixes import admit  # match, share, allocate, register
 
 
 def check_invariants(manager, seqs):
@@ -324,7 +324,7 @@ print(f"{len(STORY)} events: tables and queues are the toy's, and the invariants
 # tie (a lead below 0.0001).
 
 # %%
-from course.reference import keep_logits, num_certain, reference_logits
+from course.labs.reference import keep_logits, num_certain, reference_logits
 
 kept = keep_logits(engine)
 [seq] = ask(engine, [prompts[3]], count=16)
@@ -345,8 +345,8 @@ print(f"{certain} of 16 tokens compared with transformers: all equal")
 
 # %%
 from course import machine
+from course.labs.prefixes import second_requests, services
 from course.models import has_gpu, measured_model
-from course.prefixes import second_requests, services
 
 where = {"model": measured_model().path, "device": "cuda" if has_gpu() else "cpu"}
 cached, uncached = start_engine(**where), start_engine(enable_prefix_caching=False, **where)
@@ -375,7 +375,7 @@ assert counts == [32, 48, 672, 672]
 
 # %%
 from course.drawings.prefix_pictures import hit_rates, turns
-from course.prefixes import ANIMALS, converse
+from course.labs.prefixes import ANIMALS, converse
 
 talk = list(converse(good, plain, ANIMALS[:5]))  # the plain engine answers the same prompts
 for i, turn in enumerate(talk, 1):
@@ -393,7 +393,7 @@ assert max(turn.tokens - turn.found for turn in talk) < 60
 # Ten chats of 20 blocks come in turn, five rounds. 200 blocks hold them all; **predict** the share found with 100.
 
 # %%
-from course.prefixes import share_found  # with a BlockManager alone
+from course.labs.prefixes import share_found  # with a BlockManager alone
 
 sizes = [20, 60, 100, 140, 180, 190, 200, 220]
 rates = [share_found(num_blocks) for num_blocks in sizes]

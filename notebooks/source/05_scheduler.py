@@ -293,7 +293,7 @@ assert (len(static), len(flowing)) == (128, 65)
 # the first near tie (a lead below 0.0001).
 
 # %%
-from course.cramped import Cramped, cramped_workload
+from course.labs.cramped import Cramped, cramped_workload
 from course.stages import ContiguousCache, compare
 
 cramped, mix = Cramped(own_model(), device="cpu"), cramped_workload()

@@ -23,8 +23,8 @@ import torch
 
 from course import plots
 from course.display import show
-from course.kernel_lab import agree, call, device, has_triton, launch, tl, triton, where
-from course.kernel_plots import bars, makespan, recorded, timetable
+from course.drawings.kernel_plots import bars, makespan, recorded, timetable
+from course.labs.kernel_lab import agree, call, device, has_triton, launch, tl, triton, where
 from course.reading import show_from, show_source
 
 torch.set_num_threads(1)
@@ -159,9 +159,9 @@ assert offset < 0
 # %%
 from nanovllm.ops import attention
 
-show_from("course/toy_kernels.py", "store_token_kernel", "store_tokens")
+show_from("course/labs/toy_kernels.py", "store_token_kernel", "store_tokens")
 if has_triton:
-    from course import toy_kernels as toy
+    from course.labs import toy_kernels as toy
 qkv = torch.randn(5, 10, 6, device=device)  # 6 query heads, 2 key heads, 2 value heads; 6 numbers
 parts = qkv[:, 6:8], qkv[:, 8:]
 slots = torch.tensor([7, 3, -1, 0, 2], device=device)
@@ -262,7 +262,7 @@ assert abs(state[2] / state[1] - whole) < 1e-4
 # One program for each sequence and query head walks over its context in tiles of 32 tokens.
 
 # %%
-show_from("course/toy_kernels.py", "attend_range", "whole_kernel")
+show_from("course/labs/toy_kernels.py", "attend_range", "whole_kernel")
 lengths = torch.tensor([10, 3, 37], dtype=torch.int32, device=device)
 tables = torch.randperm(30, device=device).view(3, 10).int()
 k_cache, v_cache = torch.randn(2, 30, 4, 2, 8, device=device)  # 30 blocks of 4, 2 KV heads of 8
@@ -304,7 +304,7 @@ left, right = absorb(-inf, 0, 0, (1, 3), (10, 20)), absorb(-inf, 0, 0, (2, 5), (
 higher = max(left[0], right[0])
 total, acc = (sum(part[i] * exp(part[0] - higher) for part in (left, right)) for i in (1, 2))
 assert abs(acc / total - whole) < 1e-4
-show_from("course/toy_kernels.py", "split_kernel", "merge_kernel")
+show_from("course/labs/toy_kernels.py", "split_kernel", "merge_kernel")
 result = agree(call(lambda: toy.attend_split(*data, num_splits=3)), wanted)
 
 # %% [markdown]

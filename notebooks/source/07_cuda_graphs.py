@@ -24,9 +24,9 @@ import torch
 from course import plots
 from course.display import show
 from course.drawings.step_drawings import ladder, padding, recorded, timelines, uploads, watching
+from course.labs.recording import Recording
 from course.models import has_gpu, own_model
 from course.reading import show_source
-from course.recording import Recording
 
 torch.set_num_threads(1)
 plots.use_style()

@@ -25,8 +25,8 @@ import torch
 
 from course import plots
 from course.display import show
+from course.labs.rank_lab import all_reduce_curves, curves_in_words, on_ranks, recorded
 from course.models import own_model
-from course.rank_lab import all_reduce_curves, curves_in_words, on_ranks, recorded
 from course.reading import show_source
 
 torch.set_num_threads(1)

@@ -25,10 +25,11 @@ from pathlib import Path
 
 import torch
 
-from course import climb, plots
+from course import plots
 from course.benchmarks import against_transformers, roofline
 from course.benchmarks.roofline import Peaks, Work, measure_peaks
 from course.display import show
+from course.labs import climb
 from course.models import has_gpu, measured_model, own_model
 from course.reading import show_source
 from course.stages import STAGES, compare

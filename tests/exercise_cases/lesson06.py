@@ -1,6 +1,6 @@
 """Wrong and right answers to lesson 06's exercises."""
 
-from course.kernel_lab import tl, triton
+from course.labs.kernel_lab import tl, triton
 from exercise_cases import Case
 
 

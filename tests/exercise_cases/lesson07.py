@@ -4,7 +4,7 @@ from bisect import bisect_left
 
 import torch
 
-from course.recording import Recording
+from course.labs.recording import Recording
 from exercise_cases import Case
 
 

@@ -1,6 +1,6 @@
 """Triton in a notebook, wherever that runs: on a GPU, in Triton's interpreter, or not at all.
 
-    from course.kernel_lab import agree, device, launch, tl, triton    # before Triton itself
+    from course.labs.kernel_lab import agree, device, launch, tl, triton    # before Triton itself
 
 With a GPU kernels are compiled. Without one they run in the interpreter, which must be asked for
 before Triton is first imported: importing this module does. Without Triton (it has no build for
