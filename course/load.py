@@ -97,6 +97,13 @@ def arrivals(rate: float, count: int, seed: int = 0) -> list[float]:
     return times
 
 
+def users(count: int = 24, seed: int = 5) -> LadderWorkload:
+    """Requests of as many users: prompts of 16 to 64 random ids, answers of 8 to 16 tokens."""
+    rng = random.Random(seed)
+    texts = [rng.choices(range(1, 4000), k=rng.randint(16, 64)) for _ in range(count)]
+    return LadderWorkload(texts, [rng.randint(8, 16) for _ in texts], 0)
+
+
 def offer(engine: LLMEngine, workload: LadderWorkload, rate: float) -> LoadPoint:
     """Serve a workload whose requests arrive at `rate` a second."""
     times: list[list[float]] = [[] for _ in workload.prompts]  # of each token of each request

@@ -9,8 +9,14 @@ from course import machine, records
 from course.drawings.schedule_pictures import num_again
 from course.labs import paging
 from course.labs.cramped import Cramped, cramped_workload
-from course.labs.prefixes import admit, num_common, services, share_found
-from course.labs.reference import keep_logits, num_certain, reference_logits
+from course.labs.prefixes import admit, converse, num_common, second_requests, services, share_found
+from course.labs.reference import (
+    ask_and_compare,
+    compare_with_transformers,
+    keep_logits,
+    num_certain,
+    reference_logits,
+)
 from course.models import own_model
 from course.serving import ask, start_engine
 from course.stages import ContiguousCache, PagedStatic
@@ -63,6 +69,15 @@ def test_services_differ_in_where_their_prompts_do():
     assert begins == [640, 630, 0, 0]
 
 
+def test_a_second_request_computes_what_its_service_changed():
+    engines = start_engine(), start_engine(enable_prefix_caching=False)
+    second = second_requests(*engines)
+    assert [request.computed for request in second] == [32, 48, 672, 672]
+    assert {request.computed_without for request in second} == {672}
+    assert all(request.ttft > 0 < request.ttft_without for request in second)
+    assert "one system prompt     32 computed" in str(second[0])
+
+
 def test_an_engines_logits_are_the_references_and_a_tie_is_not_certain():
     engine = start_engine()
     kept = keep_logits(engine)
@@ -71,6 +86,43 @@ def test_an_engines_logits_are_the_references_and_a_tie_is_not_certain():
     torch.testing.assert_close(torch.cat(kept), theirs, atol=1e-3, rtol=1e-3)
     assert num_certain(torch.tensor([[0.0, 1.0], [0.5, 0.5], [0.0, 1.0]])) == 1
     assert num_certain(torch.tensor([[0.0, 1.0], [3.0, 0.5]])) == 2
+
+
+def test_an_engine_is_held_to_the_reference_in_one_call_and_left_as_it_was():
+    engine = start_engine()
+    compute = engine.core.runner.model.logits
+    seq, comparison = ask_and_compare(engine, [5, 6, 7, 8, 9], count=3)
+    assert (len(seq.output_ids), comparison.rows) == (3, 3)
+    assert 0 <= comparison.difference < 1e-3
+    assert "3 of 3 greedy tokens" in str(comparison)
+    assert engine.core.runner.model.logits == compute
+
+
+def test_other_logits_and_other_tokens_are_no_agreement():
+    prompt, model = [5, 6, 7, 8, 9], own_model()
+    engine = start_engine()
+    [seq] = ask(engine, [prompt], count=3)
+    answer, theirs = seq.output_ids, reference_logits(model, seq)
+    assert compare_with_transformers(model, prompt, answer, theirs).difference == 0
+    with pytest.raises(AssertionError, match="Tensor-likes are not close"):
+        compare_with_transformers(model, prompt, answer, theirs + 0.1)
+    last = [*answer[:-1], answer[-1] + 1]  # what comes before it is the same: so are the logits
+    with pytest.raises(AssertionError, match="answer token 2 is"):
+        compare_with_transformers(model, prompt, last, theirs)
+
+
+def test_a_chat_finds_what_was_said():
+    first, second = converse(start_engine(), ["fox", "frog"])
+    assert first.found == 0
+    assert first.tokens < second.found <= second.tokens
+
+
+def test_small_blocks_have_large_tables_and_large_ones_empty_places():
+    config, device = ContiguousCache(own_model(), device="cpu").config, torch.device("cpu")
+    small, large = (paging.costs_of(size, config, device) for size in (1, 256))
+    assert (small.table_bytes, large.table_bytes) == (4 * 8192, 4 * 32)
+    assert small.empty_bytes == 0 < large.empty_bytes
+    assert len(str(large)) == len(paging.HEADING)
 
 
 def test_the_cramped_run_cuts_preempts_and_gives_all_back(tiny_model):

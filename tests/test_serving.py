@@ -31,6 +31,6 @@ def test_a_frame_says_the_state_of_each_block():
 
 
 def test_what_is_computed_is_written_on_the_bars():
-    fig = turns([24, 138], [0, 112], "any machine")
+    fig = turns([24, 138], [0, 112])
     assert [text.get_text() for text in fig.axes[0].texts] == ["24 of 24", "26 of 138"]
     assert len(hit_rates([1, 2], [0.0, 0.5], needed=2).axes[0].lines) == 2

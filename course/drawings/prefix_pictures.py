@@ -2,7 +2,7 @@
 
 frame = pool_frame(pool, tables, contents)        # an SVG's text, for course.display.steps
 frames, queues, tables = play(pool, prompts, enter, leave)      # STORY, told to a pool
-fig = turns(prompts, computed, machine)           # tokens of a chat's turns
+fig = turns(prompts, found)                       # tokens of a chat's turns
 fig = hit_rates(blocks, rates, needed)            # against the size of the cache
 """
 
@@ -92,8 +92,9 @@ def held_by(block: int, tables: Mapping[str, Sequence[int]]) -> str:
     return f"refs {len(holders)}: {', '.join(holders)}" if holders else "refs 0: free"
 
 
-def turns(prompts: Sequence[int], cached: Sequence[int], machine: str) -> Any:
-    """Prompt tokens of each turn of a chat: found in the cache, and computed."""
+def turns(prompts: Sequence[int], cached: Sequence[int]) -> Any:
+    """Prompt tokens of each turn of the storyteller's chat: found in the cache, and computed."""
+    machine = "the course's own model, on any machine"
     fig, axes = figure("Prompt tokens of a chat, turn by turn", machine, height=2.9)
     at = range(1, len(prompts) + 1)
     computed = [total - found for total, found in zip(prompts, cached, strict=True)]

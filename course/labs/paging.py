@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from course.benchmarks.roofline import kv_bytes_per_token
 from course.stages import ContiguousCache, PagedStatic, Recorder
 from course.stages.paged import live_tokens
 from course.timing import measure
@@ -119,9 +120,19 @@ def contiguous_attention(query: Tensor, key: Tensor, value: Tensor, scale: float
 class Costs:
     """What blocks of one size cost 8 requests of 1,024 tokens each."""
 
+    block_size: int
     table_bytes: int
+    empty_bytes: float  # of keys and values, at half a block a request
     gather_seconds: float  # one layer's keys; the lowest of 15
     manage_seconds: float  # to take and free all blocks; the lowest of 15
+
+    def __str__(self) -> str:
+        gather, manage = (f"{1e6 * t:,.0f} µs" for t in (self.gather_seconds, self.manage_seconds))
+        empty = f"{self.empty_bytes:,.0f} bytes"
+        return f"{self.block_size:10}{self.table_bytes:13,}{empty:>17}{gather:>23}{manage:>19}"
+
+
+HEADING = "block size  table bytes  empty, expected  gather a layer's keys  take and free all"
 
 
 def costs_of(block_size: int, config: ModelConfig, device: torch.device) -> Costs:
@@ -135,5 +146,6 @@ def costs_of(block_size: int, config: ModelConfig, device: torch.device) -> Cost
         manager.allocate(seq, TOKENS)
         manager.free(seq)
 
+    empty = ROWS * (block_size - 1) / 2 * kv_bytes_per_token(config)
     gather, manage = measure(lambda: keys[table], 15), measure(take_and_free, 15)
-    return Costs(4 * table.numel(), gather.lowest, manage.lowest)
+    return Costs(block_size, 4 * table.numel(), empty, gather.lowest, manage.lowest)

@@ -2,7 +2,8 @@
 
 prompts = questions(engine)                   # eight, under one long system prompt
 seq, found = admit(manager, ids)              # a request enters a BlockManager, without an engine
-computed, ttft = second_requests(engine, services()["one system prompt"])
+turns = converse(engine, ANIMALS[:5])         # a chat, turn by turn
+second = second_requests(cached, uncached)    # of four services: tokens computed, and TTFT
 """
 
 import random
@@ -92,8 +93,34 @@ def services(seed: int = 4) -> dict[str, Callable[[], list[int]]]:
     }
 
 
-def second_requests(engine: LLMEngine, make_prompt: Callable[[], list[int]]) -> tuple[int, float]:
-    """Tokens computed, and the median TTFT in seconds, of three requests that follow a first."""
+@dataclass(frozen=True)
+class Second:
+    """A service's second request: the prompt tokens that were computed, and TTFT in seconds."""
+
+    service: str
+    computed: int
+    ttft: float
+    computed_without: int  # by an engine without a prefix cache
+    ttft_without: float
+
+    def __str__(self) -> str:
+        with_cache = f"{self.computed:4} computed, TTFT {1e3 * self.ttft:4.0f} ms"
+        without = f"{self.computed_without:4} and {1e3 * self.ttft_without:4.0f} ms"
+        return f"{self.service:20}{with_cache}; without a cache {without}"
+
+
+def second_requests(cached: LLMEngine, uncached: LLMEngine) -> list[Second]:
+    """What each service's second request costs, with a prefix cache and without.
+
+    TTFT is the median of three requests that follow a first.
+    """
+    return [
+        Second(name, *_second(cached, make_prompt), *_second(uncached, make_prompt))
+        for name, make_prompt in services().items()
+    ]
+
+
+def _second(engine: LLMEngine, make_prompt: Callable[[], list[int]]) -> tuple[int, float]:
     seqs = [ask(engine, [make_prompt()])[0] for _ in range(4)][1:]
     times = sorted(seq.metrics.ttft or 0.0 for seq in seqs)
     return SERVICE_TOKENS - seqs[0].metrics.num_cached_tokens, times[1]
@@ -101,22 +128,18 @@ def second_requests(engine: LLMEngine, make_prompt: Callable[[], list[int]]) -> 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a chat: its prompt's tokens, those found, and both engines' times in ms."""
+    """One turn of a chat: its prompt's tokens, and those found in the cache."""
 
     tokens: int
     found: int
-    ttft: float
-    ttft_without: float
 
 
-def converse(cached: LLMEngine, uncached: LLMEngine, animals: Sequence[str]) -> Iterator[Turn]:
+def converse(engine: LLMEngine, animals: Sequence[str]) -> Iterator[Turn]:
     """A chat that asks for one story after the other, each prompt with all that was said."""
     talk: list[dict[str, str]] = []
     for animal in animals:
-        prompt = prompt_of(cached, tell_of(animal), *talk)
-        [seq] = ask(cached, [prompt], count=120, ignore_eos=False)
-        [cold] = ask(uncached, [prompt])
+        prompt = prompt_of(engine, tell_of(animal), *talk)
+        [seq] = ask(engine, [prompt], count=120, ignore_eos=False)
         talk.append({"role": "user", "content": tell_of(animal)})
         talk.append({"role": "assistant", "content": seq.detokenizer.text})
-        times = (1e3 * (request.metrics.ttft or 0.0) for request in (seq, cold))
-        yield Turn(len(prompt), seq.metrics.num_cached_tokens, *times)
+        yield Turn(len(prompt), seq.metrics.num_cached_tokens)

@@ -1,21 +1,69 @@
-"""An engine's answer against that of `transformers`, which computes the whole text at once.
+"""An answer against that of `transformers`, which computes the whole text at once, in float32.
 
-kept = keep_logits(engine)                    # from here on, what the engine samples from
-[seq] = ask(engine, [prompt], count=16)
-theirs = reference_logits(model, seq)         # [16, vocab_size]
-torch.testing.assert_close(torch.cat(kept), theirs, atol=1e-3, rtol=1e-3)
-assert seq.output_ids[:num_certain(theirs)] == theirs.argmax(-1).tolist()[:num_certain(theirs)]
+seq, comparison = ask_and_compare(engine, prompt, count=16)     # an engine, in one call
+comparison = compare_with_transformers(model, prompt, answer, logits)     # whoever computed them
+print(comparison)                             # how near the logits are, how many tokens are equal
 """
 
+from collections.abc import Sequence as Several
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from course.serving import ask
 from nanovllm.engine.sequence import Sequence
 from nanovllm.llm_engine import LLMEngine
 
 TIE = 1e-4  # logits in float32 differ by less, however they are computed
+CLOSE = 1e-3  # what logits may differ by: absolute, and as a share
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared with transformers, and found equal."""
+
+    rows: int  # of logits, one an answer token
+    difference: float  # of the two logits that are furthest apart
+    tokens: int  # greedy tokens that were to be equal, and were: those before the first near tie
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows} rows of logits differ by {self.difference:.0e} at most; "
+            f"{self.tokens} of {self.rows} greedy tokens compared with transformers: all equal"
+        )
+
+
+def compare_with_transformers(
+    model: str | Path, prompt: Several[int], answer: Several[int], logits: Tensor
+) -> Comparison:
+    """Hold a greedy answer's logits [answer tokens, vocab_size] and its tokens to the reference.
+
+    The reference reads prompt and answer as they are (teacher-forced), so each row of it follows
+    the same text as ours. Raises AssertionError if logits are further apart than CLOSE, or if a
+    token differs before the first near tie: a best logit that leads by less than TIE.
+    """
+    theirs, ours = _logits_after(model, prompt, answer), logits.float().cpu()
+    torch.testing.assert_close(ours, theirs, atol=CLOSE, rtol=CLOSE)
+    certain = num_certain(theirs)
+    for i, (token, best) in enumerate(zip(answer, theirs[:certain].argmax(-1), strict=False)):
+        assert token == best, f"answer token {i} is {token}, the reference says {int(best)}"
+    return Comparison(len(theirs), (ours - theirs).abs().max().item(), certain)
+
+
+def ask_and_compare(
+    engine: LLMEngine, prompt: list[int], count: int
+) -> tuple[Sequence, Comparison]:
+    """Ask an engine for `count` greedy tokens, and hold them to the reference; the request, too."""
+    decoder = engine.core.runner.model
+    compute, kept = decoder.logits, keep_logits(engine)
+    try:
+        [seq] = ask(engine, [prompt], count)
+    finally:
+        decoder.logits = compute  # type: ignore[method-assign]
+    logits = torch.cat(kept)
+    return seq, compare_with_transformers(engine.args.model, prompt, seq.output_ids, logits)
 
 
 def keep_logits(engine: LLMEngine) -> list[Tensor]:
@@ -32,16 +80,22 @@ def keep_logits(engine: LLMEngine) -> list[Tensor]:
     return kept
 
 
-@torch.inference_mode()
 def reference_logits(model: str | Path, seq: Sequence) -> Tensor:
     """The logits [answer tokens, vocab_size] before each answer token, float32 on the CPU."""
+    prompt = seq.token_ids[: seq.num_prompt_tokens]
+    return _logits_after(model, prompt, seq.output_ids)
+
+
+@torch.inference_mode()
+def _logits_after(model: str | Path, prompt: Several[int], answer: Several[int]) -> Tensor:
+    """The reference's logits [answer tokens, vocab_size] before each token of a given answer."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    logits: Tensor = reference(torch.tensor([seq.token_ids])).logits
-    return logits[0, seq.num_prompt_tokens - 1 : -1]
+    logits: Tensor = reference(torch.tensor([[*prompt, *answer]])).logits
+    return logits[0, len(prompt) - 1 : -1]
 
 
 def num_certain(logits: Tensor) -> int:

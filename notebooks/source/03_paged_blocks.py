@@ -10,22 +10,18 @@
 # | Ends in | `nanovllm/ops/attention.py`; previews `nanovllm/engine/block_manager.py` |
 
 # %% [markdown]
-# Here a request takes memory as it grows, in small blocks.
-#
 # ## What hurts now
 #
-# 16 requests, prompts of up to 64 tokens, answers of up to 128, have room for 1,536 **places**,
-# each for one token's key and value; together they need 1,129. A row of stage 02 has $64 + 128 = 192$.
-# A place is **live** if it holds a token of a request that runs.
-#
-# **Predict** on paper: how many run at once, and what share of places is live on average?
+# 16 requests, prompts of up to 64 tokens, answers of up to 128, have room for 1,536 **places**, each for one token's key and
+# value; together they need 1,129. A row of stage 02 has $64 + 128 = 192$. A place is **live** if it holds a token of a
+# request that runs. **Predict**: how many run at once, and what share of places is live on average?
 
 # %% tags=["nbval-check-output"]
 import torch
 
 from course import plots
 from course.labs.paging import rows_history, short_answers
-from course.models import measured_model, own_model
+from course.models import measured_model
 from course.stages import ContiguousCache
 
 torch.set_num_threads(1)
@@ -40,7 +36,7 @@ needed = sum(map(len, mix.prompts)) + mix.num_output_tokens - 16  # a last token
 assert needed == 1129
 
 # %% [markdown]
-# Eight, as $1536 / 192 = 8$. All sixteen would fit.
+# All sixteen would fit, if each took memory as it grows.
 #
 # ## What you will be able to do
 #
@@ -62,8 +58,8 @@ assert needed == 1129
 #
 # ## Step 1: two kinds of waste
 #
-# Of 32 places, requests reserve all they may ever need in one piece: A 8, B 10, C 6, D 8. A and C finish, and E
-# asks for 10. **Predict**: how many are free? Does E get its 10?
+# Of 32 places, requests reserve all they may ever need in one piece: A 8, B 10, C 6, D 8. A and C finish, and E asks for 10.
+# **Predict**: how many are free? Does E get its 10?
 
 # %%
 from course.display import show, steps
@@ -116,8 +112,6 @@ for row in zip(positions, index, table[index], offset, slots, strict=True):
 assert (slots[4], slots[6], slots[9]) == (8, 10, 29)
 
 # %% [markdown]
-# Token 4 opens block 2: slot $2 \cdot 4 + 0 = 8$. Token 6 has offset 2: slot 10.
-#
 # Step 1's story again, with a queue of free blocks. A request takes its head when its last block is full; when done it
 # gives all back, the last one first. **Predict** E's table at 10 tokens.
 
@@ -157,8 +151,8 @@ assert table_of["E"] == [7, 4, 0]
 #
 # ## Step 3: attention over scattered blocks
 #
-# `k_cache[table]` copies the table's blocks, in its order: a **gather**. **Predict**: memory holds
-# 99 before ten keys are stored. How many rows does the gather bring, and what is in the last ones?
+# `k_cache[table]` copies the table's blocks, in its order: a **gather**. **Predict**: memory holds 99 before ten keys are
+# stored. How many rows does the gather bring, and what is in the last ones?
 
 
 # %%
@@ -182,8 +176,8 @@ assert torch.equal(paged, attention(q, K, V))
 # ## Step 4: the engine's own
 #
 # `nanovllm/ops/attention.py` does this for a batch and all heads. A block id means the same block in every layer's cache,
-# so one table serves all. A **row** is one request in one step. All rows' new tokens stand in one flat
-# batch, decode rows first; `starts` says whose is which. (`longest`, `plan`, `heads`: lesson 06.)
+# so one table serves all. A **row** is one request in one step. All rows' new tokens stand in one flat batch, decode rows
+# first; `starts` says whose is which. (`longest`, `plan`, `heads`: lesson 06.)
 
 # %%
 from course.reading import show_source
@@ -193,10 +187,8 @@ show_source(ops.Rows, ops.AttentionMetadata, ops.store_kv, ops.plan_decodes)
 
 # %% [markdown]
 # Some rows have no request behind them (lesson 07): their slot is −1, and nothing is stored. Plain indexing would take −1
-# for the **last** slot, somebody else's.
-#
-# **Predict**: positions are 9, 2 and −1 (no such row). Tables are padded: `[5, 2, 7]`, `[1, 0, 0]` and zeros. Which slots,
-# and how many tokens does each row read?
+# for the **last** slot, somebody else's. **Predict**: positions are 9, 2 and −1 (no such row). Tables are padded:
+# `[5, 2, 7]`, `[1, 0, 0]` and zeros. Which slots, and how many tokens does each row read?
 
 # %% tags=["nbval-check-output"]
 H, H_kv, D, lengths = 4, 2, 4, (10, 3)
@@ -215,12 +207,10 @@ assert (k_cache[7, 3] == 99).all(), "slot 31, the last one, was written"
 show_source(ops.attend_decodes, ops.attend_prompts, ops._attend_prompt)
 
 # %% [markdown]
-# `attend_decodes`: cut the tables to the longest context (`-(-a // b)` rounds up), gather, mask, attend. A padded table
-# may name another's block; `mask` gives that weight 0. `grouped` puts query heads that share a key head where
-# a prompt's tokens would stand, so no key is copied. `diagonal`: of a row whose first tokens were stored earlier, the
-# $i$-th of `num_new` sees those up to `length - num_new + i`.
-#
-# Check it against keys never scattered, last a row with only 4 of its 10 tokens new.
+# `attend_decodes`: cut the tables to the longest context (`-(-a // b)` rounds up), gather, mask, attend. A padded table may
+# name another's block; `mask` gives that weight 0. `grouped` puts query heads that share a key head where a prompt's tokens
+# would stand. `diagonal`: of a row whose first tokens were stored earlier, the $i$-th of `num_new` sees those up to
+# `length - num_new + i`. Check it against keys never scattered, last a row with only 4 of its 10 tokens new.
 
 
 # %%
@@ -244,8 +234,6 @@ for new in ((10, 3), (4, 3)):
 print("decode rows, prompts and the rest of a prompt: equal to contiguous attention")
 
 # %% [markdown]
-# With `rope_store` (lesson 02) that is the whole file. In every layer all rows **store**, *then* all **attend**.
-#
 # ## Assemble: the BlockManager
 #
 # Your `grow` and `give_back`, in the engine. A `Sequence`, its request, carries its `block_table` as a list.
@@ -257,10 +245,10 @@ m = BlockManager
 show_source(Block, m.__init__, m.num_missing, m.allocate, m._take_oldest_free, m._acquire, m.free)
 
 # %% [markdown]
-# The rest is for lesson 04, where requests share blocks: `ref_count`, in how many tables a block stands (here 0 or 1),
-# and what finds a block again. A found one leaves the middle of the queue, slow in a deque: hence the `OrderedDict`.
+# The rest is for lesson 04, where requests share blocks: `ref_count`, in how many tables a block stands (here 0 or 1), and
+# what finds a block again.
 #
-# Tell it step 2's story. **Predict** E's table.
+# Tell it step 2's story.
 
 # %% tags=["nbval-check-output"]
 from course.labs.paging import sequence
@@ -293,40 +281,31 @@ for running in traffic(manager, 2000):
 print(f"up to {max(live)} of 256 places live; every invariant held, 2,000 times")
 
 # %% [markdown]
-# Then **logits**, in float32: free blocks of 4 in random order, against `transformers` and the whole text at once.
-# Then greedy **tokens**, up to the first near tie (a lead below 0.0001).
+# Then **logits**, in float32, with blocks of 4 in random order, against `transformers` and the whole text at once, up to
+# 0.001. Then greedy **tokens**, up to the first near tie (a lead below 0.0001).
 
 # %%
 import random
 import textwrap
 from collections import OrderedDict
 
-from course.labs.reference import keep_logits, num_certain, reference_logits
-from course.serving import ask, start_engine
+from course.labs.prefixes import prompt_of
+from course.labs.reference import ask_and_compare
+from course.serving import start_engine
 
 engine = start_engine(block_size=4, enable_prefix_caching=False)
-free_blocks = random.sample(range(512), 512)
-engine.block_manager._free = OrderedDict.fromkeys(free_blocks)
-chat = [{"role": "user", "content": "Tell me a story about a fox who finds a key."}]
-tokenizer = engine.get_tokenizer()
-prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-kept = keep_logits(engine)
-[seq] = ask(engine, [prompt], count=64)
-ours, theirs = torch.cat(kept), reference_logits(own_model(), seq)
-print(textwrap.fill(tokenizer.decode(seq.output_ids), 90))
-print(f"\n64 rows of logits differ by {(ours - theirs).abs().max():.0e} at most")
-torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
-certain = num_certain(theirs)
-assert seq.output_ids[:certain] == theirs.argmax(-1).tolist()[:certain]
-print(f"{certain} of 64 greedy tokens compared: all equal")
+engine.block_manager._free = OrderedDict.fromkeys(random.sample(range(512), 512))
+prompt = prompt_of(engine, "Tell me a story about a fox who finds a key.")
+seq, comparison = ask_and_compare(engine, prompt, count=64)
+print(textwrap.fill(seq.detokenizer.text, 90), comparison, sep="\n\n")
+assert comparison.tokens > 32
 
 # %% [markdown]
 # ## Measure: waste against block size
 #
-# If 0 to `block_size` − 1 empty places are equally likely, they are $(\text{block\_size} - 1) / 2$ on average.
-#
-# **Predict** for block sizes of 16 and 256: how many places of a request are empty, and which share of what it holds, if
-# requests have some 350 tokens? If 65?
+# If 0 to `block_size` − 1 empty places are equally likely, they are $(\text{block\_size} - 1) / 2$ on average. **Predict**
+# for block sizes of 16 and 256: how many places of a request are empty, and which share of what it holds, if requests have
+# some 350 tokens? If 65?
 
 # %%
 from course.drawings.block_pictures import held_plot, waste_plot
@@ -346,31 +325,25 @@ assert abs(wasted[name][2] - 7.5) < 0.5
 # <details>
 # <summary>At 16 both waste 7.5</summary>
 #
-# 2% of what long ones hold, 10% of short ones'. At 256 few short ones fill even their first block, and three quarters are
-# waste.
+# 2% of what long ones hold, 10% of short ones'. At 256 few short ones fill even their first block: three quarters are waste.
 #
 # </details>
 #
-# Why not blocks of 1, which waste nothing? Each is 4 bytes in a table, an index at every read, and a step for the
-# manager. **Predict** the tables' bytes for 8 requests of 1,024 tokens at block size 1.
+# Why not blocks of 1, which waste nothing? Each is 4 bytes in a table, an index at every read, and a step for the manager.
+# **Predict** the tables' bytes for 8 requests of 1,024 tokens at block size 1.
 
 # %%
 from course import machine
-from course.benchmarks.roofline import kv_bytes_per_token
-from course.labs.paging import costs_of
+from course.labs.paging import HEADING, costs_of
 
-token_bytes = kv_bytes_per_token(stage_02.config)
-print(f"keys and values of 8 x 1,024 tokens: {8192 * token_bytes:,} bytes; {machine.describe()}")
-print("block size  table bytes  empty, expected  gather a layer's keys  take and free all")
-for size in sizes:
-    costs = costs_of(size, stage_02.config, stage_02.device)
-    empty = f"{8 * (size - 1) / 2 * token_bytes:,.0f} bytes"
-    gather, manage = (f"{1e6 * t:,.0f} µs" for t in (costs.gather_seconds, costs.manage_seconds))
-    print(f"{size:10}{costs.table_bytes:13,}{empty:>17}{gather:>23}{manage:>19}")
+print(f"{machine.describe()}\n{HEADING}")
+costs = [costs_of(size, stage_02.config, stage_02.device) for size in sizes]
+print(*costs, sep="\n")
+assert [c.table_bytes for c in costs[:2]] == [32768, 8192]
 
 # %% [markdown]
-# Tables are small. Small blocks cost work, above all in the manager; large blocks cost memory. At
-# 16, the engine's default, both are low.
+# $4 \cdot 8{,}192$ bytes, little beside keys and values. Small blocks cost work, above all in the manager; large blocks
+# cost memory. At 16, the engine's default, both are low.
 #
 # ## Measure: the same room, more requests
 #
@@ -392,17 +365,17 @@ fig = held_plot({"02: rows": rows_02, "03: blocks of 16": blocks_03}, mix.kv_tok
 show(fig, "Stage 02 holds all places and fills an eighth; stage 03 holds little more than is live")
 
 # %% [markdown]
-# One batch, as long as its longest answer. Nobody uses the white part meanwhile (lesson 05).
+# One batch, as long as its longest answer (128 tokens).
 #
-# Now the ladder's workload, whose lengths differ less: stage 02 has 4 rows (on a GPU 16), stage 03 holds
-# few more requests, and at every step gathers, that is copies, all keys and values. **Predict**: which is faster?
+# Now the ladder's workload, whose lengths differ less: stage 02 has 4 rows (on a GPU 16), stage 03 few more, and at every
+# step it gathers, that is copies, all keys and values. **Predict**: which is faster?
 
 # %%
 from course.records import measured, record
 from course.workload import ladder_workload
 
 workload = ladder_workload(stage_03.vocab_size)
-print(textwrap.fill(f"{workload}. {measured_model()}", 95))
+print(workload, measured_model(), sep="\n")
 print(measured(stage_02, workload))  # this machine's record; without one, a run
 
 # %%
@@ -417,15 +390,15 @@ show(fig, fig.alt_text)
 # ## In real vLLM
 #
 # Release v0.11.0 hands out blocks in
-# [`vllm/v1/core/block_pool.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/block_pool.py#L257-L284); slots are in
-# [`block_table.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/worker/block_table.py#L107-L113). Three differences:
+# [`vllm/v1/core/block_pool.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/block_pool.py#L257-L284).
+# Three differences:
 #
 # 1. Block 0, the [`null_block`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/block_pool.py#L154-L158),
 #    fills tables where nothing is to be read.
 # 2. The free queue is a [linked list](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/kv_cache_utils.py#L216-L231)
 #    through the blocks themselves.
-# 3. Nothing is gathered: FlashAttention takes the tables, and asks for a block size
-#    [that 16 divides](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/attention/backends/flash_attn.py#L85-L87).
+# 3. Nothing is gathered: FlashAttention takes the tables, if
+#    [16 divides](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/attention/backends/flash_attn.py#L85-L87) the block size.
 #
 # ## Exercises
 #
@@ -433,7 +406,7 @@ show(fig, fig.alt_text)
 #
 # 1. **Predict** (5 min): blocks, empty places and slots of three requests at block sizes 4 and 16.
 # 2. **Implement** (20 min): the slot mapping of a batch of prompts, padding rows included, without a loop.
-# 3. **Implement** (15 min): a block manager's taking and giving back. It serves requests in the engine.
+# 3. **Implement** (15 min): a block manager's taking and giving back.
 # 4. **Break and fix** (15 min): a manager that is wrong by one token at a block's border.
 #
 # ## Recap
@@ -448,12 +421,7 @@ show(fig, fig.alt_text)
 # $20 = 16 + 4$: second block, offset 4. $9 \cdot 16 + 4 = 148$.
 #
 # </details>
-# <details><summary>2. 33 tokens, block size 16: empty places?</summary>
-#
-# 3 blocks, 48 places, 15 empty: the worst case.
-#
-# </details>
-# <details><summary>3. Half of the blocks are free. Can fragmentation stop a request?</summary>
+# <details><summary>2. Half of the blocks are free. Can fragmentation stop a request?</summary>
 #
 # No: any free block will do.
 #

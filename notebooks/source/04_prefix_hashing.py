@@ -10,14 +10,12 @@
 # | Ends in | `nanovllm/engine/block_manager.py` |
 
 # %% [markdown]
-# When may two requests point at the **same** block?
-#
 # ## What hurts now
 #
-# Eight children ask the storyteller. Its system prompt has 24 rules: of each prompt's 337 tokens the first
-# 323 are the same.
+# Eight children ask the storyteller under one long system prompt: of each prompt's 337 tokens the first 323
+# are the same.
 #
-# **Predict** on paper: how many prompt tokens does an engine without sharing compute? How many would do?
+# **Predict**: how many prompt tokens does an engine without sharing compute? How many would do?
 
 # %%
 import torch
@@ -39,7 +37,8 @@ print(f"{computed:,} tokens computed; {once} would do: {computed / once:.1f} tim
 assert (len(prompts[0]), common) == (337, 323)
 
 # %% [markdown]
-# $8 \cdot 337 = 2{,}696$. The beginning once, and 14 tokens a question: $323 + 8 \cdot 14 = 435$.
+# $8 \cdot 337 = 2{,}696$. The beginning once, and 14 tokens a question: $323 + 8 \cdot 14 = 435$. So when may two
+# requests point at the **same** block?
 #
 # ## What you will be able to do
 #
@@ -55,7 +54,6 @@ assert (len(prompts[0]), common) == (337, 323)
 # |:--|:--|--:|
 # | $B$ | tokens in a block (engine: 16) | 4 |
 # | $k_i$ | key of block $i$ | 4 hex digits |
-# | refs | tables a block stands in | 0 to 2 |
 #
 # ## Step 1: what two requests can share
 #
@@ -83,13 +81,10 @@ print("the same ten tokens:    ", shared_blocks(ten, ten))
 assert shared_blocks(ten, ten) == 2
 
 # %% [markdown]
-# Seven common tokens fill one block; ten fill two.
-#
 # ## Step 2: a key that chains
 #
-# A dictionary finds a block by its **key**. Would a hash of its own tokens do? If attention weighs all tokens so far
-# alike, a 5 passes on $(4 \cdot 1 + 5) / 5 = 1.8$ after 1 1 1 1, but $(4 \cdot 9 + 5) / 5 = 8.2$ after 9 9 9 9. So a key
-# takes in the key before it, and through it the whole history:
+# A dictionary finds a block by its **key**. A hash of the block's own tokens will not do, as their keys and values depend
+# on what stands before. So a block's key takes in the key before it, and through it the whole history:
 #
 # $$k_i = \text{hash}(k_{i-1},\ \text{tokens of block } i), \qquad k_{-1} = \text{nothing}$$
 #
@@ -119,8 +114,8 @@ assert chain(toys["A"])[1] == chain(toys["B"])[1] != chain(toys["C"])[1]
 
 # %% [markdown]
 # Not chained, C's second block has the key of A's. What would an engine say that shared them? `Unchained` leaves out what
-# stands before, in keys and in what a found block is compared with. Three requests: the beginning of a question about a
-# dragon, one about a fox, then the dragon's in full. **Predict** whose blocks the third finds with the chain, and without.
+# stands before. Three requests: the beginning of a question about a dragon, one about a fox, then the dragon's in full.
+# **Predict** whose blocks the third finds with the chain, and without.
 
 # %%
 from course.labs.prefixes import prompt_of, tell_of
@@ -131,7 +126,7 @@ class Unchained(BlockManager):
     def _hash(self, seq, index):
         return hash_block(b"", self._tokens(seq, index))
 
-    def _content(self, seq, index, table):
+    def _content(self, seq, index, table):  # what a found block is compared with
         return self._tokens(seq, index)
 
 
@@ -143,14 +138,13 @@ for manager_class in (BlockManager, Unchained):
     engine = start_engine(manager_class, block_size=4)
     ask(engine, [beginning]), ask(engine, [fox])
     [seq] = ask(engine, [dragon], count=26)
-    print(f"{manager_class.__name__} finds {seq.metrics.num_cached_tokens} of {len(dragon)} tokens")
-    print("   ", seq.detokenizer.text)
+    found = seq.metrics.num_cached_tokens
+    print(f"{manager_class.__name__} finds {found} of {len(dragon)}\n    {seq.detokenizer.text}")
     answers.append(seq.output_ids)
 assert answers[0] != answers[1]
 
 # %% [markdown]
-# With the chain its own beginning. Without, the rest comes from the **fox**: the text is fluent, and not what the model
-# says.
+# With the chain its own. Without, the rest comes from the **fox**: fluent text, and not what the model says.
 #
 # ## Step 3: reference counts and the free queue
 #
@@ -234,8 +228,8 @@ for _ in range(2):
 assert (position, count) == (31, 1)
 
 # %% [markdown]
-# Not 0: the next token comes from the last token's **query**, and queries are not kept. Its key and value are: its slot is
-# −1 (lesson 03).
+# Not 0: the next token comes from the last token's **query**, and queries are not kept. Its key and value are, so its slot
+# is −1 (lesson 03).
 #
 # ## What if two keys collide?
 #
@@ -273,12 +267,10 @@ show_source(m.match, m.num_free_after_sharing, m.share, m.register, m.unregister
 show_source(m._content, m._tokens, m._hash)
 
 # %% [markdown]
-# Beyond the toy: `block_hashes` keeps the keys of a request that waits; `register` runs again as an answer grows; a hit on
-# a *free* block uses it up (`num_free_after_sharing`); `unregister` is for a step that failed.
+# Beyond the toy: a hit on a *free* block uses it up (`num_free_after_sharing`); `unregister` is for a step that failed.
 #
 # `register` runs when a step is **planned**, so its requests share, too: each layer stores all rows' keys and values
-# before any row reads. **Predict**: eight questions arrive at once, at an empty cache. How many
-# tokens does each find?
+# before any row reads. **Predict**: eight questions arrive at once, at an empty cache. How many tokens does each find?
 
 # %%
 engine = start_engine()
@@ -288,8 +280,6 @@ print(f"computed: {engine.trace[0].num_tokens} of {computed:,} tokens, in {len(e
 assert [seq.metrics.num_cached_tokens for seq in seqs] == [0] + [common // 16 * 16] * 7
 
 # %% [markdown]
-# The first none, the others 20 whole blocks.
-#
 # ## Check
 #
 # First **invariants**. The finished manager must give the toy's tables and queues.
@@ -320,44 +310,33 @@ assert held["A again"].block_table == tables["A again"]
 print(f"{len(STORY)} events: tables and queues are the toy's, and the invariants hold")
 
 # %% [markdown]
-# Then **logits** of a question found in the cache against `transformers`; then greedy **tokens**, up to the first near
-# tie (a lead below 0.0001).
+# Then **logits** of a question found in the cache against `transformers`, up to 0.001; then greedy **tokens**, up to the
+# first near tie.
 
 # %%
-from course.labs.reference import keep_logits, num_certain, reference_logits
+from course.labs.reference import ask_and_compare
 
-kept = keep_logits(engine)
-[seq] = ask(engine, [prompts[3]], count=16)
-ours, theirs = torch.cat(kept), reference_logits(plain.args.model, seq)
-print(f"{seq.metrics.num_cached_tokens} of {seq.num_prompt_tokens} prompt tokens were cached;")
-print(f"logits differ by {(ours - theirs).abs().max():.0e} at most")
-torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
-certain = num_certain(theirs)
-assert seq.output_ids[:certain] == theirs.argmax(-1).tolist()[:certain]
-print(f"{certain} of 16 tokens compared with transformers: all equal")
+seq, comparison = ask_and_compare(engine, prompts[3], count=16)
+found = seq.metrics.num_cached_tokens
+print(f"{found} of {seq.num_prompt_tokens} prompt tokens were cached", comparison, sep="\n")
+assert found == 336  # its own 21 blocks, from the run before
 
 # %% [markdown]
-# ## Measure: time to first token
+# ## Measure: time to first token (TTFT)
 #
-# TTFT is the time to first token. Four services send prompts of 672 random ids. Three have a system prompt of 640; in two of
-# them a clock changes 10 tokens, at positions 630 to 639 or in front. **Predict** for each: how many does its *second*
-# request compute?
+# Four services send prompts of 672 random ids. Three have a system prompt of 640; in two of them a clock changes 10 tokens,
+# at positions 630 to 639 or in front. **Predict** for each: how many does its *second* request compute?
 
 # %%
 from course import machine
-from course.labs.prefixes import second_requests, services
+from course.labs.prefixes import second_requests
 from course.models import has_gpu, measured_model
 
 where = {"model": measured_model().path, "device": "cuda" if has_gpu() else "cpu"}
 cached, uncached = start_engine(**where), start_engine(enable_prefix_caching=False, **where)
-print(f"{measured_model()} {machine.describe()}.")
-print(f"{'':20}{'computed':>9}{'TTFT':>10}{'without a cache':>20}")
-counts = []
-for name, make_prompt in services().items():
-    (count, ttft), (total, slow) = (second_requests(e, make_prompt) for e in (cached, uncached))
-    print(f"{name:20}{count:9}{1e3 * ttft:7.0f} ms{total:9}{1e3 * slow:8.0f} ms")
-    counts.append(count)
-assert counts == [32, 48, 672, 672]
+second = second_requests(cached, uncached)
+print(f"{measured_model()} {machine.describe()}.", *second, sep="\n")
+assert [request.computed for request in second] == [32, 48, 672, 672]
 
 # %% [markdown]
 # <details>
@@ -375,14 +354,11 @@ assert counts == [32, 48, 672, 672]
 
 # %%
 from course.drawings.prefix_pictures import hit_rates, turns
-from course.labs.prefixes import ANIMALS, converse
+from course.labs.prefixes import ANIMALS, converse, share_found
 
-talk = list(converse(good, plain, ANIMALS[:5]))  # the plain engine answers the same prompts
-for i, turn in enumerate(talk, 1):
-    print(f"turn {i}: TTFT {turn.ttft:4.0f} ms, without a cache {turn.ttft_without:4.0f} ms")
+talk = list(converse(good, ANIMALS[:5]))
 totals, found = [turn.tokens for turn in talk], [turn.found for turn in talk]
-fig = turns(totals, found, "the course's own model, on any machine")
-show(fig, f"Prompt tokens by turn: {totals}; found in the cache: {found}")
+show(turns(totals, found), f"Prompt tokens by turn: {totals}; found in the cache: {found}")
 assert max(turn.tokens - turn.found for turn in talk) < 60
 
 # %% [markdown]
@@ -393,13 +369,11 @@ assert max(turn.tokens - turn.found for turn in talk) < 60
 # Ten chats of 20 blocks come in turn, five rounds. 200 blocks hold them all; **predict** the share found with 100.
 
 # %%
-from course.labs.prefixes import share_found  # with a BlockManager alone
-
-sizes = [20, 60, 100, 140, 180, 190, 200, 220]
-rates = [share_found(num_blocks) for num_blocks in sizes]
-fig = hit_rates(sizes, rates, needed=200)
-show(fig, f"Share found by blocks in the cache: {dict(zip(sizes, rates, strict=True))}")
-assert (rates[2], rates[-1]) == (0, 0.8)
+blocks = [20, 60, 100, 140, 180, 190, 200, 220]
+share_of = {count: share_found(count) for count in blocks}  # with a BlockManager alone
+fig = hit_rates(blocks, [*share_of.values()], needed=200)
+show(fig, f"Share found by blocks in the cache: {share_of}")
+assert (share_of[100], share_of[220]) == (0, 0.8)
 
 # %% [markdown]
 # <details>
@@ -428,15 +402,13 @@ fig = plots.ladder(upto=4)
 show(fig, fig.alt_text)
 
 # %% [markdown]
-# More requests fit into a batch, and first tokens come sooner. On a CPU a step of more rows takes
-# longer, so TPOT, the time per output token, rises. It does **not** help where prompts begin differently, or are short.
+# More requests fit into a batch, and first tokens come sooner. On a CPU a step of more rows takes longer, so TPOT, the time
+# per output token, rises. It does **not** help where prompts begin differently, or are short.
 #
 # ## In real vLLM
 #
 # Release v0.11.0 chains keys in
-# [`hash_block_tokens`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/kv_cache_utils.py#L547-L573)
-# and keeps its free queue in
-# [`vllm/v1/core/block_pool.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/block_pool.py#L322-L353).
+# [`vllm/v1/core/kv_cache_utils.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/kv_cache_utils.py#L547-L573).
 # Three differences:
 #
 # 1. Its keys also cover LoRA adapters, images, and a `cache_salt` that keeps customers apart; it does not compare a hit's
@@ -456,7 +428,8 @@ show(fig, fig.alt_text)
 #
 # ## Recap
 #
-# Requests share whole blocks from the first token on, by keys that cover the whole history. A free one waits to be revived or evicted.
+# Requests share whole blocks from the first token on, by keys that cover the whole history. A free one waits to be revived
+# or evicted.
 #
 # **Check yourself.**
 #
