@@ -48,3 +48,18 @@ def num_certain(logits: Tensor) -> int:
     """Rows of logits [rows, vocab_size] before the first whose best leads by less than TIE."""
     best, second = logits.topk(2).values.T
     return [*(best - second < TIE).tolist(), True].index(True)
+
+
+@torch.inference_mode()
+def logits_along(model: str | Path, token_ids: list[int]) -> Tensor:
+    """transformers' logits [len(token_ids), vocab_size] after each token, float32 on the CPU.
+
+    Row i is of the token after token_ids[: i + 1]; no engine and no sequence is needed.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    logits: Tensor = reference(torch.tensor([token_ids])).logits
+    return logits[0]
