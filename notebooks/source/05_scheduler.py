@@ -13,10 +13,8 @@
 # ## What hurts now
 #
 # Stage 04's batch is **static**: nobody comes in until the last is done. Of 16 requests 11 fit in the cache; five wait.
-# Their answers have 543 tokens; the longest in each batch 64.
-#
-# A batch runs as many steps as its longest answer; a row whose request is done is **idle**. **Predict** on paper: what share
-# of all row-steps, $64 \cdot 11 + 64 \cdot 5$, is idle?
+# A batch runs as many steps as its longest answer, here 64; a row whose request is done is **idle**. **Predict**: the
+# answers have 543 tokens. What share of all row-steps, $64 \cdot 11 + 64 \cdot 5$, is idle?
 
 # %%
 import torch
@@ -215,8 +213,7 @@ assert (len(seq.token_ids), seq.num_scheduled, seq.num_computed) == (9, 8, 8)
 #
 # ## Assemble: `sequence.py` and `scheduler.py`
 #
-# `num_unscheduled` is our `known - computed` (`max(1, ...)`: lesson 07). `append` ends a request at a stop token, a stop
-# string or its length.
+# `num_unscheduled` is our `known - computed` (`max(1, ...)`: lesson 07).
 
 # %%
 from course.reading import show_source
@@ -238,7 +235,7 @@ show_source(s._admit_waiting, s._fits, s._admit, s._plan)
 show_source(s.update, s._retire, s.abort, s.roll_back)
 
 # %% [markdown]
-# The loop around it (lesson 07 has another), and a step's record in `engine.trace`:
+# The loop around it, and a step's record in `engine.trace`:
 
 # %%
 from nanovllm.engine.engine import EngineCore
@@ -290,10 +287,11 @@ assert (len(static), len(flowing)) == (128, 65)
 # ## Check
 #
 # A random workload in 128 places, five rows and a budget of 24. First **invariants**, then tokens against stage 02, up to
-# the first near tie (a lead below 0.0001).
+# the first near tie. Last, a prompt that the engine above cuts in three: its logits and tokens against `transformers`.
 
 # %%
 from course.labs.cramped import Cramped, cramped_workload
+from course.labs.reference import ask_and_compare
 from course.stages import ContiguousCache, compare
 
 cramped, mix = Cramped(own_model(), device="cpu"), cramped_workload()
@@ -304,6 +302,7 @@ assert all(record.num_tokens <= 24 and record.num_running <= 5 for record in cra
 assert cramped.leaked == 0
 assert again > 0  # some were preempted, or this checks less than it says
 print(f"{len(cramped.trace)} steps, {again} tokens computed again; {compare(ours, alone)}")
+print(ask_and_compare(engine, workload.prompts[0][:20], count=16)[1])
 
 # %% [markdown]
 # ## Measure: the ladder
@@ -358,49 +357,18 @@ show(figure, "Tokens of a running request: one long gap in one step, small gaps 
 # %% [markdown]
 # $\lceil 900 / (64 - 2) \rceil = 15$ steps (on a GPU 8): two tokens of each go to those that decode.
 #
-# ## Measure: thrashing
-#
-# An engine takes a scheduler of your own. This one admits whatever fits at the moment. 64 requests, prompts of 16 tokens,
-# answers of 12, 32 blocks of 16. **Predict**: how many run in step 1, and how many go back in step 2?
-
-
-# %% tags=["nbval-check-output"]
-class NoHeadroom(Scheduler):
-    def _fits(self, seq, hits):
-        num_new = self.block_manager.num_missing(seq, len(seq.token_ids)) - len(hits)
-        return num_new <= self.block_manager.num_free_after_sharing(hits)
-
-
-for kind in (Scheduler, NoHeadroom):
-    engine = start(own_model(), kind, max_model_len=64, num_gpu_blocks_override=32)
-    for i in range(64):
-        ask(engine, str(i), [i + 1] * 16, 12)
-    again = pictures.num_again(run(engine))
-    total = sum(record.num_tokens for record in engine.trace)
-    print(f"{kind.__name__:11}{total:,} tokens computed, {again} of them again")
-    assert (again > 0) == (kind is NoHeadroom)
-
-# %% [markdown]
-# 32 prompts fill 32 blocks. In step 2 only 16 can have a second, and 16 go back. Headroom admits 16: $16 + 15 \le 32$.
-#
 # ## Measure: load
 #
-# `sweep` measures the **capacity** of eight rows: requests a second when all wait. Then they arrive at random, at shares of
-# it. The **knee** is where throughput divided by TTFT is greatest. **Predict**: which is
-# bounded beyond the capacity, TPOT or TTFT?
+# `sweep` measures the **capacity** of eight rows: requests a second when all 24 of them wait. Then they arrive at random, at
+# shares of it. The **knee** is where throughput divided by TTFT is greatest. **Predict**: which is bounded beyond the
+# capacity, TPOT or TTFT?
 
 # %%
-import random
+from course.load import sweep, users
 
-from course.load import sweep
-from course.workload import LadderWorkload
-
-rng = random.Random(5)
-texts = [rng.choices(range(1, 4000), k=rng.randint(16, 64)) for _ in range(24)]
-users = LadderWorkload(texts, [rng.randint(8, 16) for _ in texts], 0)
 room = {"device": device, "max_model_len": 128, "num_gpu_blocks_override": 128}
 engine = start(model, **room, max_num_seqs=8, max_num_batched_tokens=128)
-capacity, points = sweep(engine, users, (0.2, 0.5, 0.8, 1.2, 2.0))
+capacity, points = sweep(engine, users(24), (0.2, 0.5, 0.8, 1.2, 2.0))
 figure = pictures.load_curves(points, capacity, machine.describe())
 words = [f"{p.rate:.0f}/s: {p.throughput:.0f} tok/s, {1e3 * p.ttft:.0f} ms" for p in points]
 show(figure, f"TTFT and TPOT against throughput. TTFT at each rate: {'; '.join(words)}")
