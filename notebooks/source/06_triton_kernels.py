@@ -12,8 +12,8 @@
 # %% [markdown]
 # ## What hurts now
 #
-# Our torch attention gathers each row's blocks into a copy and attends to that: it reads, writes, and reads
-# again. Take 256 requests at 900 tokens, one layer: 8 KV heads of 128, two bytes a number.
+# Torch attention gathers each row's blocks into a copy and attends to that: it reads, writes, and reads again.
+# Take 256 requests at 900 tokens, one layer: 8 KV heads of 128, two bytes a number.
 #
 # **Predict** before you run: how many bytes is one reading? How long does it take at 4,600 GB/s, an H200's
 # bandwidth? And three passes? Write it down.
@@ -406,7 +406,7 @@ show(figure, figure.alt_text)
 # attends. Three differences:
 #
 # 1. Its store is CUDA C++, and may write 8-bit floats.
-# 2. One attention kernel serves prefill and decode rows together.
+# 2. One attention kernel serves prefill and decode rows.
 # 3. It cuts every row into the same number of parts; we deal out tiles.
 #
 # ## Exercises

@@ -279,7 +279,7 @@ def loop(p, g, steps, overlapped):
         run = max(host + p, done)
         begun.append((host, run))
         done = run + g
-        host = run if overlapped else done  # whose tokens it has: the last step's, or this one's
+        host = run if overlapped else done  # then it reads the step before's tokens, or this one's
     return begun
 
 

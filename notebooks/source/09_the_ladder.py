@@ -125,7 +125,7 @@ assert list(computed.values()) == [9 + 22 + 39, 3 * 4 + 1 + 3 + 5]
 # %% [markdown]
 # <details><summary>12 steps and 70 tokens; 6 steps and 21</summary>
 #
-# Half the steps read the weights half as often. But the last two have one row: stage 05 fills the others.
+# Half the steps read the weights half as often. But the last two have one row: stage 05 would fill them up.
 #
 # </details>
 #
@@ -165,7 +165,7 @@ assert corner > 1
 # Every stage that one process of this machine can run, 12 requests that arrive at once. TTFT is the mean time to a
 # request's first token, waiting included.
 #
-# **Predict** two things: which stage has the *lowest* floor? Which comes *nearest* to its own?
+# **Predict**: which stage has the *lowest* floor? Which comes *nearest* to its own?
 
 # %%
 stages = [n for n in STAGES if n <= 7 and STAGES[n].fits(has_gpu(), 1)]
@@ -314,9 +314,7 @@ assert 1.37 < step / parts["attention"] < 1.38
 #    prefill on one machine, decode on another.
 # 8. **Layers of several kinds**: a cache for [sliding windows](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/kv_cache_coordinator.py#L268) beside full attention.
 #
-# It also has an [HTTP server](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/entrypoints/openai/api_server.py#L583),
-# an engine core [in a process of its own](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/engine/core.py#L453),
-# and requests with [priorities](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/request_queue.py#L139).
+# It also has an [HTTP server](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/entrypoints/openai/api_server.py#L583).
 #
 # ## Exercises
 #
@@ -335,7 +333,7 @@ assert 1.37 < step / parts["attention"] < 1.38
 # %% [markdown]
 # **Check yourself**
 #
-# <details><summary>1. A stage has 80% of its roofline and is the slowest. How?</summary>
+# <details><summary>1. A stage reaches 80% of its roofline and is the slowest. How?</summary>
 #
 # Its schedule needs much more work than another; it does that work well.
 #
