@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from course.labs import rank_lab
-from course.labs.rank_lab import all_reduce_curves, curves_in_words, on_ranks, recorded
+from course.labs.rank_lab import (
+    all_reduce_curves,
+    curves_in_words,
+    engines_in_words,
+    on_ranks,
+    recorded,
+)
 
 
 def test_threads_reduce_and_failures_are_raised():
@@ -28,3 +34,22 @@ def test_the_shipped_curve_is_drawn_and_told():
     reports = rank_lab.recorded("all_reduce")
     assert len(all_reduce_curves(reports, "here").axes[0].get_legend().texts) == len(reports)
     assert "2 ranks, nccl" in curves_in_words(reports)
+
+
+def test_engines_on_several_gpus_are_told():
+    def engine(ranks, weight_bytes, steps):
+        speeds = {"short": {"tokens_per_second": 1234.4}}
+        memory = {"weight_bytes": weight_bytes}
+        return {"ranks": ranks, "memory": memory, "workloads": speeds, "decode_step": steps}
+
+    engines = [
+        engine(1, 16e9, [{"rows": 1}]),
+        engine(2, 8e9, [{"rows": 1, "share": 0.25}, {"rows": 64, "share": 0.1}]),
+    ]
+    report = {"shape": "Qwen3-8B", "machine": "two GPUs", "engines": engines}
+    assert engines_in_words(report).splitlines() == [
+        "Qwen3-8B on two GPUs",
+        "  1 ranks: 16.0 GB of weights each; short 1,234 tok/s",
+        "  2 ranks: 8.0 GB of weights each; short 1,234 tok/s; "
+        "all-reduce 25% at 1 rows and 10% at 64 rows",
+    ]
