@@ -115,6 +115,17 @@ def test_other_logits_and_other_tokens_are_no_agreement():
         compare_with_transformers(model, prompt, last, theirs)
 
 
+def test_a_ranks_part_of_the_vocabulary_is_held_to_the_same_part():
+    engine = start_engine()
+    [seq] = ask(engine, [[5, 6, 7, 8, 9]], count=3)
+    theirs = reference_logits(own_model(), seq)
+    half = theirs.shape[1] // 2
+    given = own_model(), [5, 6, 7, 8, 9], seq.output_ids
+    assert compare_with_transformers(*given, theirs[:, :half]).difference == 0
+    with pytest.raises(AssertionError, match="not close"):
+        compare_with_transformers(*given, theirs[:, half:])
+
+
 def test_a_chat_finds_what_was_said():
     first, second = converse(start_engine(), ["fox", "frog"])
     assert first.found == 0

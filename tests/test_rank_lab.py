@@ -9,6 +9,7 @@ from course.labs import rank_lab
 from course.labs.rank_lab import (
     all_reduce_curves,
     curves_in_words,
+    engines_in_words,
     gains_in_words,
     on_ranks,
     rank_curves,
@@ -55,3 +56,22 @@ def test_the_shipped_ranks_are_drawn():
     reports = rank_lab.recorded("ranks")
     assert len(reports) == 2
     assert len(rank_curves(reports).axes[0].lines) == 1 + 4  # two shapes, two workloads
+
+
+def test_engines_on_several_gpus_are_told():
+    def engine(ranks, weight_bytes, steps):
+        speeds = {"short": {"tokens_per_second": 1234.4}}
+        memory = {"weight_bytes": weight_bytes}
+        return {"ranks": ranks, "memory": memory, "workloads": speeds, "decode_step": steps}
+
+    engines = [
+        engine(1, 16e9, [{"rows": 1}]),
+        engine(2, 8e9, [{"rows": 1, "share": 0.25}, {"rows": 64, "share": 0.1}]),
+    ]
+    report = {"shape": "Qwen3-8B", "machine": "two GPUs", "engines": engines}
+    assert engines_in_words(report).splitlines() == [
+        "Qwen3-8B on two GPUs",
+        "  1 ranks: 16.0 GB of weights each; short 1,234 tok/s",
+        "  2 ranks: 8.0 GB of weights each; short 1,234 tok/s; "
+        "all-reduce 25% at 1 rows and 10% at 64 rows",
+    ]

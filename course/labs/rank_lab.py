@@ -2,6 +2,7 @@
 
 on_ranks(2, lambda ranks: ranks.all_reduce(x[ranks.rank]))      # each rank's result
 all_reduce_curves(reports, machine)                             # time against size
+engines_in_words(recorded("ranks")[0])                          # what real GPUs did
 """
 
 import json
@@ -50,6 +51,19 @@ def recorded(command: str, folder: Path = SHIPPED) -> list[dict[str, Any]]:
     reports = (json.loads(file.read_text()) for file in sorted(folder.glob("*.json")))
     called = f"course.benchmarks.{command} "
     return [r for r in reports if isinstance(r, dict) and called in r.get("command", "")]
+
+
+def engines_in_words(report: dict[str, Any]) -> str:
+    """A report of "ranks": of each number of ranks its weights, its tok/s, all-reduce's share."""
+    lines = [f"{report['shape']} on {report['machine']}"]
+    for row in report["engines"]:
+        gigabytes = row["memory"]["weight_bytes"] / 1e9
+        speeds = [f"{k} {v['tokens_per_second']:,.0f} tok/s" for k, v in row["workloads"].items()]
+        steps = [step for step in row["decode_step"] if "share" in step]
+        shares = " and ".join(f"{step['share']:.0%} at {step['rows']} rows" for step in steps)
+        words = f"  {row['ranks']} ranks: {gigabytes:.1f} GB of weights each; {', '.join(speeds)}"
+        lines.append(words + (f"; all-reduce {shares}" if shares else ""))
+    return "\n".join(lines)
 
 
 def name_of(report: dict[str, Any]) -> str:
