@@ -45,8 +45,8 @@ print(HERE)
 # the likeliest next token. The `options` keep the engine small.
 
 # %%
+# room for 512 blocks of 16 tokens, at most 64 requests at once, no progress bar
 options = {"num_gpu_blocks_override": 512, "max_num_seqs": 64, "use_tqdm_on_load": False}
-# room for 512 blocks of 16 tokens, and at most 64 requests at once; no progress bar
 llm = LLM(own_model(), dtype="float32", **options)  # compared with a reference below
 greedy = SamplingParams(temperature=0, max_tokens=120)
 question = [{"role": "user", "content": "Tell me a story about a fox who finds a key."}]
@@ -217,7 +217,7 @@ assert bound(64, 4 * 32, 16, 32) == bound(64, 32, 16, 32)
 #
 # ## Count the real model
 #
-# Lesson 01 says what its matrices do; here only sizes matter. A token is 256 numbers.
+# Lesson 01 says what these matrices do; here only sizes matter. A token is 256 numbers.
 #
 # | matrices | parameters |
 # |:--|--:|
@@ -229,8 +229,9 @@ assert bound(64, 4 * 32, 16, 32) == bound(64, 32, 16, 32)
 #
 # **Predict** $P$; and $k$: a token keeps a key and a value of 128 numbers of 4 bytes in each layer.
 #
-# Then two checks: PyTorch counts FLOPs while transformers runs the model on 100 tokens; and each token of our
-# first answer must have transformers' highest **logit**, its score of a possible next token.
+# Then two checks. PyTorch counts FLOPs while transformers runs the model on 100 tokens: we expect 2 for each
+# token and layer parameter, and the head once, for the last token. And each token of our first answer must have
+# transformers' highest **logit**, its score of a possible next token.
 
 # %%
 from course.labs.reference import logits_along
@@ -252,8 +253,7 @@ print(f"{int((behind == 0).sum())} of {len(ids)} tokens are the reference's firs
 assert behind.max() < 1e-3
 
 # %% [markdown]
-# Equal to the last FLOP: 2 for each token and parameter, and the head once. Attention multiplies
-# $100 \times 100$ queries and keys, and the result with the values.
+# Equal to the last FLOP. Attention multiplies $100 \times 100$ queries and keys, and the result with the values.
 #
 # ## Predict decode
 #
@@ -319,8 +319,8 @@ for T, num_bytes, flops, seconds in prefill:
     print(f"{T:>5} tokens: at least {least:6.1f} ms, measured {1000 * seconds:6.1f}")
 
 # %% [markdown]
-# 16 tokens pay the fixed cost. At 1,000 a CPU also computes all 1,000 × 1,000 scores of each head, and masks
-# half of them.
+# 16 tokens pay the fixed cost, and up to hundreds of rows a CPU falls short of $F$. At 1,000 it also computes all
+# 1,000 × 1,000 scores of each head, and masks half of them.
 #
 # ## The roofline
 #

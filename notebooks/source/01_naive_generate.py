@@ -53,7 +53,7 @@ print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
 # | symbol | meaning, name in `config.json` |
 # |:--|:--|
 # | $n$ | tokens in the text so far |
-# | $V$ | tokens in all, `vocab_size` |
+# | $V$ | different tokens, `vocab_size` |
 # | $d$ | numbers in a token's vector, `hidden_size` |
 # | $L$ | layers, `num_hidden_layers` |
 # | $H$ | query heads, `num_attention_heads` |
@@ -180,7 +180,7 @@ c = stage.config  # a ModelConfig, read from config.json
 table = rope_table(torch.tensor(c.rope_frequencies), 512)
 show_source(apply_rope)
 head = torch.randn(1, 1, c.head_dim)  # one token with one head
-pair, speed = [3, 3 + c.head_dim // 2], 10_000 ** (-2 * 3 / c.head_dim)
+pair, speed = [3, 3 + c.head_dim // 2], 10_000 ** (-2 * 3 / c.head_dim)  # pair 3
 ours = turn(head[0, 0, pair], torch.tensor(100 * speed))
 assert torch.allclose(ours, apply_rope(head, table[100:101])[0, 0, pair], atol=1e-4)
 show(generate_plots.rope_turns(table, pairs=(0, 8, 16)))
@@ -401,7 +401,7 @@ print("256 tokens against 32: predicted {:.1f}, measured {:.1f} times as long".f
 show(generate_plots.step_and_answer(costs, clock, len(prompt), machines))
 
 # %% [markdown]
-# Two measured steps (hollow) gave $t_0$ and $r$; the others, and the clock, test them. The terms are equal at
+# Two measured steps (the white points) gave $t_0$ and $r$; the others, and the clock, test them. The terms are equal at
 # $n = W / (2LHD) = 2{,}304$, beyond this model's context. So **a step is nearly linear in $n$, and an
 # answer nearly quadratic in its length**. Early and late steps pay $t_0$ alike, which lowers the ratio.
 #
