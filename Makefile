@@ -7,7 +7,7 @@
 # find it done. Variables, all optional:
 #   PYTHON=python3.12   the Python to make .venv with (3.11 to 3.13)
 #   MODEL=...           for run and lab: a model's folder or Hugging Face id; it sets COURSE_MODEL
-#   ARGS=...            for run: more arguments of `course run`
+#   ARGS=...            for run: more arguments of `course run`; for test-gpu: of pytest's, on lessons
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu    take torch's CPU build from there
 
 VENV := .venv
@@ -43,7 +43,7 @@ test: lint $(SMOLLM2)
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest tests/test_gpu.py tests/test_kernels.py tests/test_toy_kernels.py --junitxml=gpu-tests.xml
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) notebooks --junitxml=gpu-notebooks.xml
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) $(ARGS) notebooks --junitxml=gpu-notebooks.xml
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

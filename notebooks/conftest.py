@@ -1,6 +1,7 @@
 """Rules for `pytest --nbval-lax notebooks`, see course/notebooks/nbval_rules.py."""
 
 from course.notebooks.nbval_rules import (  # noqa: F401
+    pytest_addoption,
     pytest_collection_modifyitems,
     pytest_runtest_makereport,
     pytest_runtest_setup,

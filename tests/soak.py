@@ -147,7 +147,8 @@ def main() -> int:
     if file.exists() and (old := json.loads(file.read_text()))["asked"] == asked:
         record = old
     record |= {"machine": machine.describe(args.device), "versions": machine.versions()}
-    with LLM(model, device=args.device, max_model_len=64, use_tqdm_on_load=False) as llm:
+    options = {"max_model_len": 64, "gpu_memory_utilization": 0.1, "use_tqdm_on_load": False}
+    with LLM(model, device=args.device, **options) as llm:
         soak(llm, record, args.requests, args.seconds, file)
     record["drift"] = drift(record)
     save(file, record)

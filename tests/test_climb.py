@@ -1,7 +1,10 @@
 """The last lesson's counting and pictures; and that the shipped ladder is what its records draw."""
 
 import json
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,3 +62,20 @@ def test_what_ships_was_measured_in_full(name):
     assert [row["stage"] for row in rows] == [1, 2, 3, 4, 5, 8]
     assert len({row["workload"] for row in rows}) == 1
     assert plots.ladder(records=[r for r in plots.load() if r.device == "cpu"]).alt_text
+
+
+def test_vllm_is_timed_in_its_second_run(monkeypatch):
+    asked, clock = [], iter([0.0, 10.0])  # one reading before each run ...
+
+    class LLM:
+        def __init__(self, path, **options):
+            assert (path, options["skip_tokenizer_init"]) == ("some/model", True)
+
+        def generate(self, prompt, params, use_tqdm):
+            asked.append((len(prompt["prompt_token_ids"]), params.max_tokens, params.ignore_eos))
+
+    vllm = SimpleNamespace(LLM=LLM, SamplingParams=lambda **fields: SimpleNamespace(**fields))
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock, 12.0))  # ... and one after both
+    assert climb.run_vllm(Path("some/model")) == 512 / (12 - 10)
+    assert asked == [(128, 512, True)] * 2

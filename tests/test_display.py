@@ -37,6 +37,14 @@ def test_a_figure_is_an_image_with_its_sentence(shown):
     assert not plt.fignum_exists(figure.number), "else the notebook shows it once more"
 
 
+def test_a_drawing_brings_its_own_sentence(shown):
+    figure = draw()
+    figure.alt_text = "A line up"
+    display.show(figure)
+    display.show(figure, alt="Another")
+    assert [page["text/plain"] for page in shown] == ["A line up", "Another"]
+
+
 def test_the_same_figure_is_the_same_text():
     assert display.svg_of(draw()) == display.svg_of(draw())
 
@@ -46,7 +54,7 @@ def test_a_file_is_shown_as_it_is(tmp_path):
     assert display.svg_of(tmp_path / "a.svg") == SVG
 
 
-@pytest.mark.parametrize("alt", ["", "  "])
+@pytest.mark.parametrize("alt", ["", "  ", None])
 def test_no_picture_without_alt_text(alt, shown):
     with pytest.raises(ValueError, match="alt is empty"):
         display.show(SVG, alt)

@@ -1,10 +1,13 @@
-"""The drawings of lesson 01, and the line that it lays through measured steps."""
+"""Lesson 01: its drawings, the line that it lays through measured steps, and what it measures."""
 
 import pytest
 import torch
 
 from course.drawings import generate_plots
 from course.drawings.generate_plots import StepCost
+from course.labs import naive_lab
+from course.models import own_model
+from course.stages import Recompute
 
 
 def flops(n: int) -> int:
@@ -50,3 +53,34 @@ def test_only_what_an_earlier_step_read_is_hatched() -> None:
     hatched = [bool(patch.get_hatch()) for patch in axes.patches]
     assert len(hatched) == 3 + 4 + 5 + 6
     assert hatched.count(False) == 3 + 3  # the prompt, and one token in each later step
+
+
+def test_pytorch_counts_the_operations_of_the_formula(tiny_model) -> None:
+    stage = Recompute(tiny_model(), device="cpu")
+    answer = naive_lab.timed_answer(stage, [1, 2, 3], count=4)
+    assert len(answer.token_ids[0]) == len(answer.times[0]) == len(answer.gaps[0]) == 4
+    for n in (1, 9, 30):
+        assert naive_lab.counted_flops(stage, n) == naive_lab.step_flops(stage.config, n)
+
+
+def test_the_question_ends_where_the_answer_begins() -> None:
+    tokenizer, ids = naive_lab.question(own_model())
+    text = tokenizer.decode(ids)
+    assert naive_lab.QUESTION in text
+    assert text.endswith("assistant\n")
+
+
+def test_each_filter_keeps_its_tokens() -> None:
+    logits = torch.tensor([0.15, 0.5, 0.05, 0.3]).log()
+    assert naive_lab.kept_by(logits).tolist() == [True] * 4
+    assert naive_lab.kept_by(logits, top_k=1).tolist() == [False, True, False, False]
+    assert naive_lab.kept_by(logits, top_p=0.7).tolist() == [False, True, False, True]
+    assert naive_lab.kept_by(logits, min_p=0.2).tolist() == [True, True, False, True]
+
+
+def test_only_a_stage_on_a_gpu_adds_its_costs(tiny_model, monkeypatch) -> None:
+    stage, other = (Recompute(tiny_model(), device="cpu") for _ in range(2))
+    naive_lab.timed_answer(stage, [1], count=1)
+    monkeypatch.setattr(naive_lab, "CPU_LENGTHS", (1, 2, 3, 4, 40))
+    costs, _ = naive_lab.step_costs(stage, other)
+    assert [cost.lengths for cost in costs] == [(1, 2, 3, 4, 40)]

@@ -87,6 +87,18 @@ def test_a_kernel_is_compared_with_its_twin():
         assert text in done.stdout
 
 
+def test_decode_attention_is_timed_on_this_machine():
+    done = run_apart(
+        "from course.labs import kernel_lab; print(*kernel_lab.decodes_here(), sep='\\n')"
+    )
+    assert done.returncode == 0, done.stderr
+    machine, *lines = done.stdout.splitlines()
+    assert "GB/s" in machine
+    assert sum(line.startswith("1 x 640") and "torch" in line for line in lines) == 1
+    assert all("µs" in line and line.endswith("% of it") for line in lines)
+    assert len(lines) == 4 or torch.cuda.is_available()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU needs no interpreter")
 def test_the_interpreter_must_come_before_triton():
     pytest.importorskip("triton")

@@ -14,6 +14,7 @@ from course.labs.reference import (
     ask_and_compare,
     compare_with_transformers,
     keep_logits,
+    logits_along,
     num_certain,
     reference_logits,
 )
@@ -84,6 +85,9 @@ def test_an_engines_logits_are_the_references_and_a_tie_is_not_certain():
     [seq] = ask(engine, [[5, 6, 7, 8, 9]], count=3)
     theirs = reference_logits(own_model(), seq)
     torch.testing.assert_close(torch.cat(kept), theirs, atol=1e-3, rtol=1e-3)
+    along = logits_along(own_model(), seq.token_ids)
+    assert len(along) == len(seq.token_ids)
+    torch.testing.assert_close(along[seq.num_prompt_tokens - 1 : -1], theirs)
     assert num_certain(torch.tensor([[0.0, 1.0], [0.5, 0.5], [0.0, 1.0]])) == 1
     assert num_certain(torch.tensor([[0.0, 1.0], [3.0, 0.5]])) == 2
 

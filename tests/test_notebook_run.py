@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from nbformat.v4 import new_notebook
 from planted import code, write
@@ -33,9 +34,13 @@ def cells(*sources: str) -> list:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> str:
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("notebooks")
+
+
+@pytest.fixture(scope="module")
+def report(folder) -> str:
     """The report of one run over planted notebooks, under the rules of notebooks/conftest.py."""
-    folder = tmp_path_factory.mktemp("notebooks")
     (folder / "conftest.py").write_text((ROOT / "notebooks/conftest.py").read_text())
     fails = cells("a = 1", "assert a == 2", "print('went on')")
     differs = [code(1, "print(1 + 1)", "3\n", **CHECK)]
@@ -57,7 +62,7 @@ def report(tmp_path_factory) -> str:
         "REQUIREMENTS['abacus'] = (lambda: False, 'it needs an abacus')\n"
     )
     command = [sys.executable, "-m", "pytest", "-p", "abacus", "-p", "no:cacheprovider", "-rA"]
-    command += [*nbval_flags(), "--color=no", "--rootdir=.", "-c/dev/null", "."]
+    command += [*nbval_flags(), "--store-outputs", "--color=no", "--rootdir=.", "-c/dev/null", "."]
     path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
@@ -99,6 +104,15 @@ def test_the_report_has_the_slowest_cells_and_each_notebooks_seconds(report):
     assert re.search(r"^ +[\d.]+ s  fails\.ipynb::Cell 0$", section, re.MULTILINE)
     for name in ("differs", "fails", "shows", "unmarked"):
         assert re.search(rf"^ +[\d.]+ s  {name}\.ipynb$", section, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "printed"), [("unmarked", "2\n"), ("differs", "3\n"), ("fails", "")]
+)
+def test_only_a_notebook_that_passes_stores_what_it_printed(name, printed, report, folder):
+    notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+    assert notebook.cells[0].outputs[0].text == printed
+    assert ("run_of" in notebook.metadata.get("course", {})) == (name == "unmarked")
 
 
 def test_a_slow_notebook_is_named_and_a_far_too_slow_one_fails():

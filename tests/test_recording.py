@@ -5,6 +5,7 @@ import torch
 
 from course.benchmarks import step_ladder
 from course.drawings import step_drawings
+from course.labs import two_loops
 from course.labs.recording import Recording
 from course.serving import start_engine
 from nanovllm.sampling_params import SamplingParams
@@ -50,12 +51,34 @@ def test_loops_and_uploads_are_watched():
     engine = start_engine(block_size=4, max_model_len=32, async_scheduling=True)
     params = SamplingParams(max_tokens=2, ignore_eos=True)
     engine.add([engine.make_request("a", [5, 6], params)])
-    with step_drawings.watching(engine) as log, step_drawings.uploads() as sent:
+    with two_loops.watching(engine) as log, two_loops.uploads() as sent:
         while engine.has_unfinished_requests():
             engine.advance()
     assert log == ["plan 1", "launch 1", "plan 2", "launch 2", "read 1", "plan 3", "read 2"]
     assert sent
     assert engine.core.runner.launch.__name__ == "launch", "as it was before"
+
+
+def test_only_the_overlapped_loop_launches_before_it_reads():
+    plain, overlapped = (two_loops.order(flag) for flag in (False, True))
+    assert plain == [f"{what} {n}" for n in (1, 2, 3) for what in ("plan", "launch", "read")]
+    assert overlapped.index("launch 2") < overlapped.index("read 1")
+    assert overlapped.index("read 1") < overlapped.index("launch 3")
+
+
+def test_a_story_that_stops_costs_one_row_more():
+    (plain_ends, plain), (ends, overlapped) = map(two_loops.four_stories, (False, True))
+    assert plain_ends == ends == ["stop"] * 4
+    assert overlapped - plain == 4
+
+
+def test_the_device_waits_where_no_step_runs():
+    steps = {"plain": [(0, 3), (8, 11)], "overlapped": [(0, 3), (3, 8)]}
+    picture, words = step_drawings.loops(steps, plan=3, run=5)
+    assert "plain: 2 steps in 16 ms, of which the device waits 6" in words
+    assert "overlapped: 2 steps in 13 ms, of which the device waits 3" in words
+    assert picture.count(">waits<") == 3
+    assert picture.count(">plan 2<") == picture.count(">run 2<") == 2
 
 
 def test_the_recorded_run_is_drawn_and_said():

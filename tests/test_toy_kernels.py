@@ -11,8 +11,10 @@ pytest.importorskip("triton", reason="Triton has no build for this system")
 from test_kernels_compile import MEMORY, JITFunction, Recorder, compile_for
 
 from course.benchmarks import kernel_ladder
+from course.drawings import kernel_plots
 from course.exercises import code_of, define
 from course.labs import toy_kernels
+from nanovllm.ops import kernels
 from nanovllm.ops.backend import TORCH
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -26,7 +28,17 @@ def needs_a_run():
 def test_every_version_agrees_with_torch():
     needs_a_run()
     errors = kernel_ladder.check_all(DEVICE, torch.float32)
-    assert len(errors) >= 11
+    assert len(errors) >= 10
+
+
+def test_the_recorded_ladder_has_the_versions_of_today():
+    needs_a_run()
+    report = kernel_plots.recorded()
+    for ladder in ("store", "rope"):
+        versions = getattr(kernel_ladder, f"{ladder}_versions")()
+        assert all(list(rows) == list(versions) for rows in report[ladder].values())
+    versions = [*kernel_ladder.decode_versions(), "FlashAttention"]
+    assert all(set(rows) == set(versions) for rows in report["decode"].values())
 
 
 def test_a_wrong_version_is_found(monkeypatch):
@@ -52,6 +64,7 @@ def test_they_compile(capability, dtype, monkeypatch):
     for name, kernel in vars(toy_kernels).copy().items():
         if isinstance(kernel, JITFunction) and name.endswith("_kernel"):
             monkeypatch.setattr(toy_kernels, name, Recorder(kernel, launches))
+    monkeypatch.setattr(kernels, "store_kv_kernel", Recorder(kernels.store_kv_kernel, launches))
     if not hasattr(toy_kernels.norm_kernel, "launches"):
         pytest.skip("Triton's interpreter is on: nothing is compiled")
     device = torch.device("cpu")

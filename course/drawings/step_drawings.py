@@ -1,18 +1,18 @@
-"""Lesson 07's pictures, and what it watches an engine do.
+"""Lesson 07's pictures, and the padding of a captured step.
 
 report = recorded()                          # the shipped H200 run of course.benchmarks.step_ladder
 show(*timelines(report, microseconds=740))   # a step's kernels, launched one by one and replayed
-with watching(engine) as log: ...            # "plan 1", "launch 1", "read 1", in order
+show(*loops({"plain": begun}, plan=3, run=5))      # host and device on one clock
 """
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from course import plots
+from course.pictures.svg import GREY, ORANGE, SKY, Picture
 from course.records import SHIPPED
 
 RECORDED = SHIPPED / "h200_step_ladder.json"
@@ -73,50 +73,46 @@ def ladder(report: Report) -> tuple[Any, str]:
     return fig, "; ".join(words)
 
 
-@contextmanager
-def watching(engine: Any) -> Iterator[list[str]]:
-    """The order in which an engine's loop plans, launches and reads its steps."""
-    core, log, counts = engine.core, [], {"plan": 0, "launch": 0, "read": 0}
+def loops(
+    steps: Mapping[str, Sequence[tuple[float, float]]], plan: float, run: float
+) -> tuple[str, str]:
+    """What host and device do in each loop, on one clock: an SVG's text, and its words.
 
-    def noted(what: str, function: Any) -> Any:
-        def run(*args: Any) -> Any:
-            counts[what] += 1
-            log.append(f"{what} {counts[what]}")
-            return function(*args)
-
-        return run
-
-    def launch(batch: Any) -> Any:
-        tokens = noted("launch", runner_launch)(batch)
-        tokens.read = noted("read", tokens.read)
-        return tokens
-
-    runner_launch = core.runner.launch
-    with (
-        patch.object(core.scheduler, "schedule", noted("plan", core.scheduler.schedule)),
-        patch.object(core.runner, "launch", launch),
-    ):
-        yield log
-
-
-@contextmanager
-def uploads() -> Iterator[list[int]]:
-    """The bytes of every piece that the host sends to the device."""
-    from nanovllm.engine import model_runner, persistent_batch
-
-    sent: list[int] = []
-
-    def upload(values: Any, device: Any) -> Any:
-        tensor = original(values, device)
-        sent.append(tensor.numel() * tensor.element_size())
-        return tensor
-
-    original = persistent_batch.upload
-    with (
-        patch.object(persistent_batch, "upload", upload),
-        patch.object(model_runner, "upload", upload),
-    ):
-        yield sent
+    steps: each loop's steps, (when the host begins to plan it, when the device begins to run it).
+    plan, run: how long each takes, in ms, as is all time here.
+    """
+    end = max(begun[-1][1] for begun in steps.values()) + run
+    scale, left = 560 / end, 100
+    p = Picture(700, 40 + 120 * len(steps), "Two loops", "")
+    words, y = [], 14
+    for name, begun in steps.items():
+        done = begun[-1][1] + run
+        p.text((20, y), f"{name}: {len(begun)} steps in {done:g} ms", 13, "start", bold=True)
+        lanes = {"host": (SKY, plan), "device": (ORANGE, run)}
+        for lane, (who, (colour, length)) in enumerate(lanes.items()):
+            top = y + 16 + 36 * lane
+            p.text((left - 8, top + 14), who, 12, "end")
+            for number, times in enumerate(begun, 1):
+                x, label = left + scale * times[lane], f"{('plan', 'run')[lane]} {number}"
+                p.box(x + 1, top, scale * length - 2, 28, label, "", colour, 12, radius=2)
+        gaps = [(0, begun[0][1]), *((a + run, b) for (_, a), (_, b) in itertools.pairwise(begun))]
+        for start, stop in gaps:
+            if stop > start:
+                x, top = left + scale * start, y + 16 + 36
+                p.box(x + 1, top, scale * (stop - start) - 2, 28, "waits", "", GREY, 11, True, 2)
+        waited = sum(stop - start for start, stop in gaps)
+        words.append(
+            f"{name}: {len(begun)} steps in {done:g} ms, of which the device waits {waited:g}"
+        )
+        y += 120
+    for tick in range(0, int(end) + 1, 4):
+        x = left + scale * tick
+        p.line((x, y - 22), (x, y - 16), colour=GREY)
+        p.text((x, y - 6), f"{tick}", 11, colour=GREY)
+    p.text((left - 8, y - 6), "time [ms]", 11, "end", GREY)
+    p.alt = f"Host and device, step by step, with {plan:g} ms to plan and {run:g} to run one. "
+    p.alt += f"{'; '.join(words)}."
+    return p.svg(), p.alt
 
 
 def padding(sizes: Sequence[int], batch: int) -> int | None:

@@ -6,33 +6,7 @@ from typing import Any
 from course import plots
 from course.benchmarks.roofline import Peaks
 
-FOLDERS = ("", "model", "engine", "ops")
-FOLDER_COLOURS = (plots.BLUE, plots.PURPLE, plots.ORANGE, plots.GREEN)  # those of course_map.svg
 Point = tuple[Any, float, float, float]  # label, bytes, FLOPs and seconds of one step
-
-
-def lesson_sizes(lines: Mapping[str, Mapping[str, int]]) -> Any:
-    """A bar a lesson, in pieces: `lines` of each of its files."""
-    totals = {lesson: sum(files.values()) for lesson, files in lines.items()}
-    title = "The engine's lines: a bar a lesson, a piece a file"
-    fig, ax = plots.figure(title, f"{sum(totals.values()):,} lines with comments and blanks")
-    looks = dict(zip(FOLDERS, zip(FOLDER_COLOURS, plots.HATCHES, strict=False), strict=True))
-    for row, files in enumerate(lines.values()):
-        left = 0
-        for name, count in files.items():
-            colour, hatch = looks[name.rpartition("/")[0]]
-            ax.barh(row, count, left=left, color=colour, hatch=hatch, edgecolor="white")
-            left += count
-        text = f"{left:,}" if left else "no file of its own"
-        ax.annotate(text, (left, row), (5, 0), textcoords="offset points", va="center")
-    ax.set_yticks(range(len(lines)), [name.replace("_", " ") for name in lines])
-    ax.set(xlabel="lines", ylim=(len(lines) - 0.4, -0.6))
-    ax.margins(x=0.1)
-    for folder, (colour, hatch) in looks.items():
-        ax.bar(0, 0, color=colour, hatch=hatch, edgecolor="white", label=f"nanovllm/{folder}")
-    ax.legend(loc="upper right", bbox_to_anchor=(1, 0.8))  # beside the short bars
-    fig.alt_text = f"{title}. " + ", ".join(f"{name}: {n:,}" for name, n in totals.items()) + "."
-    return fig
 
 
 def bandwidth_curve(

@@ -10,7 +10,7 @@ macOS and Windows) a kernel is only defined; `launch` says so and `agree` shows 
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,3 +72,25 @@ def agree(found: Tensor | None, wanted: Tensor, ran: bool = has_triton) -> Tenso
         assert torch.equal(found, wanted), f"the kernel gave\n{found}\ntorch gave\n{wanted}"
         print("the kernel and torch agree exactly")
     return found
+
+
+def decodes_here() -> Iterator[str]:
+    """A line for each shape of `course.benchmarks.attention` and each decode attention: µs a call.
+
+    On a GPU every version of `kernel_ladder` in bfloat16; elsewhere torch's alone, in float32 and
+    on shapes a sixteenth as large. The share is of the bandwidth that a reading kernel reaches.
+    """
+    from course import machine
+    from course.benchmarks.attention import measure_shape, shapes
+    from course.benchmarks.kernel_ladder import DECODE_SCALE, decode_versions
+    from course.benchmarks.roofline import read_bandwidth
+
+    on_gpu, peak = device.type == "cuda", read_bandwidth(device)
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    versions = {n: v for n, v in decode_versions().items() if on_gpu or n == "torch"}
+    yield f"{machine.describe()}, reads {peak / 1e9:,.0f} GB/s"
+    for shape, lens in shapes(DECODE_SCALE[device.type]).items():
+        for name, backend in versions.items():
+            row = measure_shape(backend, lens, device, dtype, peak, graph=name != "torch")
+            share = f"{row['share_of_read_bandwidth']:.0%} of it"
+            yield f"{shape:28}{name:20}{row['microseconds']:>10,.0f} µs {share:>12}"

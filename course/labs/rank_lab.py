@@ -95,3 +95,40 @@ def curves_in_words(reports: list[dict[str, Any]]) -> str:
         for r in reports
     ]
     return "All-reduce time is flat for small sizes, then grows with size. " + "; ".join(words)
+
+
+def rank_gains(reports: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """Reports of `ranks` -> for each model's shape and workload: ranks -> tok/s over one rank's."""
+    gains: dict[str, dict[int, float]] = {}
+    for report in reports:
+        for row in report["engines"]:
+            for workload, numbers in row["workloads"].items():
+                alone = report["engines"][0]["workloads"][workload]["tokens_per_second"]
+                curve = gains.setdefault(f"{report['shape']}, {workload}", {})
+                curve[row["ranks"]] = numbers["tokens_per_second"] / alone
+    return gains
+
+
+def rank_curves(reports: list[dict[str, Any]]) -> Any:
+    """What ranks gain, a line for each shape and workload, beside what they would gain for free."""
+    fig, axes = plots.figure("What ranks gain", reports[0]["machine"])
+    gains = rank_gains(reports)
+    sizes = sorted({n for curve in gains.values() for n in curve})
+    axes.plot(sizes, sizes, ":", color="black", label="in proportion")
+    for i, (name, curve) in enumerate(gains.items()):
+        style = {"color": plots.COLOURS[i % 7], "marker": plots.MARKERS[i % 7]}
+        axes.plot(list(curve), list(curve.values()), label=name, **style)
+    axes.set(
+        xlabel="ranks, a GPU each", ylabel="times one rank's tok/s", xticks=sizes, ylim=(0, None)
+    )
+    axes.legend(fontsize=8.5)
+    return fig
+
+
+def gains_in_words(reports: list[dict[str, Any]]) -> str:
+    """The figure's alternative text: the end of each curve."""
+    ends = [
+        f"{name} {curve[max(curve)]:.2f} times on {max(curve)} ranks"
+        for name, curve in rank_gains(reports).items()
+    ]
+    return "What ranks gain over one rank: " + "; ".join(ends) + "."

@@ -88,19 +88,27 @@ def reference_logits(model: str | Path, seq: Sequence) -> Tensor:
     return _logits_after(model, prompt, seq.output_ids)
 
 
-@torch.inference_mode()
 def _logits_after(model: str | Path, prompt: Several[int], answer: Several[int]) -> Tensor:
     """The reference's logits [answer tokens, vocab_size] before each token of a given answer."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    logits: Tensor = reference(torch.tensor([[*prompt, *answer]])).logits
-    return logits[0, len(prompt) - 1 : -1]
+    return logits_along(model, [*prompt, *answer])[len(prompt) - 1 : -1]
 
 
 def num_certain(logits: Tensor) -> int:
     """Rows of logits [rows, vocab_size] before the first whose best leads by less than TIE."""
     best, second = logits.topk(2).values.T
     return [*(best - second < TIE).tolist(), True].index(True)
+
+
+@torch.inference_mode()
+def logits_along(model: str | Path, token_ids: list[int]) -> Tensor:
+    """transformers' logits [len(token_ids), vocab_size] after each token, float32 on the CPU.
+
+    Row i is of the token after token_ids[: i + 1]; no engine and no sequence is needed.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    logits: Tensor = reference(torch.tensor([token_ids])).logits
+    return logits[0]

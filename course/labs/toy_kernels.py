@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nanovllm.ops.kernels import store_kv
+
 # -- the store -----------------------------------------------------------------------------------
 
 
@@ -28,37 +30,12 @@ def store_head_kernel(
         tl.store(v_cache + target, tl.load(value + token * value_stride + source, inside), inside)
 
 
-@triton.jit
-def store_token_kernel(
-    key, value, k_cache, v_cache, slots, key_stride, value_stride,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One program, one token: all its KV heads, SIZE numbers that stand side by side."""
-    token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots + token)
-    if slot >= 0:
-        at = tl.arange(0, BLOCK)
-        inside = at < SIZE
-        target = slot * SIZE + at
-        tl.store(k_cache + target, tl.load(key + token * key_stride + at, inside), inside)
-        tl.store(v_cache + target, tl.load(value + token * value_stride + at, inside), inside)
-
-
 def store_heads(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor):
     """As `attention.store_kv`, a program a head; key and value may be parts of one tensor."""
     num_tokens, kv_heads, dim = key.shape
     store_head_kernel[(num_tokens, kv_heads)](
         key, value, k_cache, v_cache, slots, key.stride(0), value.stride(0), kv_heads, dim,
         triton.next_power_of_2(dim),
-    )  # fmt: skip
-
-
-def store_tokens(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor):
-    """As `attention.store_kv`, a program a token; key and value may be parts of one tensor."""
-    size = key[0].numel()
-    store_token_kernel[(len(key),)](
-        key, value, k_cache, v_cache, slots, key.stride(0), value.stride(0), size,
-        triton.next_power_of_2(size),
     )  # fmt: skip
 
 
@@ -100,7 +77,10 @@ def rope_kernel(
 
 
 def norm_rope_store(qkv, norms, rope, batch, k_cache, v_cache) -> Tensor:
-    """As `attention.rope_store`, in three kernels; changes qkv [num_tokens, ...] in place."""
+    """As `attention.rope_store`, in three kernels; changes qkv [num_tokens, ...] in place.
+
+    The third is the engine's own store.
+    """
     kv_heads, dim = k_cache.shape[2:]
     heads = qkv.unflatten(-1, (-1, dim))  # [num_tokens, heads + 2 kv_heads, dim]
     num_queries, stride = heads.shape[1] - 2 * kv_heads, qkv.stride(0)
@@ -110,7 +90,7 @@ def norm_rope_store(qkv, norms, rope, batch, k_cache, v_cache) -> Tensor:
     norm_kernel[grid](qkv, q_norm.weight, k_norm.weight, stride, q_norm.eps, num_queries, dim, full)
     rope_kernel[grid](qkv, rope, batch.positions, stride, dim // 2, half)
     query, key, value = heads.split([num_queries, kv_heads, kv_heads], dim=1)
-    store_tokens(key, value, k_cache, v_cache, batch.slot_mapping)
+    store_kv(key, value, k_cache, v_cache, batch.slot_mapping)
     return query
 
 

@@ -31,11 +31,16 @@ def run_notebook(notebook: Any, path: Path) -> Any:
     except (CellExecutionError, CellTimeoutError) as error:
         raise ValueError(f"{failed_cell(notebook, path)}\n{error}") from error
     notebook.metadata.update(metadata)
-    notebook.metadata["course"]["run_of"] = code_digest(notebook)
+    sign_run(notebook)
+    return notebook
+
+
+def sign_run(notebook: Any) -> None:
+    """Note which code the stored outputs come from, and take this machine's folders out of them."""
+    notebook.metadata.setdefault("course", {})["run_of"] = code_digest(notebook)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             without_paths(output)
-    return notebook
 
 
 def failed_cell(notebook: Any, path: Path) -> str:

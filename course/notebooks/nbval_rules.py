@@ -1,5 +1,6 @@
 """Hooks for pytest with nbval: skip by what a notebook requires, stop it at its first failure,
 and say how long it took. `notebooks/conftest.py` and `solutions/conftest.py` take them from here.
+With `--store-outputs`, a notebook of notebooks/ whose cells all pass keeps what this run printed.
 
 Reports on the whole run are made where all results arrive, so they hold under pytest-xdist too.
 """
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from course.notebooks.build import write_notebook
+from course.notebooks.execute import sign_run
 from course.notebooks.source import missing_requirement
 
 REPORT_SECONDS = 90  # the course's own limit: above it a lesson is named as slow
@@ -18,6 +21,11 @@ REPORT_SOLUTIONS = 20  # the same for the solutions of a lesson's exercises
 FAIL_SECONDS = 180
 SLOWEST = 10
 REPORTED = pytest.StashKey[bool]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_text = "store what the cells print in each notebook that passes, as `course build --run`"
+    parser.addoption("--store-outputs", action="store_true", help=help_text)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -84,7 +92,27 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
+def store_outputs(items: list[pytest.Item]) -> None:
+    """Write each notebook that ran whole, with this run's outputs and execution counts.
+
+    nbval puts all that a cell writes to stdout in one place, and likewise to stderr.
+    """
+    cells: dict[Any, list[Any]] = defaultdict(list)
+    for item in items:
+        if hasattr(item.parent, "nb"):
+            cells[item.parent].append(item)
+    for notebook_file, run in cells.items():
+        if hasattr(notebook_file, "failed_at") or any(c.test_outputs is None for c in run):
+            continue
+        for count, item in enumerate(run, start=1):
+            item.cell.outputs, item.cell.execution_count = item.test_outputs, count
+        sign_run(notebook_file.nb)
+        write_notebook(notebook_file.nb, notebook_file.path)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--store-outputs", default=False):
+        store_outputs(session.items)
     if not is_worker(session.config) and too_slow(durations_of(session.config), FAIL_SECONDS):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

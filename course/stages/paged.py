@@ -164,13 +164,16 @@ class GraphsAndOverlap(TritonKernels):
 
 
 class TwoRanks(ContinuousBatching):
-    """The model split over two ranks, on one machine's CPU or on its GPUs; ranks run eager."""
+    """The model split over two ranks, on one machine's CPU or on two of its GPUs.
+
+    On GPUs it is stage 07 split, its steps recorded with the collectives in them; a CPU has no
+    graphs to record, and its kernels are torch's.
+    """
 
     number, name, lesson = 8, "+ two ranks", "08_tensor_parallelism"
     options: ClassVar[dict[str, Any]] = {
-        **ContinuousBatching.options,
+        **GraphsAndOverlap.options,
         "attention_backend": "auto",
-        "async_scheduling": True,
         "tensor_parallel_size": 2,
     }
 

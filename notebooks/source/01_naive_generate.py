@@ -3,17 +3,17 @@
 #
 # | This lesson | |
 # |---|---|
-# | Minutes | 50 |
+# | Minutes | 45 |
 # | Difficulty | medium |
-# | Hardware | any laptop; a GPU is used at the end if there is one |
+# | Hardware | any laptop; a GPU is used if there is one |
 # | Needs | lesson 00; Python, and PyTorch tensors |
 # | Ends in | `nanovllm/model/decoder.py`, `nanovllm/model/rope.py`, `nanovllm/model/loader.py`, `nanovllm/model/model_config.py`, `nanovllm/ops/linear.py`, `nanovllm/ops/sampler.py`, `nanovllm/sampling_params.py`, `nanovllm/engine/detokenizer.py` |
 
 # %% [markdown]
 # ## What hurts now
 #
-# To write, score every token that could come next, pick one, append it, and call the model again. **Stage 01**
-# hands it the *whole* text each time. We ask for 256 tokens, on the CPU.
+# A model scores every token that could come next. You pick one, append it, and call the model again;
+# **stage 01** hands it the *whole* text each time. We ask for 256 tokens, on the CPU.
 #
 # **Predict** before you run: how many times as long as the first 32 tokens do all 256 take?
 
@@ -24,35 +24,23 @@ import torch.nn.functional as F
 from course import machine, plots
 from course.display import show
 from course.drawings import generate_plots
-from course.models import has_gpu, measured_model, own_model
+from course.labs import naive_lab
+from course.models import measured_model, own_model
 from course.reading import show_source
-from course.stages import Recompute, Recorder
-from course.workload import LadderWorkload, ladder_workload
-from nanovllm import SamplingParams
-from nanovllm.config import EngineArgs
-from nanovllm.model.loader import load_tokenizer
+from course.stages import Recompute
 
 plots.use_style()
 torch.set_grad_enabled(False)  # nothing is trained here
 folder = own_model()  # the small model that ships with the course
-tokenizer = load_tokenizer(EngineArgs(str(folder)), folder)
-chat = [{"role": "user", "content": "Tell me a story about a fox who finds a key."}]
-prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+tokenizer, prompt = naive_lab.question(folder)
 stage = Recompute(folder, device="cpu", dtype="float32")
-request = LadderWorkload(prompts=[prompt], num_outputs=[256], shared_prefix=0)
-stage.prepare(request)  # loads the weights
-stage.last_logits(prompt)  # a first call is slower than all others
-c = stage.config  # a ModelConfig, read from config.json
-answer = Recorder(num_requests=1)  # notes each token and when it came
-stage.serve(request, answer)
+answer = naive_lab.timed_answer(stage, prompt, 256)
 clock = answer.times[0]  # clock[i]: seconds until token i had come
 print(f"{machine.describe('cpu')}: {clock[31]:.2f} s for 32 tokens, {clock[255]:.2f} s for 256")
 print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
 
 # %% [markdown]
-# Each step reads a longer text. At the end you compute this factor.
-#
-# You will
+# Each step reads a longer text. At the end you compute this factor. You will
 #
 # 1. **compute** a next token by hand, from text to logits,
 # 2. **sample** so that a seed gives the same story in any company,
@@ -62,23 +50,22 @@ print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
 #
 # ![Token ids become vectors; every layer adds the results of attention and of an MLP to them; a norm and the head make logits.](../figures/decoder.svg)
 #
-# | symbol | meaning | in `config.json` |
-# |:--|:--|:--|
-# | $n$ | tokens in the text so far | |
-# | $V$ | vocabulary: different tokens | `vocab_size` |
-# | $d$ | numbers in a token's vector | `hidden_size` |
-# | $L$ | layers | `num_hidden_layers` |
-# | $H$ | query heads | `num_attention_heads` |
-# | $K$ | key and value heads | `num_key_value_heads` |
-# | $D$ | numbers in a head | `head_dim` |
-# | $I$ | inner size of the MLP | `intermediate_size` |
-#
-# **Logits** are the $V$ scores of the next token; their softmax gives probabilities.
+# | symbol | meaning, name in `config.json` |
+# |:--|:--|
+# | $n$ | tokens in the text so far |
+# | $V$ | tokens in all, `vocab_size` |
+# | $d$ | numbers in a token's vector, `hidden_size` |
+# | $L$ | layers, `num_hidden_layers` |
+# | $H$ | query heads, `num_attention_heads` |
+# | $K$ | key and value heads, `num_key_value_heads` |
+# | $D$ | numbers in a head, `head_dim` |
+# | $I$ | inner size of the MLP, `intermediate_size` |
 #
 # ## Step 1: from text to ids to logits
 #
-# The tokenizer is a **byte-level BPE**: from bytes, it joins the pairs most frequent in its training text. A
-# space (`·`) belongs to the word after it. The last line is our prompt, in the model's chat format.
+# A **byte-level BPE** tokenizer begins with bytes and joins the pairs that were most frequent in its training
+# text. A space (`·`) belongs to the next word. The last line is our prompt; below it stand the best
+# **logits**, the $V$ scores of the next token, as probabilities.
 #
 # **Predict**: ü is two bytes, and rare in English. Can *Zürich* be one token?
 
@@ -90,29 +77,24 @@ for text in ["an unbelievable lantern", "Zürich", tokenizer.decode(prompt)]:
     print(" | ".join(f"{piece} {i}" for piece, i in zip(pieces, ids, strict=True)))
     assert tokenizer.decode(ids) == text  # nothing is lost
 
-
 logits = stage.last_logits(prompt)[0]  # [V], after the last token
-assert logits.shape == (stage.vocab_size,)
-probs = logits.softmax(dim=-1)
-best = probs.topk(10)
+best = logits.softmax(dim=-1).topk(10)
 words = [tokenizer.decode([i]) for i in best.indices]
 for word, p in zip(words, best.values.tolist(), strict=True):
     print(f"{word:>6} {p:6.3f} {'█' * round(100 * p)}")
 
 # %% [markdown]
-# *Zürich* is five tokens, two of them *half* of ü, shown as �. The likeliest first words of the answer are
-# eight good beginnings, then a cliff and a long tail.
+# *Zürich* is five tokens, two of them *half* of ü, shown as �. (The engine's `Detokenizer` holds half a
+# character back, and cuts the text at a stop string.) Eight words begin a story well; then comes a cliff.
 #
 # ## Step 2: attention on four tokens
 #
-# Each token has a **query** (what it looks for), a **key** (what it is found by) and a **value** (what
-# it passes on). A score is the product of a query and a key, divided by $\sqrt D$. Take $D = 4$. Each
-# key has a 2 at one place; a query with a 2 there gets the score $2 \cdot 2 / \sqrt 4 = 2$. Token 1 looks for
-# keys 0 and 1, token 2 for keys 1 and 3, but token 3 comes later. The **causal mask** sets such scores to
-# $-\infty$; softmax makes each row weights that sum to 1. The output is the weighted sum of the values.
+# A token's **query** is what it looks for, its **key** what it is found by, its **value** what it passes on.
+# A score is the product of a query and a key, divided by $\sqrt D$; here $D = 4$. Token 2 looks for keys 1 and 3:
+# its query has a 2 where each has one, which gives $2 \cdot 2 / \sqrt 4 = 2$. But token 3 comes later, and the
+# **causal mask** sets such scores to $-\infty$. Softmax makes each row weights that sum to 1; they weigh the values.
 #
-# **Predict** ($e^2 \approx 7.4$) the weights of row 1, with open scores 2 and 2, and of row 2, with 0, 2
-# and 0.
+# **Predict** ($e^2 \approx 7.4$) row 1's weights, with open scores 2 and 2, and row 2's, with 0, 2 and 0.
 
 # %%
 key = 2 * torch.eye(4)
@@ -121,8 +103,7 @@ value = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [9, 9, 9, 9]])
 scores = query @ key.T / 4**0.5  # [4 queries, 4 keys]
 future = torch.ones(4, 4, dtype=torch.bool).triu(diagonal=1)  # above the diagonal
 weights = scores.masked_fill(future, -torch.inf).softmax(dim=-1)
-figure = generate_plots.attention_weights(weights)
-show(figure, figure.alt_text)
+show(generate_plots.attention_weights(weights))
 output = weights @ value
 print(output)
 built_in = F.scaled_dot_product_attention(query[None], key[None], value[None], is_causal=True)
@@ -130,12 +111,12 @@ assert torch.allclose(output, built_in[0])
 assert output[:3].max() <= 1  # no nine has leaked
 
 # %% [markdown]
-# Row 1: two equal scores share. Row 2: key 1 has $7.4 / (1 + 7.4 + 1) = 0.79$.
+# Two equal scores share; in row 2, key 1 has $7.4 / (1 + 7.4 + 1) = 0.79$.
 #
 # ## Step 3: heads in groups
 #
-# Attention runs $H$ times side by side; each **head** has its own queries. In *grouped-query attention*
-# neighbouring query heads share a key and value head.
+# Attention runs $H$ times side by side, in **heads** with queries of their own. In *grouped-query attention*
+# neighbouring heads share keys and values.
 #
 # **Predict**, for $H = 4$ and $K = 2$: which key head does query head 2 use? (Heads count from 0.)
 
@@ -159,7 +140,7 @@ assert torch.allclose(grouped[:, 2:3], alone)
 print("query heads 0 to 3 use key heads", [head // (4 // 2) for head in range(4)])
 
 # %% [markdown]
-# Key head 1. Attention does not yet know *where* a token stands.
+# Key head 1. But attention does not know *where* a token stands.
 #
 # ## Step 4: RoPE, a position as a rotation
 #
@@ -190,21 +171,19 @@ for m, n in [(3, 1), (103, 101), (3, 0)]:
 #
 # $$f_i = \theta^{-2i/D}$$
 #
-# The engine has all cosines and sines in a table; we check one pair against `turn`.
+# The engine keeps cosines and sines in a table.
 
 # %%
 from nanovllm.model.rope import apply_rope, rope_table
 
+c = stage.config  # a ModelConfig, read from config.json
 table = rope_table(torch.tensor(c.rope_frequencies), 512)
 show_source(apply_rope)
 head = torch.randn(1, 1, c.head_dim)  # one token with one head
-turned = apply_rope(head, table[100:101])  # at position 100
-i, half = 3, c.head_dim // 2
-speed = 10_000 ** (-2 * i / c.head_dim)
-ours = turn(head[0, 0, [i, i + half]], torch.tensor(100 * speed))
-assert torch.allclose(ours, turned[0, 0, [i, i + half]], atol=1e-4)
-figure = generate_plots.rope_turns(table, pairs=(0, 8, 16))
-show(figure, figure.alt_text)
+pair, speed = [3, 3 + c.head_dim // 2], 10_000 ** (-2 * 3 / c.head_dim)
+ours = turn(head[0, 0, pair], torch.tensor(100 * speed))
+assert torch.allclose(ours, apply_rope(head, table[100:101])[0, 0, pair], atol=1e-4)
+show(generate_plots.rope_turns(table, pairs=(0, 8, 16)))
 
 # %% [markdown]
 # ## Step 5: one layer of the real model
@@ -246,12 +225,17 @@ def mlp_half(layer, x):
 model = stage.model
 
 
-def logits_by_hand(ids):
-    """Logits [V] of the token after `ids`, everything computed afresh."""
+def vectors(ids):
+    """Each token's vector [n, d] after all layers, everything computed afresh."""
     x = model.embed_tokens(torch.tensor(ids))
     for layer in model.layers:
         x = mlp_half(layer, attention_half(layer, x))
-    return rms_norm(x[-1], model.norm) @ model.embed_tokens.weight.T
+    return x
+
+
+def logits_by_hand(ids):
+    """Logits [V] of the token after `ids`."""
+    return rms_norm(vectors(ids)[-1], model.norm) @ model.embed_tokens.weight.T
 
 
 error = (logits_by_hand(prompt) - logits).abs().max().item()
@@ -261,46 +245,33 @@ assert error < 1e-4
 # %% [markdown]
 # ## Step 6: from logits to a token
 #
-# **Greedy** takes the largest. To sample, first divide the logits by the **temperature**. Filters cut
-# the tail: *top-k* keeps the $k$ likeliest, *top-p* the likeliest until their sum reaches $p$, *min-p*
-# all that are at least $p$ times as likely as the best.
+# **Greedy** takes the largest. To sample, first divide the logits by the **temperature**: 0.5 squares all odds.
+# Filters cut the tail: *top-k* keeps the $k$ likeliest, *top-p* the likeliest until their sum reaches $p$,
+# *min-p* all that are at least $p$ times as likely as the best.
 #
-# **Predict** from the list in Step 1. *There* is 20 times as likely as *An*; how many times at
-# temperature 0.5? How many words do top-k 4, top-p 0.8 and min-p 0.2 keep at temperature 1?
+# **Predict** from the list in Step 1: how many words do top-k 4, top-p 0.8 and min-p 0.2 keep?
+
+# %%
+kept = {}
+for name, limit in [("top_k", 4), ("top_p", 0.8), ("min_p", 0.2)]:
+    kept[f"{name} {limit}"] = naive_lab.kept_by(logits, **{name: limit})[best.indices].tolist()
+assert sum(kept["top_k 4"]) == 4
+show(generate_plots.kept_words(words, best.values.tolist(), kept))
+
+# %% [markdown]
+# Top-p keeps the word that passes 0.8, too. Min-p cuts at the cliff: $0.2 \cdot 0.179 = 0.036$.
+#
+# **Noise that is a function.** Add **Gumbel noise** $-\ln(-\ln u)$, $u$ random between 0 and 1, to each
+# logit: the largest is then a draw from the softmax. The engine computes $u$ from the request's seed, the
+# position and the token's id, so that no neighbour changes your draws.
+#
+# **Predict**: three tokens have 0.6, 0.3, 0.1. Over 20,000 positions, how often does each win?
+
 
 # %%
 from nanovllm.ops.sampler import candidates, filter_scores, gumbel_noise
 
-there, an = best.indices[[0, 8]]
-p = (logits / 0.5).softmax(dim=-1)
-print(f"temperature 1: {probs[there] / probs[an]:.1f} to 1; 0.5: {p[there] / p[an]:.0f} to 1")
-off = {"top_k": stage.vocab_size, "top_p": 1.0, "min_p": 0.0}
-kept = {}
-for name, limit in [("top_k", 4), ("top_p", 0.8), ("min_p", 0.2)]:
-    limits = {k: torch.tensor([[v]]) for k, v in (off | {name: limit}).items()}
-    kept[f"{name} {limit}"] = filter_scores(logits[None], **limits)[0] > -torch.inf  # [V]
-assert kept["top_k 4"].sum() == 4
-shown = {name: keep[best.indices].tolist() for name, keep in kept.items()}
-figure = generate_plots.kept_words(words, best.values.tolist(), shown)
-show(figure, figure.alt_text)
 
-# %% [markdown]
-# <details style='margin-bottom:1em'><summary>400; four, seven, eight</summary>
-#
-# Half the temperature doubles the logits, and $e^{2x} = (e^x)^2$: the odds are squared. Min-p cuts at the
-# cliff: $0.2 \cdot 0.179 = 0.036$.
-#
-# </details>
-#
-# **Noise that is a function.** Add **Gumbel noise** $-\ln(-\ln u)$, $u$ random between 0 and 1, to
-# each logit and take the largest: that draws exactly from the softmax. With a generator, a neighbour's draws
-# would change yours. So the engine computes $u$ from the request's seed, the position and the token's id.
-#
-# **Predict**: three tokens have 0.6, 0.3, 0.1. Over 20,000 positions, how often does each win? Does
-# token 2 get other noise if it is computed alone?
-
-
-# %%
 def noise(seed, position, ids):
     """[len(ids)]: the engine's noise for one request at one position."""
     return gumbel_noise(torch.tensor([[seed]]), torch.tensor([[position]]), ids)[0]
@@ -315,14 +286,14 @@ assert (share - toy.exp()).abs().max() < 0.02
 assert noise(7, 5, torch.tensor([2]))[0] == noise(7, 5, torch.arange(4096))[2]
 
 # %% [markdown]
-# As often as the softmax says, and token 2's noise is the same.
+# As often as the softmax says. And token 2's noise is the same alone and among 4,096 tokens.
 #
 # ## Step 7: the loop
 #
 # Call, pick, append, until a token ends the text. This model asks for temperature 0.7.
 
 # %%
-from nanovllm.model.loader import stop_ids_of
+from nanovllm.model.loader import load_weights, stop_ids_of
 
 stop_ids, defaults = stop_ids_of(folder, c, tokenizer)
 read = []  # how many tokens each step computed
@@ -354,12 +325,9 @@ for seed in (1, 2):
 read.clear()
 generate(list(range(100, 124)), 4)
 print(" + ".join(map(str, read)), "=", sum(read))
-P, N = 24, 4
-assert sum(read) == N * P + N * (N - 1) // 2
-
+assert sum(read) == 4 * 24 + 4 * 3 // 2
 show_source(Recompute.serve)
-figure = generate_plots.recomputed(prompt=8, count=8)
-show(figure, figure.alt_text)
+show(generate_plots.recomputed(prompt=8, count=8))
 
 # %% [markdown]
 # 102, but only 27 different ones (the last is never read). For a prompt of $P$ and an answer of $N$ it is
@@ -374,144 +342,81 @@ from nanovllm.model.decoder import Attention, Decoder, DecoderLayer
 from nanovllm.ops.linear import gated_linear, linear
 
 show_source(Attention.forward, DecoderLayer.forward, Decoder.forward, linear, gated_linear)
-show_source(candidates, filter_scores)
+show_source(candidates, filter_scores, load_weights)  # a missing tensor is an error
 
 # %% [markdown]
-# Ours left out three things. `rope_store` also writes keys and values into a **cache**, `kv`, from which
-# `attend` reads them (lesson 02); stage 01 throws it away. `batch`: tokens of many requests stand in one
-# row. `backend`: the functions may be GPU kernels (lesson 06).
-#
-# **Loading.** Find the module of a tensor's name, compare the shape, copy. A weight left out would make the
-# text subtly wrong.
-#
-# **Predict**: an option is not supported, as two answers to one prompt, `n=2`. What should an engine do?
-#
-# **Ids become text.** A token may end inside a character: `Detokenizer` holds half a character back, and cuts
-# the text at a **stop string**, here `!`.
-
-# %%
-from nanovllm.engine.detokenizer import Detokenizer
-from nanovllm.model.loader import load_weights
-
-show_source(load_weights)
-try:
-    SamplingParams(n=2)  # vLLM can give two answers to one prompt, this engine cannot
-except ValueError as error:
-    refused = str(error)
-assert "n=2" in refused
-print(refused)
-
-detokenizer = Detokenizer(tokenizer, SamplingParams(stop="!"))
-for token_id in tokenizer("Zürich! The end").input_ids:
-    stopped = detokenizer.append(token_id)
-    print(f"{tokenizer.decode([token_id])!r:>6} -> {detokenizer.text!r}")
-    if stopped:
-        break
-assert detokenizer.text == "Zürich"
-
-# %% [markdown]
-# The engine refuses: what would change the result is an error.
+# Ours left out three things. `rope_store` also writes keys and values into a **cache**, `kv`, which `attend`
+# reads (lesson 02); stage 01 throws it away. `batch`: tokens of many requests stand in one row. `backend`: the
+# functions may be GPU kernels (lesson 06).
 #
 # ## Check
 #
 # First an invariant: change the last token, and no vector before it moves by a bit. Then logits, against
-# transformers in float32. Last, 64 greedy tokens, up to the first near tie (less than $10^{-4}$ apart).
+# transformers in float32. Last, greedy tokens, up to the first near tie (less than $10^{-4}$ apart).
 
 # %%
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging
+from course.labs.reference import logits_along, num_certain
 
 changed = [*prompt[:-1], prompt[0]]
-one, two = (model.embed_tokens(torch.tensor(ids)) for ids in (prompt, changed))
-for layer in model.layers:
-    one, two = (mlp_half(layer, attention_half(layer, x)) for x in (one, two))
-same = (one == two).all(dim=1).tolist()
+same = (vectors(prompt) == vectors(changed)).all(dim=1).tolist()
 print(f"{sum(same)} of {len(same)} vectors are the same to the bit")
 assert same == [True] * (len(prompt) - 1) + [False]
 
-logging.disable_progress_bar()
-reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-theirs = reference(torch.tensor([prompt])).logits[0]
+chosen = answer.token_ids[0][:64]  # by stage 01, at the top
+theirs = logits_along(folder, prompt + chosen)  # [24 + 64, V], by transformers
 ours = torch.cat([stage.last_logits(prompt[: i + 1]) for i in range(len(prompt))])
-error = (ours - theirs).abs().max().item()
+error = (ours - theirs[: len(prompt)]).abs().max().item()
 print(f"{ours.shape[0]} x {ours.shape[1]:,} logits, largest difference {error:.0e}")
 assert error < 1e-4
 
-settings = {"do_sample": False, "max_new_tokens": 64, "eos_token_id": None}
-theirs = reference.generate(torch.tensor([prompt]), **settings)[0, len(prompt) :].tolist()
-ours, gaps = answer.token_ids[0][:64], answer.gaps[0][:64]  # of stage 01, at the top
-certain = next((i for i, gap in enumerate(gaps) if gap < 1e-4), 64)
-assert ours[:certain] == theirs[:certain]
-print(f"{certain} of 64 greedy tokens compared, all equal: {tokenizer.decode(ours[:12])} ...")
+wanted = theirs[len(prompt) - 1 : -1]  # the row before each answer token
+certain = num_certain(wanted)
+assert chosen[:certain] == wanted.argmax(dim=-1).tolist()[:certain]
+print(f"{certain} of 64 greedy tokens compared, all equal: {tokenizer.decode(chosen[:12])} ...")
 
 # %% [markdown]
 # ## Measure
 #
 # Multiplying $n$ vectors by a matrix of $w$ numbers takes $2nw$ operations, a product and a sum each.
-# Attention makes, in each layer and head, $n \times n$ scores of $D$ products, and weighs as many values. The logits are needed for one token.
+# Attention makes, in each layer and head, $n \times n$ scores of $D$ products, and weighs as many values.
+# Logits are needed once:
 #
 # $$F(n) = 2nW + 4n^2 LHD + 2Vd \qquad W = L\,(2dD(H + K) + 3dI)$$
 #
-# **Predict** with $W = 5{,}898{,}240$ and $LHD = 1{,}280$: at which $n$ are the first two terms
-# equal? The model's context ends at 1,024. Is a step more linear or more quadratic?
-
-# %% tags=["nbval-check-output"]
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-
-from course.labs.step_costs import step_flops
-
-show_source(step_flops)
-
-for n in (24, 256):
-    with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
-        stage.last_logits([1] * n)  # attention as products, which are counted; fused it is not
-    print(f"n = {n:>3}: formula {step_flops(c, n):,}, counted {counted.get_total_flops():,}")
-    assert counted.get_total_flops() == step_flops(c, n)
-
-# %% [markdown]
-# $2nW = 4n^2LHD$ at $n = W / (2LHD) = 2{,}304$, beyond the context.
+# A step takes $t(n) = t_0 + F(n) / r$ seconds: $t_0$ at any length, and $r$ operations a second.
 #
-# So **a step is nearly linear in $n$, and an answer nearly quadratic in its length**.
-#
-# For seconds, take $t(n) = t_0 + F(n) / r$. A step costs $t_0$ at any length; $r$ is operations a second. Two
-# measured steps (hollow below) give both. The filled ones test the shape, as does the clock of our 256 tokens.
-#
-# **Predict**: in operations alone, 256 tokens cost 32.5 times what 32 cost. Which term of $t$ makes
-# the clock say less?
+# **Predict** with $W = 5{,}898{,}240$ and $LHD = 1{,}280$: at which $n$ are the first two terms equal? And
+# by $F$ alone, 256 tokens cost 32.5 times what 32 cost. Which term of $t$ makes the clock say less?
 
 # %%
-from course.labs.step_costs import cost_of
-
-costs = [cost_of(stage, (16, 32, 64, 128, 256, 512))]
+for n in (24, 256):
+    assert naive_lab.counted_flops(stage, n) == naive_lab.step_flops(
+        c, n
+    )  # PyTorch counts the same
 measured = Recompute(measured_model().path)  # on the GPU, if there is one
-if has_gpu():
-    measured.prepare(request)
-    costs.append(cost_of(measured, (64, 512, 1024, 2048, 4096, 8192)))
+costs, machines = naive_lab.step_costs(stage, measured)
 print(*costs, sep="\n")
-predicted = costs[0].answer(len(prompt), 256)
-print(f"256 tokens against 32: predicted {predicted[255] / predicted[31]:.1f}, ", end="")
-print(f"measured {clock[255] / clock[31]:.1f} times as long")
-machines = " and ".join(dict.fromkeys([machine.describe("cpu"), machine.describe()]))
-figure = generate_plots.step_and_answer(costs, clock, len(prompt), machines)
-show(figure, figure.alt_text)
+ratios = [t[255] / t[31] for t in (costs[0].answer(len(prompt), 256), clock)]
+print("256 tokens against 32: predicted {:.1f}, measured {:.1f} times as long".format(*ratios))
+show(generate_plots.step_and_answer(costs, clock, len(prompt), machines))
 
 # %% [markdown]
-# Early and late steps pay $t_0$ alike, which brings the ratio down. Softmax and mask, which are no products, grow with $n^2$ too. On a GPU $t_0$ rules far longer, and a step is
-# flat up to thousands of tokens.
+# Two measured steps (hollow) gave $t_0$ and $r$; the others, and the clock, test them. The terms are equal at
+# $n = W / (2LHD) = 2{,}304$, beyond this model's context. So **a step is nearly linear in $n$, and an
+# answer nearly quadratic in its length**. Early and late steps pay $t_0$ alike, which lowers the ratio.
 #
-# Now the workload that every stage gets. (On a GPU this stage gets 4 of its 64 requests.)
+# Now the workload of every stage (on a GPU this one gets 4 of 64 requests).
 
 # %%
 from course import records
+from course.workload import ladder_workload
 
 workload = measured.part_of(ladder_workload(measured.vocab_size, measured.device.type))
 print(measured_model(), workload, records.measured(measured, workload), sep="\n")
-figure = plots.ladder(upto=1)
-show(figure, figure.alt_text)
+show(plots.ladder(upto=1))
 
 # %% [markdown]
-# It does *not* hurt when the answer is a single token.
+# Recomputing does *not* hurt when the answer is a single token.
 #
 # ## In real vLLM
 #
@@ -529,29 +434,27 @@ show(figure, figure.alt_text)
 # In `exercises/01_naive_generate.ipynb`:
 #
 # 1. **Predict** (5 minutes): what an answer costs.
-# 2. **Implement** (20 minutes, 12 lines): top-p for one row of logits.
+# 2. **Implement** (20 minutes, 12 lines): top-p.
 # 3. **Break and fix** (15 minutes): a chat with two beginnings.
 #
 # ## Recap
 #
-# Layers mix vectors by attention, with positions as rotations. Logits become a token after temperature,
-# filters and noise. Reading the whole text for each token makes an answer's cost quadratic in its length.
-#
-# **Check yourself**
+# Layers mix vectors by attention, with positions as rotations. Temperature, filters and noise make a token
+# of logits. Reading the whole text for each makes an answer's cost quadratic.
 #
 # <details><summary>1. Why does the mask set scores to −∞ and not to 0?</summary>
 #
 # $e^0 = 1$: the future would get weight. $e^{-\infty} = 0$.
 #
 # </details>
-# <details><summary>2. A request with a seed runs alone, then among 64. Why can its noise be the same?</summary>
+# <details><summary>2. Why does a neighbour not change a request's noise?</summary>
 #
 # Seed, position and id do not know the batch.
 #
 # </details>
-# <details style='margin-bottom:1em'><summary>3. P = 100, N = 50: how many tokens are computed, and how many different ones?</summary>
+# <details style='margin-bottom:1em'><summary>3. When is a step's cost quadratic in the text's length?</summary>
 #
-# $50 \cdot 100 + 50 \cdot 49 / 2 = 6{,}225$, of only 149.
+# Beyond $n = W / (2LHD)$, where the scores outweigh the matrices.
 #
 # </details>
 #

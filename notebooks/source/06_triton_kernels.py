@@ -12,11 +12,11 @@
 # %% [markdown]
 # ## What hurts now
 #
-# Our torch attention gathers each row's blocks into a copy and attends to that: it reads, writes, and reads
-# again. Take 256 requests at 900 tokens, one layer: 8 KV heads of 128, two bytes a number.
+# Torch attention gathers each row's blocks into a copy and attends to that: it reads, writes, and reads again.
+# Take 256 requests at 900 tokens, one layer: 8 KV heads of 128, two bytes a number.
 #
 # **Predict** before you run: how many bytes is one reading? How long does it take at 4,600 GB/s, an H200's
-# bandwidth? And three times that? Write it down.
+# bandwidth? And three passes? Write it down.
 
 # %%
 import torch
@@ -40,12 +40,11 @@ print(
 # %% [markdown]
 # <details><summary>944 MB, 205 µs, 615 µs</summary>
 #
-# $256 \cdot 900 \cdot 8 \cdot 128 \cdot 2 \cdot 2 = 943{,}718{,}400$ bytes, keys and values. The line above is
-# what torch took.
+# $256 \cdot 900 \cdot 8 \cdot 128 \cdot 2 \cdot 2 = 943{,}718{,}400$ bytes, keys and values. Torch takes longer.
 #
 # </details>
 #
-# To read blocks where they lie takes a **kernel** of our own. After this lesson you can
+# A **kernel** of our own reads blocks where they lie. After this lesson you can
 #
 # 1. **write** a Triton kernel, with masks, strides and 64-bit offsets,
 # 2. **explain** online softmax, and why decode splits a context,
@@ -53,7 +52,7 @@ print(
 #
 # ## The picture, and the symbols
 #
-# ![Four programs run the same code; program i reads token i's row and its slot, and writes the row to that slot of the cache; a token of slot −1 is not written.](../figures/kernel_grid.svg)
+# ![Program i reads token i's row and slot, and writes the row to that slot of the cache; slot −1 is not written.](../figures/kernel_grid.svg)
 #
 # | symbol | meaning |
 # |:--|:--|
@@ -61,12 +60,12 @@ print(
 # | grid | how many programs, in up to 3 dimensions |
 # | `tl.program_id(0)` | which program this is |
 # | `tl.arange(0, 8)` | 0 … 7; a power of two long |
-# | `tl.constexpr` | a compiled-in number |
+# | `tl.constexpr` | a number known when the kernel is compiled |
 # | multiprocessor | runs programs; an H200 has 132 |
 #
 # ## Step 1: one program, one token
 #
-# A kernel gets a tensor as a **pointer** to its first number; pointer plus offsets are addresses.
+# A kernel gets a tensor as a **pointer** to its first number; pointer plus offset is an address.
 #
 # **Predict**: tokens (1 1 1 1), (2 2 2 2), (3 3 3 3), slots 4, 0, 2. What does the cache hold?
 
@@ -129,8 +128,7 @@ for masked in (True, False):
 # %% [markdown]
 # <details><summary>Without a mask, each token spills into the next slot</summary>
 #
-# Nothing crashes; another request's key is wrong. Without `if slot >= 0`, token 3 would be written *before* the
-# cache.
+# Nothing crashes; another request's key is wrong. Without `if slot >= 0`, token 3 lands *before* the cache.
 #
 # </details>
 #
@@ -150,52 +148,51 @@ assert offset < 0
 # %% [markdown]
 # <details><summary>Slot 2,097,152, or 4 GiB</summary>
 #
-# $2^{31} / 1{,}024 = 2^{21}$. A small model on a large GPU has as many slots. Hence `.to(tl.int64)` below.
+# $2^{31} / 1{,}024 = 2^{21}$; a small model on a large GPU has as many. Hence `.to(tl.int64)` below.
 #
 # </details>
 #
-# The finished toy stores all heads of a token:
+# With strides, 64 bits and a value beside the key, `masked_kernel` becomes the engine's kernel:
 
 # %%
 from nanovllm.ops import attention
 
-show_from("course/labs/toy_kernels.py", "store_token_kernel", "store_tokens")
+show_from("nanovllm/ops/kernels.py", "store_kv_kernel", "store_kv")
 if has_triton:
     from course.labs import toy_kernels as toy
+    from nanovllm.ops import kernels
 qkv = torch.randn(5, 10, 6, device=device)  # 6 query heads, 2 key heads, 2 value heads; 6 numbers
 parts = qkv[:, 6:8], qkv[:, 8:]
 slots = torch.tensor([7, 3, -1, 0, 2], device=device)
 caches = [torch.zeros(2, 4, 2, 6, device=device) for _ in range(4)]
 attention.store_kv(*parts, *caches[:2], slots)
-call(lambda: toy.store_tokens(*parts, *caches[2:], slots))
+call(lambda: kernels.store_kv(*parts, *caches[2:], slots))
 for found, wanted in zip(caches[2:], caches[:2], strict=True):
     agree(found, wanted)
 assert not parts[0].is_contiguous()
 
 # %% [markdown]
-# A store's ceiling is a copy's bandwidth. **Predict**: a program a head (256 bytes of key) or a program a token
-# (2,048): which is faster for 16,384 tokens, a prefill? And for 256, a decode step?
+# A store's ceiling is the bandwidth of a copy. **Predict**: a program a head (256 bytes of key) or a program a
+# token (2,048): which is faster for 16,384 tokens, a prefill? And for 256, a decode step?
 
 # %%
 chart = bars(report, "store", "Storing keys and values (recorded)")
 show(chart.svg(), chart.alt)
 
 # %% [markdown]
-# <details><summary>How to read it</summary>
+# <details><summary>A token, 2.4 times; then neither</summary>
 #
-# A prefill moves 134 MB: bandwidth counts, and a short program has too few loads in flight. The engine's kernel
-# is ours without strides: its launcher copies keys and values first. (The engine's real path, Step 4, does not.)
-# A decode step moves 2 MB, half a microsecond at the ceiling; starting a kernel takes longer.
+# A prefill moves 134 MB: bandwidth counts, and a short program has too few loads in flight. A decode step moves
+# 2 MB, half a microsecond at the ceiling; starting a kernel takes longer.
 #
 # </details>
 #
 # ## Step 4: fuse neighbours
 #
-# Before the store, queries and keys are normed and turned (RoPE). **Fused** into one kernel, a row is read once
-# and written once.
+# Norm and RoPE each read and write queries and keys; then the store reads and writes keys and values. **Fused**
+# into one kernel, all is read once and written once.
 #
-# **Predict**, in heads a token (16 query, 8 key, 8 value): norm and RoPE read and write queries and keys, the
-# store keys and values. What do three kernels move, what does one?
+# **Predict**, in heads a token (16 query, 8 key, 8 value): what do three kernels move, what does one?
 
 # %%
 separate = 2 * (16 + 8) + 2 * (16 + 8) + 2 * (8 + 8)
@@ -210,8 +207,8 @@ assert separate == 2 * fused
 # %% [markdown]
 # <details><summary>128 and 64, and one start instead of three</summary>
 #
-# The bars count only the 64 heads that *must* be moved. On the H200 fusing gains more than 2: the three also
-# start a program a head, which Step 3's bars show to be slow.
+# The bars count only the 64 heads that *must* be moved. Fusing gains more than 2: norm and RoPE also start a
+# program a head, which is slow (Step 3).
 #
 # </details>
 #
@@ -223,10 +220,10 @@ show_from("nanovllm/ops/kernels.py", "rope_store_kernel")
 # %% [markdown]
 # ## Step 5: softmax in one pass
 #
-# Attention is $\sum_i e^{s_i}v_i / \sum_i e^{s_i}$. Against overflow the highest score is subtracted first;
-# but a kernel sees scores tile by tile. **Online softmax** keeps the `best` score so far, the `total` of the
-# weights $e^{s-best}$, and `acc`, the weighted sum of values. When a higher score comes, both sums *shrink* by
-# $e^{best-higher}$.
+# Attention is $\sum_i e^{s_i}v_i / \sum_i e^{s_i}$ over scores $s_i$ and values $v_i$. Against overflow the highest
+# score is subtracted first; but a kernel sees scores tile by tile. **Online softmax** keeps the `best` score so
+# far, the `total` of the weights $e^{s-best}$, and `acc`, the weighted sum of values. When a higher score comes,
+# both sums *shrink* by $e^{best-higher}$.
 #
 # **Predict**: tiles of scores (1, 3) and (2, 5), of values (10, 20) and (30, 40). By what factor does the
 # first tile shrink?
@@ -292,8 +289,7 @@ assert [makespan(lengths, 4) for lengths in ways.values()] == [12, 6, 5]
 # %% [markdown]
 # <details><summary>116; 12, 6 and 5</summary>
 #
-# In decode a row has one query, so only its context can be cut: **split-KV**, or Flash-Decoding. The engine deals
-# out tiles.
+# In decode a row has one query, so only its context can be cut: **split-KV**. The engine deals tiles evenly.
 #
 # </details>
 #
@@ -320,54 +316,38 @@ show(chart.svg(), chart.alt)
 # <details><summary>One row gains most, 256 rows nothing</summary>
 #
 # $256 \cdot 16 = 4{,}096$ programs need no cut. The engine reads keys once for both query heads of a KV head, on
-# matrix units, with the next tile's loads in flight. One row is 2.6 MB, 0.6 µs at the ceiling: starting kernels
-# is what is left. FlashAttention-3's bars are of another run on an H200.
+# matrix units, with the next tile's loads in flight. One row is 0.6 µs at the ceiling; the rest is starting
+# kernels. (FlashAttention's bars are of another H200.)
 #
 # </details>
 #
-# The same benchmark here (without a GPU torch's, on smaller shapes):
+# Here (without a GPU torch's alone, on smaller shapes):
 
 # %%
-from course import machine
-from course.benchmarks.attention import measure_shape, shapes
-from course.benchmarks.kernel_ladder import DECODE_SCALE, decode_versions
-from course.benchmarks.roofline import read_bandwidth
+from course.labs.kernel_lab import decodes_here
 
-dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-peak = read_bandwidth(device)
-print(f"{machine.describe()}, reads {peak / 1e9:,.0f} GB/s")
-versions = decode_versions() if device.type == "cuda" else {"torch": decode_versions()["torch"]}
-for shape, lens in shapes(DECODE_SCALE[device.type]).items():
-    for name, backend in versions.items():
-        row = measure_shape(backend, lens, device, dtype, peak, graph=name != "torch")
-        share = f"{row['share_of_read_bandwidth']:.0%} of it"
-        print(f"{shape:28}{name:20}{row['microseconds']:>10,.0f} µs {share:>12}")
+for line in decodes_here():
+    print(line)
 
 # %% [markdown]
 # ## Assemble: the engine's kernels
 #
-# `plan_kernel` lists a step's tiles, once for all layers, and a program takes its share of the list. New beside
-# the toy: a tile's queries are a [16, head size] matrix for `tl.dot`; rows that begin with the same blocks
-# (lesson 04) share it, so a prefix is read once; `exp2`, which the hardware has.
-
-# %%
-show_from("nanovllm/ops/kernels.py", "absorb", "decode_attention_kernel")
-
-# %% [markdown]
-# `prefill_attention_kernel` is Step 6 with many queries; the rest fuses norm, gate and sum into products, and
-# samples. A `Backend` names what a layer calls.
+# `plan_kernel` lists a step's tiles, once for all layers; a program takes its share of the list. The toys left
+# out: a tile's queries as a matrix for `tl.dot`; rows that begin with the same blocks (lesson 04) and share it, so
+# that a prefix is read once; `exp2`, which the hardware has. A `Backend` names what a layer calls.
 
 # %%
 from nanovllm.ops import backend as backends
 
+show_from("nanovllm/ops/kernels.py", "absorb", "decode_attention_kernel")
 show_source(backends.Backend, backends.choose_backend, backends.why_not_triton)
 chosen = backends.choose_backend("auto", device, head_dim=128, block_size=16)
 print(f"here 'auto' takes {chosen.name!r} for decode rows")
 
 # %% [markdown]
-# ## Check: the real model, with our store inside
+# ## Check: the real model, with the store inside
 #
-# The engine takes a store function as an argument: here Step 3's.
+# The engine takes a store function as an argument: Step 3's and torch's must give the same tokens.
 
 # %%
 from course.load import ask, run
@@ -386,7 +366,7 @@ def story(store):
     return torch.tensor(seq.token_ids)
 
 
-tokens = agree(call(lambda: story(toy.store_tokens)), story(attention.store_kv))
+tokens = agree(call(lambda: story(kernels.store_kv)), story(attention.store_kv))
 print(tokens[6:].tolist())
 
 # %% [markdown]
@@ -426,8 +406,8 @@ show(figure, figure.alt_text)
 # attends. Three differences:
 #
 # 1. Its store is CUDA C++, and may write 8-bit floats.
-# 2. One attention kernel serves prefill and decode rows together.
-# 3. It cuts every row into the same number of segments; we deal out tiles.
+# 2. One attention kernel serves prefill and decode rows.
+# 3. It cuts every row into the same number of parts; we deal out tiles.
 #
 # ## Exercises
 #
@@ -450,17 +430,12 @@ show(figure, figure.alt_text)
 # 32 of 128.
 #
 # </details>
-# <details><summary>2. A kernel moves 46 MB in 20 µs. What share of 4,600 GB/s?</summary>
-#
-# Half.
-#
-# </details>
-# <details><summary>3. Two parts have best 2 and 6, total 3 and 1. The total of both?</summary>
+# <details><summary>2. Two parts have best 2 and 6, total 3 and 1. The total of both?</summary>
 #
 # $3 e^{-4} + 1 \approx 1.055$.
 #
 # </details>
-# <details><summary>4. Why does prefill need no split?</summary>
+# <details><summary>3. Why does prefill need no split?</summary>
 #
 # Many queries a row are many programs.
 #

@@ -15,16 +15,17 @@
 # Lesson 06's kernels are fast. A decode step of Qwen3-0.6B's shape for **one** request launches 210 of them.
 # On an H200 they keep the GPU busy for 0.8 ms in all, one after the other.
 #
-# **Predict** before you run: how many tokens a second would that be, with no gap between them? And how many did lesson 06's engine
-# reach there? Write both down.
+# **Predict** before you run: how many tokens a second is that, with no gap between kernels? And how many does
+# lesson 06's engine reach? Write both down.
 
 # %%
 import torch
 
 from course import plots
 from course.display import show
-from course.drawings.step_drawings import ladder, padding, recorded, timelines, uploads, watching
+from course.drawings.step_drawings import ladder, loops, padding, recorded, timelines
 from course.labs.recording import Recording
+from course.labs.two_loops import four_stories, order, uploads
 from course.models import has_gpu, own_model
 from course.reading import show_source
 
@@ -41,8 +42,7 @@ assert plain["tokens_per_second"]["1"][0] < 0.2 * 1e6 / step["busy_us"]
 # %% [markdown]
 # <details><summary>A tenth of it</summary>
 #
-# A step took 7.5 ms; for 6.7 of them the GPU waited for Python, which needs about 35 µs to launch a kernel
-# that runs for 4.
+# A step takes 7.5 ms, 35 µs a kernel. That is how long Python needs to launch one, which then runs for 4 µs.
 #
 # </details>
 #
@@ -58,16 +58,15 @@ assert plain["tokens_per_second"]["1"][0] < 0.2 * 1e6 / step["busy_us"]
 show(*timelines(report, microseconds=740))
 
 # %% [markdown]
-# White is a GPU that waits. (The profiler that recorded this doubles the host's time. Replayed, kernels even
-# begin before the last one has ended, and then wait: so a step is a little shorter than its kernels' sum.)
+# White is a GPU that waits. (The profiler that recorded this slows the host down.)
 #
 # | symbol | meaning |
 # |:--|:--|
 # | host, device | the CPU that runs Python; the GPU |
-# | launch | the host puts a kernel into the device's queue, and goes on without waiting |
-# | $l$, $k$ | time to launch a kernel; time it runs |
-# | $p$, $g$ | host: to plan a step and take in its tokens; device: to run it |
-# | capture, replay | record a step's launches once; launch all of them with one call |
+# | launch | the host queues a kernel for the device, and does not wait |
+# | $l$, $k$ | time to launch a kernel; to run it |
+# | $p$, $g$ | time to plan a step and take in its tokens (host); to run it (device) |
+# | capture, replay | record a step's launches; launch all with one call |
 #
 # ## Step 1: a queue and two workers
 #
@@ -93,16 +92,15 @@ for launch, kernel in ((30, 4), (4, 30)):
 # %% [markdown]
 # <details><summary>154 µs both times, and nothing in common</summary>
 #
-# First the host is the limit, and a faster kernel gains nothing; then the device. One request makes short
-# kernels, 256 make long ones.
+# First the host is the limit, and a faster kernel gains nothing; then the device is. One request makes short
+# kernels, 256 long ones.
 #
 # </details>
 #
 # ## Step 2: record it, then play it
 #
 # A **CUDA graph** is the list of launches a function made, with their arguments. `Recording` captures one.
-# Without a GPU it writes down torch's operations instead, with the tensors they touched, and does them
-# again: same rules, no gain in time.
+# Without a GPU it lists torch's operations instead: same rules, no gain in time.
 #
 # **Predict**: how often does Python run `layer`, for a recording and three replays?
 
@@ -130,7 +128,7 @@ assert recording.result.tolist() == [[3.0, 6.0]]
 # %% [markdown]
 # <details><summary>Twice: once to warm up, once to record</summary>
 #
-# The warm-up compiles what there is to compile. A replay is one call, whatever the graph holds.
+# The warm-up compiles the kernels. A replay is one call, whatever the graph holds.
 #
 # </details>
 #
@@ -156,14 +154,14 @@ assert kept.tolist() == recording.result.tolist() == [[5.0, 10.0]]
 # <details><summary>Fives, twice; and kept is gone</summary>
 #
 # Names are Python's. The graph reads the first `x`'s memory and writes where its result stood. So inputs are
-# **static buffers** that are written *into*, and a result that is to last must be copied.
+# **static buffers**, written *into*; a result that is to last must be copied.
 #
 # </details>
 #
 # ## Step 4: what may not be captured
 #
-# Nothing runs during a capture, so no operation may ask for a number: `.item()`, `print(x)`, `if x > 0`.
-# And what Python decided then, it decided for ever. **Predict** the second line.
+# Nothing runs during a capture, so nothing may ask for a number: `.item()`, `print(x)`, `if x > 0`. And what
+# Python decides then, it decides for ever. **Predict** the second line.
 
 # %% tags=["nbval-check-output"]
 total, factor = torch.ones(1), 2.0
@@ -180,14 +178,14 @@ assert frozen.result.item() == 2.0
 # %% [markdown]
 # <details><summary>Two</summary>
 #
-# The number 2.0 was in the recorded call. In an engine it might be a longest context or a temperature: a
-# wrong answer without an error. What changes must be in a buffer.
+# The recorded call holds 2.0. Were it a temperature, answers would be wrong without an error. So what changes
+# must be in a buffer.
 #
 # </details>
 #
 # ## Step 5: sizes
 #
-# Batch size is baked in, too. So a step is captured for some sizes, and a batch takes the smallest that
+# The batch size is recorded, too. So a step is captured for some sizes, and a batch takes the smallest that
 # holds it. Rows too many are **padding**: with slot −1 (lesson 06) they store nothing.
 #
 # **Predict**: to what size is a batch of 130 padded? At most how many rows are wasted?
@@ -202,23 +200,19 @@ sizes = graph_sizes(gpu, Namespace(enforce_eager=False, max_num_seqs=256))
 wasted = [padding(sizes, batch) for batch in range(1, 257)]
 print(len(sizes), "sizes:", *sizes[:7], "...", *sizes[-2:])
 print("130 rows run as", 130 + wasted[129], "and at most", max(wasted), "rows are padding")
-small = graph_sizes(gpu, Namespace(enforce_eager=False, max_num_seqs=20))
-naive = [1, 2, 4, 8, *range(16, 20 + 1, 16)]  # nano-vLLM's rule, for at most 20 requests
-print("at most 20 requests:", small, "against", naive)
-print("18 requests are padded by:", padding(small, 18), "against", padding(naive, 18))
-assert None not in wasted
+assert max(wasted) == 7
 
 # %% [markdown]
-# <details><summary>136; seven; and a hole</summary>
+# <details><summary>136, and seven</summary>
 #
-# For 17 to 20 requests that engine finds no size, and stops. Ours always captures `max_num_seqs` itself.
+# From 8 on, sizes are 8 apart. The last is `max_num_seqs` itself: every batch fits.
 #
 # </details>
 #
 # ## Step 6: a step that feeds the next
 #
-# A step's sampled id *is* the next step's input. If the **sampler is inside the graph** and writes into the
-# buffer that the embedding reads, the host sends nothing. A toy: `best` says which of six tokens follows each.
+# The id that a step samples is the next step's input. If the **sampler is in the graph** and writes into the
+# buffer that the embedding reads, the host sends nothing. Here `best` says which of six tokens follows each.
 #
 # **Predict** the six tokens after token 3.
 
@@ -243,8 +237,6 @@ print(text[:6].tolist())
 assert text[:6].tolist() == [1, 0, 2, 5, 4, 3]
 
 # %% [markdown]
-# (Frozen noise would be the same each time. Ours comes from a seed and the *position*, which moves.)
-#
 # The engine's buffers are `PersistentBatch`: a row a request, with id, position, seed, temperature and block
 # table. **Predict**: two prompts of 5 tokens, blocks of 4. In which of eight steps does the host send anything?
 
@@ -259,125 +251,97 @@ with uploads() as sent:
     for number in range(1, 9):
         before = len(sent)
         engine.advance()
-        print(f"step {number}: {sum(sent[before:]):4} bytes", end="" if number % 4 else "\n")
-        print("  |  " * (number % 4 > 0), end="")
+        print(f"step {number}: {sum(sent[before:])} bytes")
         assert bool(sent[before:]) == (number in (1, 5))
 
 # %% [markdown]
 # <details><summary>Prompts, then nothing, then two block ids</summary>
 #
-# Five tokens in blocks of 4: two blocks, room for eight. Step 2 stores at position 5, step 4 at position 7;
-# step 5 needs a third block each, and which one the device cannot know.
+# Two blocks hold positions 0 to 7. Step 2 stores at 5, step 4 at 7. Step 5 needs a third block each, which the
+# scheduler picks.
 #
 # </details>
 #
 # ## Step 7: two loops
 #
-# A graph ends the gaps *in* a step. Between steps the **plain loop** leaves one: plan, launch, wait, read,
-# take in. The **overlapped loop** launches step $N + 1$ before it reads step $N$'s tokens.
+# A graph ends the gaps *in* a step. Between steps the **plain loop** leaves one: it plans a step, launches it,
+# and waits for its tokens. The **overlapped loop** launches step $N + 1$ before it reads step $N$'s tokens.
 #
-# **Predict** for $p = 3$ and $g = 5$ ms: how long are 100 steps in each? And for $p = 5$, $g = 3$?
+# **Predict** for $p = 3$ and $g = 5$ ms: how long do 100 steps take in each loop? And for $p = 5$, $g = 3$?
 
 
-# %% tags=["nbval-check-output"]
-def plain_loop(p, g, steps):
-    return steps * (p + g)
-
-
-def overlapped_loop(p, g, steps):
-    host = device_done = 0
+# %%
+def loop(p, g, steps, overlapped):
+    """Of each step: when the host begins to plan it, when the device begins to run it."""
+    host = done = 0
+    begun = []
     for _ in range(steps):
-        host += p  # plan and launch; the step before it still runs
-        previous, device_done = device_done, max(host, device_done) + g
-        host = max(host, previous)  # read the tokens of the step before
-    return device_done
+        run = max(host + p, done)
+        begun.append((host, run))
+        done = run + g
+        host = run if overlapped else done  # then it reads the step before's tokens, or this one's
+    return begun
 
 
 for p, g in ((3, 5), (5, 3)):
-    print(f"p = {p}, g = {g}: {plain_loop(p, g, 100)} and {overlapped_loop(p, g, 100)} ms")
-    assert overlapped_loop(p, g, 100) == 100 * max(p, g) + min(p, g)
+    plain, overlapped = (loop(p, g, 100, flag)[-1][1] + g for flag in (False, True))
+    print(f"p = {p}, g = {g}: {plain} and {overlapped} ms")
+    assert (plain, overlapped) == (100 * (p + g), 100 * max(p, g) + min(p, g))
+show(*loops({"plain": loop(3, 5, 4, False), "overlapped": loop(3, 5, 4, True)}, plan=3, run=5))
 
 # %% [markdown]
 # <details><summary>800 ms become 503, either way</summary>
 #
-# The shorter vanishes behind the longer: Step 1's queue, one floor up.
+# The shorter hides behind the longer, as in Step 1.
 #
 # </details>
 #
-# How can a step be planned whose input nobody has read? The scheduler needs only the **number** of tokens:
-# one in flight is a placeholder, its id on the device alone. Both loops, and the order of what they do:
+# A step can be planned before its input is read: the scheduler needs only the **number** of tokens. One in
+# flight is a placeholder, its id on the device alone. But when a token ends an answer, that request's next row is
+# launched already.
+#
+# **Predict**: four stories end by themselves. How many rows are computed in vain?
 
 # %%
 from nanovllm.engine.engine import EngineCore
 
-show_source(EngineCore.plain_step, EngineCore.overlapped_step, EngineCore._take_in)
-
-# %% tags=["nbval-check-output"]
-for overlapped in (False, True):
-    engine = start_engine(async_scheduling=overlapped)
-    three = SamplingParams(max_tokens=3, ignore_eos=True)
-    engine.add([engine.make_request("a", [5, 6, 7], three)])
-    with watching(engine) as log:
-        while engine.has_unfinished_requests():
-            engine.advance()
-    print("overlapped:" if overlapped else "plain:", ", ".join(log))
-    assert (log.index("launch 2") < log.index("read 1")) == overlapped
-
-# %% [markdown]
-# A request's *length* is known without its tokens; its last word is not: by then one more row of it has
-# been launched. **Predict**: four stories end by themselves. How many rows are computed in vain?
-
-# %% tags=["nbval-check-output"]
-prompts = ["Tell a funny story about a fox.", "Tell a sad story about a cat."]
+show_source(EngineCore.plain_step, EngineCore.overlapped_step)
 rows = {}
 for overlapped in (False, True):
-    engine = start_engine(async_scheduling=overlapped, max_model_len=512)
-    end = SamplingParams(temperature=0, max_tokens=400)
-    seqs = engine.add([engine.make_request(str(i), p, end) for i, p in enumerate(2 * prompts)])
-    while engine.has_unfinished_requests():
-        engine.advance()
-    rows[overlapped] = sum(record.num_tokens for record in engine.trace)
-    ends = [seq.finish_reason for seq in seqs]
-    print("overlapped:" if overlapped else "plain:", ends, rows[overlapped], "rows")
+    log = order(overlapped)
+    ends, rows[overlapped] = four_stories(overlapped)
+    print("overlapped:" if overlapped else "plain:", ", ".join(log))
+    print(f"    stories: {ends}, {rows[overlapped]} rows")
+    assert (log.index("launch 2") < log.index("read 1")) == overlapped
 assert rows[True] - rows[False] == ends.count("stop")
 
 # %% [markdown]
 # <details><summary>One for each that stopped</summary>
 #
-# Its token is dropped; its blocks are free only when that step is over.
+# The row's token is dropped when it is read.
 #
 # </details>
 #
 # ## Assemble: the runner
 #
-# `_launch` replays if all rows decode; with a prompt, of any length, it runs eagerly. `capture` is Step 2, the
-# largest size first, so that the others fit in its memory.
+# `_launch` replays if all rows decode; with a prompt it runs eagerly. `capture` is Step 2, the largest size
+# first: graphs share one pool of memory, and the others fit into what that one needs.
 
 # %%
 from nanovllm.engine.model_runner import ModelRunner, PendingTokens
-
-show_source(ModelRunner._launch, ModelRunner._decode, ModelRunner.capture, ModelRunner._graph_size)
-
-# %%
 from nanovllm.engine.persistent_batch import PersistentBatch
 
-show_source(PendingTokens, PersistentBatch.place)
+show_source(ModelRunner._launch, ModelRunner.capture, ModelRunner._graph_size)
+show_source(PersistentBatch.place, PendingTokens)
 
 # %% [markdown]
-# What the toys left out: rows that move when a request leaves (`place` gathers them on the device); ids copied
-# to **pinned** memory, which the device writes while the host goes on; filters; and memory: graphs keep
-# theirs, so the cache is sized after the largest has been captured once.
-
-# %%
-from nanovllm.engine import memory
-
-show_source(memory.gpu_budget)
-
-# %% [markdown]
+# The toys left out rows that move when a request leaves (`place`); ids on their way to **pinned** memory, which
+# the device writes while the host goes on (`PendingTokens`); and the graphs' memory, which `gpu_budget` in
+# `nanovllm/engine/memory.py` sets aside.
+#
 # ## Check
 #
-# Plain or overlapped, captured or not, tokens must be stage 02's (which lesson 02 held against
-# transformers), up to near ties.
+# Tokens must be stage 02's, up to near ties. (Lesson 02 checked those against transformers.)
 
 # %%
 from course.stages import ContiguousCache, ContinuousBatching, compare
@@ -409,15 +373,13 @@ show(*ladder(report))
 # %% [markdown]
 # <details><summary>Graphs: one request. Overlap: 256</summary>
 #
-# One request: graphs 8 times, overlap an eighth more. 256: graphs 2.2 times; and the GPU need not wait while
-# 256 rows are planned, so overlap gains 1.4 times. *Without* graphs it lost here: where the host is
-# the limit, nothing can hide behind it.
+# One request: 8 times by graphs, an eighth more by overlap. 256: 2.2 times, and 1.4. *Without* graphs overlap
+# loses: where the host is the limit, nothing can hide behind it.
 #
 # </details>
 #
-# **torch.compile** goes another way to fewer launches: it fuses the operations *around* the products (norm,
-# SiLU, sums). Our kernels fuse them *into* the products of one token: with 256 requests nearly the same, with
-# one twice as fast, and a (warm) start 3 s shorter. So it is an option.
+# **torch.compile** fuses the operations *around* the matrix products. For one request our kernels fuse them
+# *into* the products: twice as fast.
 #
 # Now the ladder's workload. Stage 07 needs a GPU; elsewhere this runs stage 05 once more.
 
@@ -436,34 +398,31 @@ show(figure, figure.alt_text)
 
 # %% [markdown]
 # When it does **not** help: steps with **prompts**; **large** batches of large models, whose kernels are long;
-# **one** question, which pays for captures it never replays. And on a CPU nothing overlaps.
+# one **short** question, which hardly replays what was captured.
 #
 # ## In real vLLM
 #
 # Release v0.11.0:
 #
 # 1. [`CUDAGraphWrapper`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/compilation/cuda_graph.py#L43-L66)
-#    also captures *pieces* of a step, between attention layers, so that steps with prompts gain as well; a
-#    [dispatcher](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/cudagraph_dispatcher.py#L12-L29)
-#    chooses. Ours captures whole decode steps alone.
+#    also captures *pieces* of a step, between attention layers, so that prompts gain as well.
 # 2. The sampler runs after the graph; ours is in it.
 # 3. Overlap is an option there (`--async-scheduling`), with
 #    [placeholders](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/async_scheduler.py#L14-L48)
-#    for tokens in flight, as here.
+#    as here.
 #
 # ## Exercises
 #
 # In `exercises/07_cuda_graphs.ipynb`:
 #
 # 1. **Predict** (5 minutes): launches, padding, and the shorter of two times.
-# 2. **Implement** (20 minutes): a decode step over static buffers, captured, for any number of rows.
+# 2. **Implement** (20 minutes): a captured decode step, for any number of rows.
 # 3. **Break and fix** (15 minutes): a batch between two captured sizes.
 #
 # ## Recap
 #
 # A step of short kernels is held up by their launches; a graph launches all with one call. It holds addresses
-# and numbers, so all that changes lives in buffers on the device. Then the host can plan one step ahead, and
-# the shorter of planning and running costs nothing.
+# and numbers, so what changes lives in buffers. With overlap the shorter of planning and running costs nothing.
 
 # %% [markdown]
 # **Check yourself**
@@ -478,12 +437,7 @@ show(figure, figure.alt_text)
 # The old buffer. Copy *into* it.
 #
 # </details>
-# <details><summary>3. Why is the largest size captured first?</summary>
-#
-# All graphs share one pool of memory: what the largest needs is enough for each of the others.
-#
-# </details>
-# <details><summary>4. Can the overlapped loop preempt a request whose token is in flight?</summary>
+# <details><summary>3. Can the overlapped loop preempt a request whose token is in flight?</summary>
 #
 # No: its blocks are being written. It must take in that step first.
 #

@@ -12,8 +12,8 @@
 # %% [markdown]
 # ## What hurts now
 #
-# Each lesson claimed a gain. Here all stages serve the **same** requests. First two ends: stage 01, which
-# computes everything again for each token, and stage 05, which keeps, shares and schedules.
+# Each lesson claims a gain. Here all stages serve the **same** requests. First two: stage 01, which computes
+# everything again for each token, and stage 05, which keeps, shares and schedules.
 #
 # **Predict** before you run: 4 requests with prompts of 68 to 80 tokens, and 4 to 64 tokens out (a GPU: four
 # times as long). How many times as fast is stage 05? Write it down.
@@ -51,8 +51,8 @@ assert [len(ids) for ids in ends[1].token_ids] == few.num_outputs
 # %% [markdown]
 # <details><summary>How to read the ratio</summary>
 #
-# The longer the texts, the greater: stage 01's work grows with the square of the length. So a ratio of two
-# stages says as much about the *workload*. We need a yardstick that is no stage.
+# Stage 01's work grows with the square of the length. So a ratio of two stages says as much about the *workload*.
+# We need a yardstick that is no stage.
 #
 # </details>
 #
@@ -82,8 +82,8 @@ show(
 #
 # ## Step 1: the floor of one step
 #
-# A toy model has 1,000 weights of 2 bytes. Its machine reads 1,000 bytes a second and does 10,000 FLOP/s. A
-# weight costs 2 FLOPs for each token. Leave keys and values out.
+# A toy model has 1,000 weights of 2 bytes. Its machine reads 1,000 bytes a second and does 10,000 FLOP/s; a
+# weight costs 2 FLOPs for each token. Leave out keys and values.
 #
 # **Predict** the seconds *a token* for batches of 1, 5, 10, 20 and 40.
 
@@ -101,7 +101,7 @@ assert per_token[10] == per_token[40] == 0.2
 # %% [markdown]
 # <details><summary>2, 0.4, 0.2, 0.2, 0.2</summary>
 #
-# Up to 10 rows one more is free: the weights are read anyway. From there each token costs its FLOPs.
+# Up to 10 rows one more is free: the weights are read anyway. From there each costs its FLOPs.
 #
 # </details>
 #
@@ -125,7 +125,7 @@ assert list(computed.values()) == [9 + 22 + 39, 3 * 4 + 1 + 3 + 5]
 # %% [markdown]
 # <details><summary>12 steps and 70 tokens; 6 steps and 21</summary>
 #
-# Half the steps read the weights half as often. But the last two have one row: stage 05 fills the others.
+# Half the steps read the weights half as often. But the last two have one row: stage 05 would fill them up.
 #
 # </details>
 #
@@ -135,7 +135,7 @@ assert list(computed.values()) == [9 + 22 + 39, 3 * 4 + 1 + 3 + 5]
 show_source(roofline._work)
 
 # %% [markdown]
-# It leaves out norms, softmax, sampling and all writes: nothing reaches 100%.
+# It leaves out norms, softmax, sampling and all writes: no stage reaches 100%.
 #
 # ## Step 3: what this machine can do
 #
@@ -156,16 +156,16 @@ assert corner > 1
 # <details><summary>Tens of rows on a CPU core (float32); about 170 on an H200</summary>
 #
 # An H200 does 780 TFLOP/s and reads 4.6 TB/s. Below its corner decode is bound by memory, and batching is
-# *the* gain. (On a CPU a small model may stay in the cache, and be read faster than this.)
+# *the* gain. (A CPU may keep a small model in its cache, and read it faster.)
 #
 # </details>
 #
 # ## Step 4: the climb
 #
-# Every stage that one process of this machine can run, 12 requests. TTFT is the mean time to a request's
-# first token, waiting included; all arrive at once.
+# Every stage that one process of this machine can run, 12 requests that arrive at once. TTFT is the mean time to a
+# request's first token, waiting included.
 #
-# **Predict** two things: which stage has the *lowest* floor? Which comes *nearest* to its own?
+# **Predict**: which stage has the *lowest* floor? Which comes *nearest* to its own?
 
 # %%
 stages = [n for n in STAGES if n <= 7 and STAGES[n].fits(has_gpu(), 1)]
@@ -184,8 +184,8 @@ show(*climb.shares(rungs))
 # <details><summary>A low floor and a good share are two things</summary>
 #
 # Stage 01 is by far the slowest, but not by its share: it does needless work, in long products, *efficiently*.
-# A share says how well a schedule is carried out; the floor, how good the schedule is. Lessons 02 to 05 lower
-# the floor, 06 and 07 raise the share. (On a GPU stage 01 answers one request: compare its rate.)
+# A share says how well a schedule is carried out; the floor, how good it is. Lessons 02 to 05 lower the floor,
+# 06 and 07 raise the share. (On a GPU stage 01 answers one request: compare its rate.)
 #
 # </details>
 #
@@ -203,8 +203,8 @@ for rung in rungs[2:]:
 # %% [markdown]
 # ## Assemble: the records
 #
-# `course ladder` measures all stages in full; stopped, it goes on where it was. Your records are laid over
-# those that ship. **Predict**: at which stage is *live* memory nearest to what is reserved?
+# `course ladder` measures all stages in full. Your records are laid over those that ship. **Predict**: at which
+# stage is *live* memory nearest to what is reserved?
 
 # %%
 figure = plots.ladder()
@@ -219,8 +219,8 @@ show(figure, figure.alt_text)
 #
 # ## Measure: beside transformers
 #
-# `generate` runs static batches, here of 4, until the longest answer is there. Both get the same 8 prompts,
-# tokens out, dtype and threads. **Predict**: by what factor does the engine win or lose?
+# `generate` runs static batches, here of 4, until the longest answer is done. Both get the same 8 prompts, tokens
+# out, dtype and threads. **Predict**: by what factor does the engine win or lose?
 
 # %%
 from transformers.utils import logging
@@ -237,37 +237,19 @@ assert report["engine"]["kv_bytes_used"] > 0
 # %% [markdown]
 # <details><summary>Count before you credit the code</summary>
 #
-# The last line explains a part of it; the rest is overhead a step. One round is a glimpse:
-# `course bench transformers` takes more.
+# The last line explains a part; the rest is overhead a step. `course bench transformers` measures more rounds.
 #
 # </details>
 #
 # ## Beside vLLM
 #
 # Three workloads, Qwen3-0.6B's shape: **W1** 256 prompts of 100 to 1,024 tokens, as many out; **W2** one prompt
-# of 128, 512 out; **W3** 256 prompts that share 2,048 tokens, 64 out. Where vLLM is installed, W2 runs;
-# else you see records. **Predict**: on which is this engine closest to vLLM, on which farthest (either way)?
-
+# of 128, 512 out; **W3** 256 prompts that share 2,048 tokens, 64 out. The engine and two others are recorded on
+# H200s; where vLLM is installed, W2 runs. **Predict**: on which is this engine closest to vLLM, on which farthest?
 
 # %%
-def run_vllm(path):
-    """Tokens a second of one request: 128 tokens in, 512 out."""
-    import time
-
-    from vllm import LLM, SamplingParams
-
-    llm = LLM(path, max_model_len=1024, skip_tokenizer_init=True)
-    params = SamplingParams(temperature=0, max_tokens=512, ignore_eos=True, detokenize=False)
-    for seed in (1, 2):  # the first warms up
-        start = time.perf_counter()
-        llm.generate({"prompt_token_ids": [seed] * 128}, params, use_tqdm=False)
-    return 512 / (time.perf_counter() - start)
-
-
 if importlib.util.find_spec("vllm") and has_gpu():
-    print(f"vLLM here, W2: {run_vllm(model.path):,.0f} tok/s")
-else:
-    print("vLLM is not installed here (or there is no GPU): recorded figures only")
+    print(f"vLLM here, W2: {climb.run_vllm(model.path):,.0f} tok/s")
 recorded = climb.reference_workloads()
 show(*climb.rivals(recorded))
 
@@ -286,8 +268,8 @@ for name, entry in recorded["workloads"].items():
 # <details><summary>W1 is closest; W2 and W3 are more than twice as fast</summary>
 #
 # W1 is bound by attention, which both do well. W2 is 512 steps of one row: launches, and a kernel for products
-# of one token. W3's prefix is read once for several rows. Be fair: the others were measured on another day,
-# and this engine was tuned on this very shape and card. A general engine pays for generality.
+# of one token. W3's prefix is read once for several rows. But the others were measured on another day, and this
+# engine is tuned on this very shape and card. A general engine pays for generality.
 #
 # </details>
 #
@@ -311,15 +293,14 @@ assert 1.37 < step / parts["attention"] < 1.38
 # %% [markdown]
 # <details><summary>7%; and 37%</summary>
 #
-# Attention reads at 3.9 to 4.0 TB/s within the step, of 4.6 that the card can. W2 has a third of its roofline:
-# a single row's kernels are so short that memory's *latency* counts. Several tokens a step (speculation) would
-# gain most there.
+# Attention reads at 3.9 to 4.0 TB/s, of 4.6 that the card can. W2 has a third of its roofline: a single row's
+# kernels are so short that memory's *latency* counts. Several tokens a step (speculation) would gain most there.
 #
 # </details>
 #
 # ## In real vLLM
 #
-# Release v0.11.0. What it does and this engine does not:
+# Release v0.11.0 has, and this engine has not:
 #
 # 1. **Speculative decoding**: a small head [proposes](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/spec_decode/eagle.py#L42)
 #    tokens, one step checks several.
@@ -333,16 +314,14 @@ assert 1.37 < step / parts["attention"] < 1.38
 #    prefill on one machine, decode on another.
 # 8. **Layers of several kinds**: a cache for [sliding windows](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/kv_cache_coordinator.py#L268) beside full attention.
 #
-# And it has an [HTTP server](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/entrypoints/openai/api_server.py#L583),
-# its engine core [runs in a process of its own](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/engine/core.py#L453),
-# and requests may have [priorities](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/request_queue.py#L139).
+# It also has an [HTTP server](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/entrypoints/openai/api_server.py#L583).
 #
 # ## Exercises
 #
 # In `exercises/09_the_ladder.ipynb`:
 #
-# 1. **Predict** (5 minutes): a decode step's floor from numbers on the page.
-# 2. **Implement** (20 minutes): your scheduler, block manager and store, inside the real engine, in a race.
+# 1. **Predict** (5 minutes): a decode step's floor.
+# 2. **Implement** (20 minutes): your scheduler, block manager and store, in the real engine.
 # 3. **Break and fix** (20 minutes): a benchmark that lies.
 #
 # ## Recap
@@ -354,23 +333,17 @@ assert 1.37 < step / parts["attention"] < 1.38
 # %% [markdown]
 # **Check yourself**
 #
-# <details><summary>1. A stage has 80% of its roofline and is the slowest. How?</summary>
+# <details><summary>1. A stage reaches 80% of its roofline and is the slowest. How?</summary>
 #
 # Its schedule needs much more work than another; it does that work well.
 #
 # </details>
 # <details><summary>2. W3's share came out at 190%. What was counted wrongly?</summary>
 #
-# The common prefix, once for each request, though the kernel reads it once for several. Counted once, the
-# share is 29%.
+# The common prefix: once for each request, though the kernel reads it once for several.
 #
 # </details>
-# <details><summary>3. Why does a batch of 40 cost no more a token than one of 10 in Step 1, but no less?</summary>
-#
-# At 10 computing takes as long as reading; beyond that each token costs its own FLOPs.
-#
-# </details>
-# <details><summary>4. Which helps W2 more: half the bytes of the weights, or half those of the cache?</summary>
+# <details><summary>3. Which helps W2 more: half the bytes of the weights, or half those of the cache?</summary>
 #
 # The weights: one short request reads few keys and values.
 #
