@@ -39,25 +39,6 @@ def test_the_shipped_curve_is_drawn_and_told():
     assert "2 ranks, nccl" in curves_in_words(reports)
 
 
-def test_gains_are_told_against_one_rank():
-    def engine(ranks, speed):
-        return {"ranks": ranks, "workloads": {"W1": {"tokens_per_second": speed}}}
-
-    report = {"shape": "tiny", "machine": "2 x GPU", "engines": [engine(1, 10.0), engine(2, 15.0)]}
-    assert rank_gains([report]) == {"tiny, W1": {1: 1.0, 2: 1.5}}
-    assert gains_in_words([report]) == (
-        "What ranks gain over one rank: tiny, W1 1.50 times on 2 ranks."
-    )
-    [axes] = rank_curves([report]).axes
-    assert [line.get_ydata()[-1] for line in axes.lines] == [2, 1.5]
-
-
-def test_the_shipped_ranks_are_drawn():
-    reports = rank_lab.recorded("ranks")
-    assert len(reports) == 2
-    assert len(rank_curves(reports).axes[0].lines) == 1 + 4  # two shapes, two workloads
-
-
 def test_engines_on_several_gpus_are_told():
     def engine(ranks, weight_bytes, steps):
         speeds = {"short": {"tokens_per_second": 1234.4}}
@@ -75,3 +56,22 @@ def test_engines_on_several_gpus_are_told():
         "  2 ranks: 8.0 GB of weights each; short 1,234 tok/s; "
         "all-reduce 25% at 1 rows and 10% at 64 rows",
     ]
+
+
+def test_gains_are_told_against_one_rank():
+    def engine(ranks, speed):
+        return {"ranks": ranks, "workloads": {"W1": {"tokens_per_second": speed}}}
+
+    report = {"shape": "tiny", "machine": "2 x GPU", "engines": [engine(1, 10.0), engine(2, 15.0)]}
+    assert rank_gains([report]) == {"tiny, W1": {1: 1.0, 2: 1.5}}
+    assert gains_in_words([report]) == (
+        "What ranks gain over one rank: tiny, W1 1.50 times on 2 ranks."
+    )
+    [axes] = rank_curves([report]).axes
+    assert [line.get_ydata()[-1] for line in axes.lines] == [2, 1.5]
+
+
+def test_the_shipped_ranks_are_drawn():
+    reports = rank_lab.recorded("ranks")
+    assert len(reports) == 2
+    assert len(rank_curves(reports).axes[0].lines) == 1 + 4  # two shapes, two workloads

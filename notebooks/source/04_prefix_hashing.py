@@ -83,8 +83,8 @@ assert shared_blocks(ten, ten) == 2
 # %% [markdown]
 # ## Step 2: a key that chains
 #
-# A dictionary finds a block by its **key**. A hash of the block's own tokens will not do, as their keys and values depend
-# on what stands before. So a block's key takes in the key before it, and through it the whole history:
+# A dictionary finds a block by its **key**. A hash of the block's own tokens will not do: what is cached of them depends
+# on what stands before, too. So a block's key takes in the key before it, and through it the whole history:
 #
 # $$k_i = \text{hash}(k_{i-1},\ \text{tokens of block } i), \qquad k_{-1} = \text{nothing}$$
 #
