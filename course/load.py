@@ -17,13 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from course.serving import queue, run, start_engine
 from course.stages.paged import PLAIN
 from course.workload import LadderWorkload
-from nanovllm.config import EngineArgs
 from nanovllm.engine.scheduler import Scheduler
-from nanovllm.engine.sequence import Sequence
 from nanovllm.llm_engine import LLMEngine
-from nanovllm.sampling_params import SamplingParams
 
 # -- an engine to watch --------------------------------------------------------------------------
 
@@ -32,23 +30,9 @@ def start(
     model: str | Path, scheduler_class: type = Scheduler, device: str = "cpu", **options: Any
 ) -> LLMEngine:
     """The engine without prefix cache, graphs and overlap; options are those of `EngineArgs`."""
-    settings: dict[str, Any] = {**PLAIN, **options}
-    args = EngineArgs(str(model), device=device, **settings)
-    return LLMEngine(args, scheduler_class=scheduler_class)
-
-
-def ask(engine: LLMEngine, name: str, prompt: list[int], count: int) -> Sequence:
-    """Queue one request: greedy, to exactly `count` tokens."""
-    params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
-    [seq] = engine.add([engine.make_request(name, prompt, params)])
-    return seq
-
-
-def run(engine: LLMEngine) -> list[tuple[tuple[str, int, int], ...]]:
-    """Answer all that is queued; the rows of every step so far."""
-    while engine.has_unfinished_requests():
-        engine.advance()
-    return [record.rows for record in engine.trace]
+    return start_engine(
+        model=str(model), scheduler_class=scheduler_class, device=device, **PLAIN | options
+    )
 
 
 def interrupted(engine: LLMEngine, prompt: list[int]) -> tuple[list[float], float]:
@@ -57,12 +41,12 @@ def interrupted(engine: LLMEngine, prompt: list[int]) -> tuple[list[float], floa
     The seconds at which the first one's tokens came, and at which the newcomer's first one did,
     all counted from the arrival.
     """
-    watched = ask(engine, "watched", [1] * 16, 40)
-    ask(engine, "other", [2] * 16, 40)
+    watched = queue(engine, "watched", [1] * 16, 40)
+    queue(engine, "other", [2] * 16, 40)
     for _ in range(10):
         engine.advance()
     arrival = engine.trace[-1].end_time
-    newcomer = ask(engine, "newcomer", prompt, 4)
+    newcomer = queue(engine, "newcomer", prompt, 4)
     run(engine)
     moments = [r.end_time for r in engine.trace if watched.request_id in {row[0] for row in r.rows}]
     first = newcomer.metrics.first_token_time
@@ -115,7 +99,7 @@ def offer(engine: LLMEngine, workload: LadderWorkload, rate: float) -> LoadPoint
             clock = max(clock, arrive[added])
         while added < len(times) and arrive[added] <= clock:
             prompt, count = workload.prompts[added], workload.num_outputs[added]
-            request_of[ask(engine, str(engine.num_requests), prompt, count)] = added
+            request_of[queue(engine, str(engine.num_requests), prompt, count)] = added
             added += 1
         begin = now()
         updated = engine.advance()

@@ -2,6 +2,8 @@
 
 engine = start_engine(enable_prefix_caching=False)
 seqs = ask(engine, prompts, count=8)      # the requests: tokens, block tables, metrics
+
+`queue` and `run` are the halves of `ask`, for requests with names, or that come at their own time.
 """
 
 from collections.abc import Sequence as Several
@@ -41,14 +43,30 @@ def start_engine(
     return LLMEngine(args, **own, store_kv=store_kv)
 
 
+def queue(
+    engine: LLMEngine, name: str, prompt: list[int], count: int, ignore_eos: bool = True
+) -> Sequence:
+    """Queue one request, named for the trace: greedy, to `count` tokens."""
+    params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=ignore_eos)
+    [seq] = engine.add([engine.make_request(name, prompt, params)])
+    return seq
+
+
+def run(engine: LLMEngine) -> list[tuple[tuple[str, int, int], ...]]:
+    """Answer all that is queued; the rows of every step so far."""
+    while engine.has_unfinished_requests():
+        engine.advance()
+    return [record.rows for record in engine.trace]
+
+
 def ask(
     engine: LLMEngine, prompts: Several[list[int]], count: int = 1, ignore_eos: bool = True
 ) -> list[Sequence]:
     """Queue prompts (token ids), run until all have `count` greedy tokens; the requests."""
-    params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=ignore_eos)
-    first = engine.num_requests
-    requests = [engine.make_request(str(first + i), ids, params) for i, ids in enumerate(prompts)]
-    seqs = engine.add(requests)
-    while engine.has_unfinished_requests():
-        engine.advance()
+    names = range(engine.num_requests, engine.num_requests + len(prompts))
+    seqs = [
+        queue(engine, str(name), prompt, count, ignore_eos)
+        for name, prompt in zip(names, prompts, strict=True)
+    ]
+    run(engine)
     return seqs

@@ -6,7 +6,8 @@ import statistics
 import pytest
 
 from course.drawings import schedule_pictures as pictures
-from course.load import LoadPoint, arrivals, ask, interrupted, offer, run, start, sweep
+from course.load import LoadPoint, arrivals, interrupted, offer, start, sweep
+from course.serving import queue, run
 from course.stages import ContinuousBatching
 from course.workload import LadderWorkload, ladder_workload
 
@@ -93,7 +94,7 @@ def test_a_long_prompt_arrives_after_ten_tokens(tiny_model) -> None:
 
 def test_run_gives_every_step(tiny_model) -> None:
     engine = start(tiny_model(), **SMALL)
-    ask(engine, "A", [1, 2, 3], 3)
+    queue(engine, "A", [1, 2, 3], 3)
     assert run(engine) == [(("A", 0, 3),), (("A", 3, 1),), (("A", 4, 1),)]
 
 

@@ -82,12 +82,6 @@ def keep_logits(engine: LLMEngine) -> list[Tensor]:
     return kept
 
 
-def reference_logits(model: str | Path, seq: Sequence) -> Tensor:
-    """The logits [answer tokens, vocab_size] before each answer token, float32 on the CPU."""
-    prompt = seq.token_ids[: seq.num_prompt_tokens]
-    return _logits_after(model, prompt, seq.output_ids)
-
-
 def _logits_after(model: str | Path, prompt: Several[int], answer: Several[int]) -> Tensor:
     """The reference's logits [answer tokens, vocab_size] before each token of a given answer."""
     return logits_along(model, [*prompt, *answer])[len(prompt) - 1 : -1]

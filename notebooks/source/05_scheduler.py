@@ -251,13 +251,14 @@ show_source(EngineCore.plain_step, EngineCore._launch, EngineCore._take_in, Step
 
 # %%
 from course.display import steps
-from course.load import ask, run, start
+from course.load import start
+from course.serving import queue, run
 
 tight = {"max_num_seqs": 3, "max_num_batched_tokens": 8, "block_size": 4}
 engine = start(own_model(), **tight, num_gpu_blocks_override=9, max_model_len=36)
 prompts = {"A": 3, "B": 10, "C": 11, "D": 10}
 for (name, length), answer in zip(prompts.items(), (6, 6, 6, 2), strict=True):
-    ask(engine, name, workload.prompts[0][:length], answer)  # queues a request
+    queue(engine, name, workload.prompts[0][:length], answer)
 trace = run(engine)  # steps until all are answered
 captions = [", ".join(f"{name} {count}" for name, _, count in step) for step in trace]
 frames = pictures.frames_of(trace, prompts, "Three rows, 8 tokens a step, 9 blocks of 4")

@@ -350,18 +350,12 @@ print(f"here 'auto' takes {chosen.name!r} for decode rows")
 # The engine takes a store function as an argument: Step 3's and torch's must give the same tokens.
 
 # %%
-from course.load import ask, run
-from course.models import own_model
-from course.stages.paged import PLAIN
-from nanovllm.config import EngineArgs
-from nanovllm.llm_engine import LLMEngine
+from course.serving import ask, start_engine
 
 
 def story(store):
-    args = EngineArgs(str(own_model()), device=str(device), max_model_len=64, **PLAIN)
-    engine = LLMEngine(args, store_kv=store)
-    seq = ask(engine, "story", [5, 17, 290, 41, 77, 8], 10)
-    run(engine)
+    engine = start_engine(device=str(device), attention_backend="torch", store_kv=store)
+    [seq] = ask(engine, [[5, 17, 290, 41, 77, 8]], 10)
     engine.close()
     return torch.tensor(seq.token_ids)
 

@@ -233,15 +233,15 @@ show_source(VocabEmbedding, Ranks.reduce_argmax)
 # **Predict**: three requests of 4 tokens each. Which messages? How large is a step's?
 
 # %%
-from course.load import ask, start
+from course.load import start
+from course.serving import queue, run
 
 engine = start(own_model(), tensor_parallel_size=2, max_model_len=64)
 messages, share = [], engine.ranks.share
 engine.ranks.share = lambda message: messages.append(json.dumps(message)) or share(message)
 for name in "ABC":
-    ask(engine, name, [5, 6, 7], 4)
-while engine.has_unfinished_requests():
-    engine.advance()
+    queue(engine, name, [5, 6, 7], 4)
+run(engine)
 for message in messages:
     print(f"{len(message):5} bytes  {message[:72]}")
 schedules = [len(json.dumps(record.rows)) for record in engine.trace]
