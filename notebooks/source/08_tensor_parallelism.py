@@ -348,19 +348,27 @@ assert gains["Qwen3-0.6B"] < 1 < gains["Qwen3-8B"] < 2
 #
 # </details>
 #
-# What real GPUs did, recorded by `python -m course.benchmarks.ranks`:
+# What two H100s did, recorded by `python -m course.benchmarks.ranks`: W1 is 256 requests at once, W2 a single
+# one. **Predict**: which of them gains more?
 
 # %%
-from course.labs.rank_lab import engines_in_words
+from course.labs.rank_lab import engines_in_words, gains_in_words, rank_curves
 
-for report in recorded("ranks"):
-    print(engines_in_words(report))
+reports = recorded("ranks")
+print(*map(engines_in_words, reports), sep="\n")
+show(rank_curves(reports), gains_in_words(reports))
+for report in reports:
     weights = [engine["ranks"] * engine["memory"]["weight_bytes"] for engine in report["engines"]]
     assert max(weights) < 1.05 * weights[0], "a rank holds more than its part"
-if not recorded("ranks"):
-    print("No machine with several GPUs is recorded yet.")
 
 # %% [markdown]
+# <details><summary>W1</summary>
+#
+# Many rows have keys and values to read, and more to compute: work that ranks share, for as many calls. W2 gains
+# 0.62 and 1.24 times, where the model says 0.49 and 1.52: it leaves out all that a step does besides.
+#
+# </details>
+#
 # ## Measure: the ladder
 #
 # Stage 08 beside stage 05, both on this CPU. **Predict**: the storyteller has 5 layers and 28 MB of
