@@ -52,9 +52,9 @@ def test_engines_on_several_gpus_are_told():
     report = {"shape": "Qwen3-8B", "machine": "two GPUs", "engines": engines}
     assert engines_in_words(report).splitlines() == [
         "Qwen3-8B on two GPUs",
-        "  1 ranks: 16.0 GB of weights each; short 1,234 tok/s",
+        "  1 rank: 16.0 GB of weights each; short 1,234 tok/s",
         "  2 ranks: 8.0 GB of weights each; short 1,234 tok/s; "
-        "all-reduce 25% at 1 rows and 10% at 64 rows",
+        "all-reduce 25% at batch 1 and 10% at batch 64",
     ]
 
 

@@ -60,8 +60,9 @@ def engines_in_words(report: dict[str, Any]) -> str:
         gigabytes = row["memory"]["weight_bytes"] / 1e9
         speeds = [f"{k} {v['tokens_per_second']:,.0f} tok/s" for k, v in row["workloads"].items()]
         steps = [step for step in row["decode_step"] if "share" in step]
-        shares = " and ".join(f"{step['share']:.0%} at {step['rows']} rows" for step in steps)
-        words = f"  {row['ranks']} ranks: {gigabytes:.1f} GB of weights each; {', '.join(speeds)}"
+        shares = " and ".join(f"{step['share']:.0%} at batch {step['rows']}" for step in steps)
+        ranks = "1 rank" if row["ranks"] == 1 else f"{row['ranks']} ranks"
+        words = f"  {ranks}: {gigabytes:.1f} GB of weights each; {', '.join(speeds)}"
         lines.append(words + (f"; all-reduce {shares}" if shares else ""))
     return "\n".join(lines)
 

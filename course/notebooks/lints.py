@@ -16,7 +16,7 @@ from course.notebooks.lint_pages import PAGE_LINTS
 from course.notebooks.source import first_line
 
 CELLS, WORDS, LINES = range(20, 41), range(600, 1451), range(176)
-LONGER = ("00_tour", "01_naive_generate", "06_triton_kernels", "07_cuda_graphs")  # may be, so far
+LONGER = ("00_tour", "01_naive_generate")  # may be, so far
 LONGER_LIMITS = range(20, 61), range(600, 2201), range(261)
 MOST_BYTES = 1_500_000
 MOST_COLUMNS = 100
