@@ -15,9 +15,7 @@ from course.notebooks.lint_exercises import EXERCISE_LINTS, lint_no_outputs
 from course.notebooks.lint_pages import PAGE_LINTS
 from course.notebooks.source import first_line
 
-CELLS, WORDS, LINES = range(20, 41), range(600, 1451), range(176)
-LONGER = ("00_tour", "01_naive_generate")  # may be, so far
-LONGER_LIMITS = range(20, 61), range(600, 2201), range(261)
+CELLS, WORDS, LINES = range(20, 41), range(600, 1601), range(181)
 MOST_BYTES = 1_500_000
 MOST_COLUMNS = 100
 CARD = ("Minutes", "Difficulty", "Hardware", "Needs", "Ends in")
@@ -112,10 +110,8 @@ def size_of(notebook: Notebook) -> tuple[int, int, int]:
 
 def lint_size(notebook: Notebook, path: Path) -> Iterator[tuple[int | None, str]]:
     """Far outside the usual size of a lesson (36 cells, 1,200 words) it is another thing."""
-    limits = LONGER_LIMITS if path.stem in LONGER else (CELLS, WORDS, LINES)
-    for count, allowed, what in zip(
-        size_of(notebook), limits, ("cells", "words", "lines of code"), strict=True
-    ):
+    limits, units = (CELLS, WORDS, LINES), ("cells", "words", "lines of code")
+    for count, allowed, what in zip(size_of(notebook), limits, units, strict=True):
         if count not in allowed:
             yield None, f"{count:,} {what}; a lesson has {allowed.start:,} to {allowed.stop - 1:,}"
     if (size := path.stat().st_size) > MOST_BYTES:

@@ -390,9 +390,8 @@ print(f"{certain} of 64 greedy tokens compared, all equal: {tokenizer.decode(cho
 
 # %%
 for n in (24, 256):
-    assert naive_lab.counted_flops(stage, n) == naive_lab.step_flops(
-        c, n
-    )  # PyTorch counts the same
+    counted = naive_lab.counted_flops(stage, n)  # by PyTorch
+    assert counted == naive_lab.step_flops(c, n)
 measured = Recompute(measured_model().path)  # on the GPU, if there is one
 costs, machines = naive_lab.step_costs(stage, measured)
 print(*costs, sep="\n")
