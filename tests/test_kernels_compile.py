@@ -4,6 +4,8 @@ The launching functions are called on a CPU, for a card that is not there; what 
 recorded, with all its arguments, and compiled ahead of time for that card.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -11,11 +13,13 @@ from torch import nn
 triton = pytest.importorskip("triton", reason="Triton has no build for this system")
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-from triton.runtime.jit import JITFunction  # noqa: E402
+from triton.compiler import ASTSource, make_backend  # noqa: E402
+from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
 
-from nanovllm.ops import kernels  # noqa: E402
+from nanovllm import EngineArgs, LLMEngine, SamplingParams, llm_engine  # noqa: E402
+from nanovllm.ops import attention, kernels, linear, sampler  # noqa: E402
 from nanovllm.ops.attention import AttentionMetadata, Rows  # noqa: E402
+from nanovllm.ops.backend import Backend  # noqa: E402
 from nanovllm.ops.sampler import SamplingMetadata  # noqa: E402
 
 # Shared memory that one block may take, by compute capability (NVIDIA's CUDA C++ Programming Guide,
@@ -122,3 +126,66 @@ def test_kernels_compile_and_fit(shape, dtype, capability, launches, monkeypatch
         compiled = compile_for(kernel, args, options, capability)
         name = kernel.fn.__name__
         assert compiled.metadata.shared <= card.memory, f"{name} takes {compiled.metadata.shared}"
+
+
+def variant(kernel, args, options):
+    """What Triton compiles a kernel anew for: types, constants, alignment, strides of 1 or 16n."""
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    return f"{kernel.fn.__name__} {bind(*args, **options)[1]}"
+
+
+def launching_too(kernel_function, torch_function, keep=()):
+    """A backend's function that launches kernels, and computes what is right without them.
+
+    keep: positions of arguments that the kernels' function writes to.
+    """
+
+    def run(*args, **kwargs):
+        spared = [x.clone() if i in keep and x is not None else x for i, x in enumerate(args)]
+        kernel_function(*spared, **kwargs)
+        return torch_function(*args, **kwargs)
+
+    return run
+
+
+def plan_both(*args):
+    return replace(attention.plan_decodes(*args), plan=kernels.plan_decodes(*args).plan)
+
+
+@pytest.mark.parametrize("max_model_len", [96, 104, 112, 120])  # tables of so many widths
+def test_an_engine_that_has_started_compiles_nothing_more(
+    max_model_len, launches, monkeypatch, tiny_model
+):
+    card = kernels.Card(132, MEMORY[90], 9)
+    monkeypatch.setattr(kernels.Card, "of", staticmethod(lambda device: card))
+    backend = Backend(
+        "both",
+        linear=launching_too(kernels.linear, linear.linear, keep=[4]),
+        gated_linear=launching_too(kernels.gated_linear, linear.gated_linear),
+        rope_store=launching_too(kernels.rope_store, attention.rope_store),
+        plan_decodes=plan_both,
+        attend_decodes=launching_too(kernels.attend_decodes, attention.attend_decodes),
+        attend_prompts=launching_too(kernels.attend_prompts, attention.attend_prompts),
+        candidates=launching_too(kernels.candidates, sampler.candidates),
+    )
+    monkeypatch.setattr(llm_engine, "choose_backend", lambda *args: backend)
+    options = {"num_gpu_blocks_override": 64, "block_size": 8, "max_num_seqs": 6}
+    args = EngineArgs(str(tiny_model()), device="cpu", max_model_len=max_model_len,
+                      max_num_batched_tokens=128, use_tqdm_on_load=False, **options)  # fmt: skip
+    engine = LLMEngine(args)
+    runner = engine.core.runner
+    for size in (6, 4, 2, 1):  # as `capture` does on a GPU
+        runner._decode(size)
+    runner.rehearse(args.max_num_batched_tokens)
+    runner.kv_cache.zero_()
+    started = {variant(*launch) for launch in launches}
+    launches.clear()
+    for n in range(1, 13):  # lengths differ, so that prompts stand behind decode rows
+        params = SamplingParams(max_tokens=2 * n, temperature=n % 2, ignore_eos=True)
+        engine.add([engine.make_request(str(n), [*range(4 * n)], params)])
+    while engine.has_unfinished_requests():
+        engine.advance()
+    mixed = [step for step in engine.trace if 1 < len(step.rows) < step.num_tokens]
+    assert len(mixed) > 3
+    assert {variant(*launch) for launch in launches} <= started

@@ -327,7 +327,7 @@ def merge_parts_kernel(
 # -- prefill attention ---------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["tables"])  # it depends on how many rows decode
 def prefill_attention_kernel(
     query, k_cache, v_cache, tables, query_starts, context_lens, out, scale, table_stride,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
