@@ -53,8 +53,8 @@ def test_engines_on_several_gpus_are_told():
     assert engines_in_words(report).splitlines() == [
         "Qwen3-8B on two GPUs",
         "  1 rank: 16.0 GB of weights each; short 1,234 tok/s",
-        "  2 ranks: 8.0 GB of weights each; short 1,234 tok/s; "
-        "all-reduce 25% at batch 1 and 10% at batch 64",
+        "  2 ranks: 8.0 GB of weights each; short 1,234 tok/s",
+        "     all-reduce takes 25% at batch 1 and 10% at batch 64",
     ]
 
 
@@ -75,3 +75,11 @@ def test_the_shipped_ranks_are_drawn():
     reports = rank_lab.recorded("ranks")
     assert len(reports) == 2
     assert len(rank_curves(reports).axes[0].lines) == 1 + 4  # two shapes, two workloads
+
+
+def test_the_readme_says_what_is_recorded():
+    readme = (rank_lab.SHIPPED.parents[1] / "README.md").read_text(encoding="utf-8")
+    for report in rank_lab.recorded("ranks"):
+        for workload in ("W1", "W2"):
+            speeds = (e["workloads"][workload]["tokens_per_second"] for e in report["engines"])
+            assert " | ".join(f"{speed:,.0f}" for speed in speeds) in readme

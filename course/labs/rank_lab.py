@@ -63,7 +63,7 @@ def engines_in_words(report: dict[str, Any]) -> str:
         shares = " and ".join(f"{step['share']:.0%} at batch {step['rows']}" for step in steps)
         ranks = "1 rank" if row["ranks"] == 1 else f"{row['ranks']} ranks"
         words = f"  {ranks}: {gigabytes:.1f} GB of weights each; {', '.join(speeds)}"
-        lines.append(words + (f"; all-reduce {shares}" if shares else ""))
+        lines += [words, f"     all-reduce takes {shares}"] if shares else [words]
     return "\n".join(lines)
 
 

@@ -62,8 +62,9 @@ class StageResult:
         return (
             f"{self.number:02} {self.name}: {self.num_tokens:,} tokens in {self.seconds:.2f} s, "
             f"{self.tokens_per_second:,.1f} tok/s; TTFT {1000 * mean(self.ttft):,.0f} ms, "
-            f"TPOT {1000 * mean(tpot):,.1f} ms on average; KV {mib(self.kv_reserved_bytes)} "
-            f"reserved, {mib(self.kv_live_bytes)} live; peak {mib(self.peak_memory_bytes)}"
+            f"TPOT {1000 * mean(tpot):,.1f} ms on average\n"
+            f"   KV {mib(self.kv_reserved_bytes)} reserved, {mib(self.kv_live_bytes)} live; "
+            f"peak {mib(self.peak_memory_bytes)}"
         )
 
 

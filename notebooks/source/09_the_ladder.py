@@ -217,6 +217,17 @@ show(figure, figure.alt_text)
 #
 # </details>
 #
+# Stage 08 on two GPUs, recorded with random weights of two models' shapes: W1 answers 256 requests, W2 one.
+
+# %%
+from course.labs import rank_lab
+
+reports = rank_lab.recorded("ranks")
+show(rank_lab.rank_curves(reports), rank_lab.gains_in_words(reports))
+
+# %% [markdown]
+# Ranks share the reading and pay for each all-reduce (lesson 08): large models and large batches gain.
+#
 # ## Measure: beside transformers
 #
 # `generate` runs static batches, here of 4, until the longest answer is done. Both get the same 8 prompts, tokens
