@@ -44,6 +44,7 @@ test: lint $(SMOLLM2)
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest tests/test_gpu.py tests/test_kernels.py tests/test_toy_kernels.py --junitxml=gpu-tests.xml
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) $(ARGS) notebooks --junitxml=gpu-notebooks.xml
+	$(BIN)/python -m course.gpu_report gpu-tests.xml gpu-notebooks.xml
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
