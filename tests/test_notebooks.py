@@ -20,6 +20,9 @@ NOTEBOOKS = [
 ]
 
 
+LESSONS = sorted((ROOT / "notebooks/source").glob("*.py"))
+
+
 def test_every_notebook_has_a_source():
     assert [job.target for job in all_jobs()] == NOTEBOOKS
 
@@ -202,3 +205,9 @@ def test_code_shown_as_html_is_no_markdown(tmp_path):
 def test_the_notebook_format_is_valid():
     for path in NOTEBOOKS:
         nbformat.validate(nbformat.read(path, as_version=4))
+
+
+@pytest.mark.parametrize("source", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_measures_on_one_thread(source):
+    """Its stage records then stand beside those of other lessons: a machine's name has threads."""
+    assert "torch.set_num_threads(1)" in source.read_text(encoding="utf-8")

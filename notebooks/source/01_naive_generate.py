@@ -29,6 +29,7 @@ from course.models import measured_model, own_model
 from course.reading import show_source
 from course.stages import Recompute
 
+torch.set_num_threads(1)
 plots.use_style()
 torch.set_grad_enabled(False)  # nothing is trained here
 folder = own_model()  # the small model that ships with the course
