@@ -42,9 +42,11 @@ test: lint $(SMOLLM2)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadscope notebooks solutions
 
 test-gpu: $(STAMP)
-	$(BIN)/python -m pytest tests/test_gpu.py tests/test_kernels.py tests/test_toy_kernels.py --junitxml=gpu-tests.xml
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) $(ARGS) notebooks --junitxml=gpu-notebooks.xml
-	$(BIN)/python -m course.gpu_report gpu-tests.xml gpu-notebooks.xml
+	rm -f gpu-tests.xml gpu-notebooks.xml
+	failed=0; \
+	$(BIN)/python -m pytest tests/test_gpu.py tests/test_kernels.py tests/test_toy_kernels.py --junitxml=gpu-tests.xml || failed=1; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) $(ARGS) notebooks --junitxml=gpu-notebooks.xml || failed=1; \
+	$(BIN)/python -m course.gpu_report gpu-tests.xml gpu-notebooks.xml && exit $$failed
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

@@ -40,7 +40,9 @@ def summary(cases: list[Case]) -> Iterator[str]:
     """A line for each file of tests or lesson, for each reason to skip, for each failure."""
     groups: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
-        groups[case.get("classname", "")].append(case)
+        groups[case.get("classname") or case.get("name", "")].append(
+            case
+        )  # a skipped file has none
     yield from (line_of(name, group) for name, group in groups.items())
     yield line_of("in all", cases)
     reasons = Counter(reason.get("message") for case in cases for reason in case.iter("skipped"))

@@ -9,6 +9,7 @@ CASES = {
     "bad": '<testcase classname="notebooks.a" name="C" time="0.5"><failure>x</failure></testcase>',
     "worse": '<testcase classname="tests.b" name="t" time="0"><error>x</error></testcase>',
     "away": '<testcase classname="tests.b" name="u" time="0"><skipped message="none"/></testcase>',
+    "file": '<testcase classname="" name="tests.c" time="0"><skipped message="none"/></testcase>',
 }
 
 
@@ -16,6 +17,11 @@ CASES = {
     ("names", "code", "lines"),
     [
         (["good"], 0, ["     1.5 s  notebooks.a: 1 passed", "     1.5 s  in all: 1 passed"]),
+        (
+            ["file"],
+            0,
+            ["     0.0 s  tests.c: 1 skipped", "     0.0 s  in all: 1 skipped", "skipped 1: none"],
+        ),
         (
             ["good", "away", "bad", "worse"],
             1,

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -113,6 +114,15 @@ def test_only_a_notebook_that_passes_stores_what_it_printed(name, printed, repor
     notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
     assert notebook.cells[0].outputs[0].text == printed
     assert ("run_of" in notebook.metadata.get("course", {})) == (name == "unmarked")
+
+
+@pytest.mark.parametrize("num_run", [1, 2])
+def test_a_notebook_of_which_a_part_ran_stores_nothing(num_run, tmp_path):
+    notebook = new_notebook(cells=cells("1", "2"))
+    file = type("NotebookFile", (), {"nb": notebook, "path": tmp_path / "lesson.ipynb"})
+    run = [SimpleNamespace(parent=file, cell=cell, test_outputs=[]) for cell in notebook.cells]
+    nbval_rules.store_outputs(run[:num_run])
+    assert file.path.exists() == (num_run == 2)
 
 
 def test_a_slow_notebook_is_named_and_a_far_too_slow_one_fails():

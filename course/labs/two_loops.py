@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from course.serving import start_engine
+from course.serving import queue, run, start_engine
 from nanovllm.sampling_params import SamplingParams
 
 STORIES = 2 * ["Tell a funny story about a fox.", "Tell a sad story about a cat."]
@@ -68,11 +68,9 @@ def uploads() -> Iterator[list[int]]:
 def order(overlapped: bool) -> list[str]:
     """What one of the two loops does for one request of three tokens, in order."""
     engine = start_engine(async_scheduling=overlapped)
-    params = SamplingParams(max_tokens=3, ignore_eos=True)
-    engine.add([engine.make_request("a", [5, 6, 7], params)])
+    queue(engine, "a", [5, 6, 7], count=3)
     with watching(engine) as log:
-        while engine.has_unfinished_requests():
-            engine.advance()
+        run(engine)
     return log
 
 
@@ -85,6 +83,5 @@ def four_stories(overlapped: bool) -> tuple[list[str | None], int]:
     params = SamplingParams(temperature=0, max_tokens=400)
     requests = [engine.make_request(str(i), text, params) for i, text in enumerate(STORIES)]
     seqs = engine.add(requests)
-    while engine.has_unfinished_requests():
-        engine.advance()
+    run(engine)
     return [seq.finish_reason for seq in seqs], sum(step.num_tokens for step in engine.trace)

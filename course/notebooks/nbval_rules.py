@@ -102,7 +102,9 @@ def store_outputs(items: list[pytest.Item]) -> None:
         if hasattr(item.parent, "nb"):
             cells[item.parent].append(item)
     for notebook_file, run in cells.items():
-        if hasattr(notebook_file, "failed_at") or any(c.test_outputs is None for c in run):
+        num_cells = sum(cell.cell_type == "code" for cell in notebook_file.nb.cells)
+        whole = len(run) == num_cells and all(c.test_outputs is not None for c in run)
+        if hasattr(notebook_file, "failed_at") or not whole:
             continue
         for count, item in enumerate(run, start=1):
             item.cell.outputs, item.cell.execution_count = item.test_outputs, count
