@@ -4,15 +4,15 @@
 to 256 tokens to be answered. Prompts are random token ids from a fixed seed: only their number
 matters to speed. No end-of-sequence id ends an answer, so each request gets exactly its tokens.
 
-Every stage has the same room for keys and values: that of 32 requests of the greatest length. How
-many requests it can fit in there is much of the difference between stages.
+Every stage has the same room for keys and values: that of a quarter of the requests, if each were
+as long as any may be. How many it can fit in there is much of the difference between stages.
 
-On a CPU: a quarter of the requests, and a quarter of every length, in the room of 4. Stage 01
-decides this: for every token it computes all those before it again. With a model of the course's
-shape, on one thread, that took 8 ms at 25 tokens, 15 ms at 100 and 59 ms at 400. So an eighth of
-the requests in full length (8 x 136 tokens) would take over a minute. 16 requests of 34 tokens on
-average, at about 100 tokens of context, took 8 to 10 seconds, and each later stage 1 to 2; twice
-that when other work shares the cores.
+On a CPU: a quarter of the requests, and a quarter of every length. Stage 01 decides this: for every
+token it computes all those before it again. With a model of the course's shape, on one thread, that
+took 8 ms at 25 tokens, 15 ms at 100 and 59 ms at 400. So an eighth of the requests in full length
+(8 x 136 tokens) would take over a minute. 16 requests of 34 tokens on average, at about 100 tokens
+of context, took 8 to 10 seconds, and each later stage 1 to 2; twice that when other work shares the
+cores.
 """
 
 import random
@@ -23,8 +23,8 @@ from course.benchmarks.workloads import Workload
 SHARED = 256  # tokens of the system prompt
 OWN = (16, 64)  # tokens of a request's own prompt
 OUTPUT = (16, 256)  # tokens it is to be answered with
-ROWS = {"cuda": 32, "cpu": 4}  # requests of the greatest length that the room is for
 REQUESTS = 64
+ROOM = 4  # the room is for the requests divided by this, each of the greatest length
 ON_CPU = 4  # requests and lengths are divided by this
 
 
@@ -84,4 +84,4 @@ def ladder_workload(vocab_size: int, device: str = "auto", seed: int = 0) -> Lad
     prompts = [shared + some_ids(a_length(OWN)) for _ in range(count)]
     outputs = [a_length(OUTPUT) for _ in range(count)]
     longest = (SHARED + OWN[1] + OUTPUT[1]) // part
-    return LadderWorkload(prompts, outputs, len(shared), ROWS[device] * longest)
+    return LadderWorkload(prompts, outputs, len(shared), count // ROOM * longest)

@@ -171,3 +171,20 @@ def test_old_gpus_compute_in_float16(monkeypatch):
     assert choose_dtype("auto", config, GPU) == torch.float16
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
     assert choose_dtype("auto", config, GPU) == torch.bfloat16
+
+
+def test_attention_in_torch_never_asks_cudnn(monkeypatch):
+    """It would make a plan for every new shape; outside, torch keeps its own choice."""
+    enabled, real = [], attention.F.scaled_dot_product_attention
+
+    def looked_at(*args, **kwargs):
+        enabled.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", looked_at)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    query, key = torch.ones(1, 4, 3, 8), torch.ones(1, 2, 5, 8)
+    mask = torch.ones(1, 3, 5, dtype=torch.bool)
+    assert attention.masked_attention(query, key, key, mask, 1.0).shape == query.shape
+    assert enabled == [False]
+    assert torch.backends.cuda.cudnn_sdp_enabled() is before is True

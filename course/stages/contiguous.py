@@ -8,13 +8,12 @@ until its last row is done, with rows that are done already computing tokens tha
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from course.stages.common import Recorder, greedy
 from course.stages.recompute import DecoderStage
 from course.workload import LadderWorkload
-from nanovllm.ops.attention import AttentionMetadata, Rows
+from nanovllm.ops.attention import AttentionMetadata, Rows, masked_attention
 from nanovllm.ops.backend import TORCH
 
 
@@ -28,13 +27,12 @@ def attend(query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: f
     length = int(rows.context_lens.max())
     readable = torch.arange(length, device=query.device)
     last = rows.context_lens[:, None] - new + torch.arange(new, device=query.device)  # [rows, new]
-    out = F.scaled_dot_product_attention(
+    out = masked_attention(
         query.unflatten(0, (num_rows, new)).transpose(1, 2),  # [rows, heads, new, head_dim]
         k_cache[:, :length].transpose(1, 2),  # [rows, kv_heads, length, head_dim]
         v_cache[:, :length].transpose(1, 2),
-        attn_mask=(readable <= last[..., None])[:, None],  # [rows, 1, new, length]
-        scale=scale,
-        enable_gqa=True,
+        readable <= last[..., None],  # [rows, new, length]
+        scale,
     )
     return out.transpose(1, 2).flatten(0, 1)
 

@@ -13,8 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanovllm.model.rope import apply_rope
+
+WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -95,20 +98,11 @@ def plan_decodes(positions: Tensor, block_tables: Tensor, k_cache: Tensor, heads
 def attend_decodes(
     query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float
 ) -> Tensor:
-    """One query token a row [num_rows, heads, head_dim]; the rows' contexts are padded alike.
-
-    Heads that share a KV head stand where a prompt's tokens would: nothing is copied for them.
-    """
-    num_rows, heads, head_dim = query.shape
-    block_size, kv_heads = k_cache.shape[1:3]
-    tables = rows.block_tables[:, : -(-int(rows.context_lens.max()) // block_size)]
-    key = k_cache[tables].flatten(1, 2).transpose(1, 2)  # [num_rows, kv_heads, length, head_dim]
-    value = v_cache[tables].flatten(1, 2).transpose(1, 2)
+    """One query token a row [num_rows, heads, head_dim]; the rows' contexts are padded alike."""
+    tables = rows.block_tables[:, : -(-int(rows.context_lens.max()) // k_cache.shape[1])]
+    key, value = (cache[tables].flatten(1, 2).transpose(1, 2) for cache in (k_cache, v_cache))
     readable = torch.arange(key.shape[2], device=tables.device) < rows.context_lens[:, None]
-    grouped = query.view(num_rows, kv_heads, heads // kv_heads, head_dim)
-    mask = readable[:, None, None, :]
-    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
-    return out.reshape(num_rows, heads, head_dim)
+    return masked_attention(query[:, :, None], key, value, readable[:, None], scale).squeeze(2)
 
 
 def attend_prompts(
@@ -128,15 +122,26 @@ def _attend_prompt(
 ) -> Tensor:
     """The last tokens of one row [num_tokens, heads, head_dim], over `length` cached ones."""
     table = table[: -(-length // k_cache.shape[1])]
-    key = k_cache[table].flatten(0, 1)[:length].transpose(0, 1)  # [kv_heads, length, head_dim]
-    value = v_cache[table].flatten(0, 1)[:length].transpose(0, 1)
-    num_new, group = query.shape[0], query.shape[1] // key.shape[0]
-    mask = torch.ones(num_new, length, dtype=torch.bool, device=query.device)
-    out = F.scaled_dot_product_attention(
-        query.transpose(0, 1)[None],  # a batch of one: torch's fast kernels take four dimensions
-        key.repeat_interleave(group, dim=0)[None],
-        value.repeat_interleave(group, dim=0)[None],
-        attn_mask=mask.tril(diagonal=length - num_new),
-        scale=scale,
-    )
-    return out[0].transpose(0, 1)
+    num_new, group = query.shape[0], query.shape[1] // k_cache.shape[2]
+    cached = (cache[table].flatten(0, 1)[:length] for cache in (k_cache, v_cache))
+    key, value = (x.repeat_interleave(group, dim=1).transpose(0, 1)[None] for x in cached)
+    mask = torch.ones(1, num_new, length, dtype=torch.bool, device=query.device)
+    mask = mask.tril(diagonal=length - num_new)
+    return masked_attention(query.transpose(0, 1)[None], key, value, mask, scale)[0].transpose(0, 1)
+
+
+def masked_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+) -> Tensor:
+    """Query [rows, heads, new, head_dim] over keys and values [rows, kv_heads, length, head_dim].
+
+    mask [rows, new, length]: who may read what. Heads that share a KV head stand where more tokens
+    would: nothing is copied for them. Not by cuDNN, which torch prefers on some GPUs: it makes a
+    plan for each new shape, in tens of milliseconds, and here every step brings new shapes.
+    """
+    group = query.shape[1] // key.shape[1]
+    grouped = query.unflatten(1, (-1, group)).flatten(2, 3)  # [rows, kv_heads, group * new, ...]
+    mask = mask[:, None].expand(-1, group, -1, -1).flatten(1, 2)[:, None]
+    with sdpa_kernel(WITHOUT_PLANS):
+        out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
+    return out.unflatten(2, (group, -1)).flatten(1, 2)
