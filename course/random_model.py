@@ -7,6 +7,7 @@ with a small byte-level tokenizer, in the user's cache (0.6B: 1.2 GB; 8B: 16.4 G
     python -m course.random_model qwen3-8b
 """
 
+import argparse
 import json
 import math
 import subprocess
@@ -159,7 +160,9 @@ def byte_tokenizer() -> Any:
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1] if len(sys.argv) > 1 else "qwen3-0.6b"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shape", nargs="?", default="qwen3-0.6b", choices=SHAPES)
+    chosen = parser.parse_args().shape
     name, model_shape = SHAPES[chosen]
     target = cache_dir() / name
     if not target.exists():

@@ -56,12 +56,17 @@ def test_recorded_engines_stand_side_by_side():
             assert f"{low:,} to {high:,}" in readme
 
 
-@pytest.mark.parametrize("name", ["stages_cpu.json"])
-def test_what_ships_was_measured_in_full(name):
+@pytest.mark.parametrize(
+    ("device", "name", "stages"),
+    [("cpu", "stages_cpu.json", [1, 2, 3, 4, 5, 8]), ("cuda", "stages_h200.json", [*range(1, 8)])],
+)
+def test_what_ships_was_measured_in_full(device, name, stages):
     rows = json.loads((FIGURES / "data" / name).read_text())
-    assert [row["stage"] for row in rows] == [1, 2, 3, 4, 5, 8]
-    assert len({row["workload"] for row in rows}) == 1
-    assert plots.ladder(records=[r for r in plots.load() if r.device == "cpu"]).alt_text
+    assert [row["stage"] for row in rows] == stages
+    room = str(ladder_workload(100, device)).rpartition("; ")[2]
+    assert all(row["workload"].endswith(room) for row in rows)
+    assert len({row["workload"] for row in rows if row["stage"] > 1}) == 1
+    assert plots.ladder(records=[r for r in plots.load() if r.device == device]).alt_text
 
 
 def test_vllm_is_timed_in_its_second_run(monkeypatch):

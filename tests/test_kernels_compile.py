@@ -5,6 +5,7 @@ recorded, with all its arguments, and compiled ahead of time for that card.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from triton.compiler import ASTSource, make_backend  # noqa: E402
 from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
 
 from nanovllm import EngineArgs, LLMEngine, SamplingParams, llm_engine  # noqa: E402
+from nanovllm.engine.memory import count_blocks  # noqa: E402
 from nanovllm.ops import attention, kernels, linear, sampler  # noqa: E402
 from nanovllm.ops.attention import AttentionMetadata, Rows  # noqa: E402
 from nanovllm.ops.backend import Backend  # noqa: E402
@@ -189,3 +191,13 @@ def test_an_engine_that_has_started_compiles_nothing_more(
     mixed = [step for step in engine.trace if 1 < len(step.rows) < step.num_tokens]
     assert len(mixed) > 3
     assert {variant(*launch) for launch in launches} <= started
+
+
+def test_a_block_count_that_is_given_is_rehearsed_too():
+    """At most with the tokens that fit in the cache: no step can have more."""
+    rehearsed: list[int] = []
+    runner = SimpleNamespace(device=torch.device("cuda"), rehearse=rehearsed.append)
+    for blocks in (4, 1000):
+        args = EngineArgs("-", num_gpu_blocks_override=blocks, max_num_batched_tokens=100)
+        assert count_blocks(runner, args, 0) == blocks
+    assert rehearsed == [4 * args.block_size, 100]

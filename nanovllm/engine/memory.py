@@ -49,8 +49,10 @@ def count_blocks(runner: ModelRunner, args: EngineArgs, reserved_before: int) ->
     As many as the arguments say; else what memory allows, on a CPU at most what max_num_seqs
     sequences of max_model_len need. reserved_before: bytes torch held before the model was loaded.
     """
-    if args.num_gpu_blocks_override is not None:
-        return args.num_gpu_blocks_override
+    if (wanted := args.num_gpu_blocks_override) is not None:
+        if runner.device.type == "cuda":  # so that no request waits for a kernel to be compiled
+            runner.rehearse(min(args.max_num_batched_tokens, wanted * args.block_size))
+        return wanted
     block_bytes = math.prod(runner.kv_cache.shape) * runner.kv_cache.itemsize
     if runner.device.type == "cpu":
         budget = CPU_CACHE_BYTES

@@ -37,11 +37,8 @@ class Attention(nn.Module):
         super().__init__()
         self.backend = backend
         self.scale = config.head_dim**-0.5
-        heads, kv_heads, dim = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        dim = config.head_dim
         outputs = {"q_proj": (heads, dim), "k_proj": (kv_heads, dim), "v_proj": (kv_heads, dim)}
         self.qkv_proj = ColumnLinear(config, ranks, outputs, config.qkv_bias, backend.linear)
         self.o_proj = RowLinear(config, ranks, (heads, dim), config.o_bias, backend.linear)

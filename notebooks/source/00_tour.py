@@ -319,8 +319,8 @@ for T, num_bytes, flops, seconds in prefill:
     print(f"{T:>5} tokens: at least {least:6.1f} ms, measured {1000 * seconds:6.1f}")
 
 # %% [markdown]
-# 16 tokens pay the fixed cost, and up to hundreds of rows a CPU falls short of $F$. At 1,000 it also computes all
-# 1,000 × 1,000 scores of each head, and masks half of them.
+# 16 tokens pay the fixed cost (on a large GPU all of these do), and up to hundreds of rows a CPU falls short of $F$.
+# At 1,000 it also computes all 1,000 × 1,000 scores of each head, and masks half of them.
 #
 # ## The roofline
 #
