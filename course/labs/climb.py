@@ -47,17 +47,16 @@ class Rung:
         r = self.result
         moved = sum(work.num_bytes(shared=False) for work in self.works) / 1e9
         flops = sum(work.flops for work in self.works) / 1e9
-        ttft = sum(r.ttft) / len(r.ttft)
+        ttft, floor = sum(r.ttft) / len(r.ttft), 1e3 * self.floor_seconds / r.num_tokens
         return (
             f"{r.number:02} {r.name:<22} {r.tokens_per_second:8,.0f} {ttft:7.2f} "
-            f"{len(self.works):6,} {moved:8,.1f} {flops:9,.1f} {self.floor_seconds:7.2f} "
-            f"{self.share:6.0%}"
+            f"{len(self.works):6,} {moved:8,.1f} {flops:9,.1f} {floor:12.3f} {self.share:6.0%}"
         )
 
 
 HEADER = (
     f"{'stage':<25} {'tok/s':>8} {'TTFT s':>7} {'steps':>6} {'GB':>8} {'GFLOP':>9} "
-    f"{'floor s':>7} {'share':>6}"
+    f"{'floor ms/tok':>12} {'share':>6}"
 )
 
 

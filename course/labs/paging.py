@@ -128,7 +128,7 @@ class Costs:
 
     def __str__(self) -> str:
         gather, manage = (f"{1e6 * t:,.0f} µs" for t in (self.gather_seconds, self.manage_seconds))
-        empty = f"{self.empty_bytes:,.0f} bytes"
+        empty = f"{self.empty_bytes / 2**20:,.2f} MiB"
         return f"{self.block_size:10}{self.table_bytes:13,}{empty:>17}{gather:>23}{manage:>19}"
 
 

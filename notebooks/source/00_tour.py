@@ -174,8 +174,8 @@ print(f"beta {peaks.bandwidth / 1e9:,.1f} GB/s, F {peaks.flops / 1e9:,.0f} GFLOP
 print(f"in the time to read one byte it can do {peaks.flops / peaks.bandwidth:.0f} FLOPs")
 
 # %% [markdown]
-# Each step down is a cache that no longer holds the buffer; the dashed line is $\beta$. (The smallest buffers
-# look slow, since starting takes longer than reading.) **Reading is the expensive part**, unless what was read is
+# A step down is a cache that no longer holds the buffer; the dashed line is $\beta$. (Buffers look slow where starting
+# takes longer than reading: on a GPU, most of them.) **Reading is the expensive part**, unless what was read is
 # used many times.
 #
 # ## Count on a toy
@@ -301,7 +301,8 @@ show(tour_plots.step_times(batches, drawn, f"{Path(choice.path).name}, {HERE}"))
 # %% [markdown]
 # **One request.** On a CPU the fixed cost is nearly as large as the bound. (Where their sum is too much, part of
 # the weights stayed in a cache: the dotted line in the bandwidth curve.) **More requests** share it. Then products
-# of few rows are slower than the large one that gave $F$, and the bound leaves out norms and softmax.
+# of few rows are slower than the large one that gave $F$, and the bound leaves out norms and softmax. (A GPU has
+# faster kernels for one row: hence its rise from 1 to 4.)
 #
 # 64 times the tokens for a few times the step: that is what a batch is worth. It does *not* help a single
 # user, who now waits longer.
@@ -309,7 +310,7 @@ show(tour_plots.step_times(batches, drawn, f"{Path(choice.path).name}, {HERE}"))
 # ## Predict prefill
 #
 # A prompt is a batch by itself: each parameter is read for $T$ tokens. So prefill takes at least about
-# $2\,P\,T / F$ seconds. **Predict** the milliseconds for 256 tokens.
+# $2\,P\,T / F$ seconds (less the head, which runs once). **Predict** the milliseconds for 256 tokens.
 
 # %%
 prefill = tour_lab.prefill_steps(llm, (16, 64, 256, 1000))
@@ -333,7 +334,8 @@ show(tour_plots.roofline(peaks, series, f"{Path(choice.path).name}, {HERE}"))
 
 # %% [markdown]
 # Decode of one request stands far left, where arithmetic waits for memory. 64 requests and a prompt of 64 tokens
-# are nearly the same point: a matrix cannot tell whose a token is. The lessons move points to the right
+# do nearly as many FLOPs a byte: a matrix cannot tell whose a token is. (A GPU's prompt stands lower, as its kernels
+# are started one by one: lesson 07.) The lessons move points to the right
 # (batches) or up to the roof (kernels, graphs).
 #
 # ## In real vLLM

@@ -188,8 +188,8 @@ fig = pass_times(sizes, passes, 1e3 * b * W / peaks.bandwidth, 1e3 * 2 * W / pea
 show(fig, f"A pass of 1 token: {passes[0]:.1f} ms; of 32: {passes[5]:.1f}; of 512: {passes[9]:.1f}")
 
 # %% [markdown]
-# The floors cross at your $n$. Measured passes take longer, above all on the left: starting hundreds of
-# operations takes milliseconds. Long prefill is limited by **compute**, decode by **memory**; rows of a batch
+# The floors cross at your $n$. Measured passes take longer: starting hundreds of operations takes
+# milliseconds, on an H200 some 20 whatever the size. Long prefill is limited by **compute**, decode by **memory**; rows of a batch
 # share one reading of the weights.
 #
 # ## Step 4: bytes a token
@@ -328,8 +328,8 @@ show(next_token_times(lengths, times), f"Times faster with a cache, by tokens so
 #
 # A cache does **not** help an answer of one token: that is prefill alone.
 #
-# Now the ladder's workload. **Predict**: stage 02 also serves several rows at once; how many times the tokens
-# a second?
+# Now the ladder's workload. **Predict**: stage 02 also serves 4 rows at once (on a GPU 16); how many times the
+# tokens a second?
 
 # %%
 from course.records import measured

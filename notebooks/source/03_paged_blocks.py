@@ -112,8 +112,8 @@ for row in zip(positions, index, table[index], offset, slots, strict=True):
 assert (slots[4], slots[6], slots[9]) == (8, 10, 29)
 
 # %% [markdown]
-# Step 1's story again, with a queue of free blocks. A request takes its head when its last block is full; when done it
-# gives all back, the last one first. **Predict** E's table at 10 tokens.
+# Step 1's story with a queue of free blocks. Who needs a block takes the queue's first; who is done gives all back, the
+# last one first. **Predict** E's table at 10 tokens.
 
 # %%
 from collections import deque
@@ -208,8 +208,8 @@ show_source(ops.attend_decodes, ops.attend_prompts, ops._attend_prompt)
 
 # %% [markdown]
 # `attend_decodes`: cut the tables to the longest context (`-(-a // b)` rounds up), gather, mask, attend. A padded table may
-# name another's block; `mask` gives that weight 0. `grouped` puts query heads that share a key head where a prompt's tokens
-# would stand. `diagonal`: of a row whose first tokens were stored earlier, the $i$-th of `num_new` sees those up to
+# name another's block; `readable` gives that weight 0. `masked_attention` is PyTorch's, with query heads that share a key
+# head placed where a prompt's tokens would stand. `diagonal`: of a row whose first tokens were stored earlier, the $i$-th of `num_new` sees those up to
 # `length - num_new + i`. Check it against keys never scattered, last a row with only 4 of its 10 tokens new.
 
 

@@ -329,7 +329,7 @@ show(figure, figure.alt_text)
 # %% [markdown]
 # <details><summary>Twice, if steps cost the same</summary>
 #
-# $128 / 65 = 1.97$ with a CPU's workload. But there a step with more rows takes longer: TPOT grows, and less is gained.
+# $128 / 65 = 1.97$ with a CPU's workload. But a step with more rows takes longer: TPOT grows, and less is gained.
 #
 # </details>
 #
@@ -356,7 +356,8 @@ figure = pictures.token_times(times, machine.describe())
 show(figure, "Tokens of a running request: one long gap in one step, small gaps in chunks")
 
 # %% [markdown]
-# $\lceil 900 / (64 - 2) \rceil = 15$ steps (on a GPU 8): two tokens of each go to those that decode.
+# In one step. $\lceil 900 / (64 - 2) \rceil = 15$ chunks (on a GPU 8): two tokens of each go to those that decode. The
+# price: the long prompt's own first token comes later.
 #
 # ## Measure: load
 #
@@ -377,8 +378,8 @@ knee = max(points, key=lambda p: p.power)
 print(f"capacity {capacity:.1f} requests a second; the knee is at {knee.rate / capacity:.0%} of it")
 
 # %% [markdown]
-# TPOT: who waits is in no step. Beyond the capacity requests queue: throughput stays, and TTFT
-# would grow for ever, were there more than 24.
+# TPOT: who waits is in no step. Beyond the capacity requests queue: with more than 24, throughput
+# would level off, and TTFT grow for ever.
 #
 # ## In real vLLM
 #

@@ -148,7 +148,7 @@ assert offset < 0
 # %% [markdown]
 # <details><summary>Slot 2,097,152, or 4 GiB</summary>
 #
-# $2^{31} / 1{,}024 = 2^{21}$; a small model on a large GPU has as many. Hence `.to(tl.int64)` below.
+# $2^{31} / 1{,}024 = 2^{21}$; a model of 8 layers then takes 64 GiB. Hence `.to(tl.int64)` below.
 #
 # </details>
 #
@@ -306,7 +306,8 @@ result = agree(call(lambda: toy.attend_split(*data, num_splits=3)), wanted)
 # %% [markdown]
 # ## Measure: decode attention, version by version
 #
-# **Predict**: of the four loads below, where does splitting help most, where not at all?
+# **Predict** for 256 rows of 900 tokens, 130 of 100 to 1,900, 16 of 1,500, and one of 640: where does splitting help
+# most, where not at all?
 
 # %%
 chart = bars(report, "decode", "Decode attention (recorded)")
@@ -366,7 +367,7 @@ print(tokens[6:].tolist())
 # %% [markdown]
 # ## Measure: the ladder
 #
-# Stage 06 is stage 05 with our kernels. **Predict**: what do they gain on a CPU?
+# Stage 06 is stage 05 with our kernels. **Predict**: what do they gain on a GPU, and on a CPU?
 
 # %%
 from course.models import measured_model
@@ -386,9 +387,9 @@ figure = plots.ladder(upto=6)
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# <details><summary>Nothing</summary>
+# <details><summary>Three times, on an H200; nothing</summary>
 #
-# `auto` takes torch there. On a GPU a small model waits for Python to start kernels.
+# On a CPU `auto` takes torch. On a GPU a small model waits for Python to start kernels: now there are fewer.
 #
 # </details>
 #

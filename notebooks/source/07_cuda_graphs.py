@@ -185,8 +185,8 @@ assert frozen.result.item() == 2.0
 #
 # ## Step 5: sizes
 #
-# The batch size is recorded, too. So a step is captured for some sizes, and a batch takes the smallest that
-# holds it. Rows too many are **padding**: with slot −1 (lesson 06) they store nothing.
+# The batch size is recorded, too. So a step is captured for 1, 2, 4 and every eighth size, and a batch takes
+# the smallest that holds it. Rows too many are **padding**: with slot −1 (lesson 06) they store nothing.
 #
 # **Predict**: to what size is a batch of 130 padded? At most how many rows are wasted?
 
@@ -374,7 +374,7 @@ show(*ladder(report))
 # <details><summary>Graphs: one request. Overlap: 256</summary>
 #
 # One request: 8 times by graphs, an eighth more by overlap. 256: 2.2 times, and 1.4. *Without* graphs overlap
-# loses: where the host is the limit, nothing can hide behind it.
+# loses: kernels already run beside their launching, which takes longer.
 #
 # </details>
 #

@@ -308,7 +308,7 @@ show(all_reduce_curves(curves, f"here: {here['machine']}"), curves_in_words(curv
 assert here["rows"][-1]["seconds"] > here["rows"][0]["fastest"]
 
 # %% [markdown]
-# <details><summary>Flat, then proportional</summary>
+# <details><summary>About 1, then 2 to 4</summary>
 #
 # Time is about $\alpha + \text{bytes} / \beta$: a **latency**, then a bandwidth. A decoding row of 1,024
 # numbers in bfloat16 is 2 KiB: it pays $\alpha$ alone.
@@ -364,7 +364,7 @@ for report in reports:
 # %% [markdown]
 # <details><summary>W1</summary>
 #
-# Many rows have keys and values to read, and more to compute: work that ranks share, for as many calls. W2 gains
+# Many rows have keys and values to read, and more to compute: work that ranks share, for as many calls, if larger ones. W2 gains
 # 0.62 and 1.24 times, where the model says 0.49 and 1.52: it leaves out all that a step does besides.
 #
 # </details>

@@ -75,9 +75,9 @@ show(
 # |:--|:--|:--|
 # | $W$ | bytes of all weights, read once a step | bytes |
 # | $K$ | bytes of keys and values that a step reads | bytes |
-# | $F$ | floating-point operations of a step | FLOP |
-# | $b$, $r$ | read bandwidth; rate of a large matrix product, both measured | bytes/s, FLOP/s |
-# | floor | $\sum_\text{steps} \max\left((W + K) / b,\ F / r\right)$ | s |
+# | $O$ | floating-point operations of a step | FLOP |
+# | $\beta$, $F$ | read bandwidth; rate of a large matrix product, both measured | bytes/s, FLOP/s |
+# | floor | $\sum_\text{steps} \max\left((W + K) / \beta,\ O / F\right)$ | s |
 # | share | floor / measured seconds | – |
 #
 # ## Step 1: the floor of one step
@@ -155,7 +155,7 @@ assert corner > 1
 # %% [markdown]
 # <details><summary>Tens of rows on a CPU core (float32); about 170 on an H200</summary>
 #
-# An H200 does 780 TFLOP/s and reads 4.6 TB/s. Below its corner decode is bound by memory, and batching is
+# An H200 does 790 TFLOP/s and reads 4.7 TB/s. Below its corner decode is bound by memory, and batching is
 # *the* gain. (A CPU may keep a small model in its cache, and read it faster.)
 #
 # </details>
@@ -165,7 +165,7 @@ assert corner > 1
 # Every stage that one process of this machine can run, 12 requests that arrive at once. TTFT is the mean time to a
 # request's first token, waiting included.
 #
-# **Predict**: which stage has the *lowest* floor? Which comes *nearest* to its own?
+# **Predict**: which stage has the *lowest* floor a token? Which comes *nearest* to its own?
 
 # %%
 stages = [n for n in STAGES if n <= 7 and STAGES[n].fits(has_gpu(), 1)]
@@ -181,17 +181,17 @@ assert floors[3] > floors[4], "a shared prefix is work that need not be done"
 show(*climb.shares(rungs))
 
 # %% [markdown]
-# <details><summary>A low floor and a good share are two things</summary>
+# <details><summary>Lowest: 05 and after, one schedule. Nearest: 07; on a CPU 01 is near</summary>
 #
-# Stage 01 is by far the slowest, but not by its share: it does needless work, in long products, *efficiently*.
-# A share says how well a schedule is carried out; the floor, how good it is. Lessons 02 to 05 lower the floor,
-# 06 and 07 raise the share. (On a GPU stage 01 answers one request: compare its rate.)
+# There stage 01 does needless work, in long products, *efficiently*. A share says how well a schedule is carried out;
+# the floor, how good it is. Lessons 02 to 05 lower the floor, 06 and 07 raise the share. (On a GPU stage 01 answers
+# one request.)
 #
 # </details>
 #
 # ## Check: one answer
 #
-# All stages must agree on every greedy token, up to near ties.
+# All stages must agree on every greedy token, up to near ties (which in bfloat16 come at once).
 
 # %%
 reference = rungs[1].result
@@ -211,9 +211,9 @@ figure = plots.ladder()
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# <details><summary>At 05</summary>
+# <details><summary>At 05; on a GPU also at 03</summary>
 #
-# Stage 01 keeps nothing. Stage 04 holds the common prefix once; stage 05 fills the room with more requests.
+# Stage 01 keeps nothing. At 03 every row holds the common prefix; 04 holds it once; 05 fills the room with more requests.
 #
 # </details>
 #
@@ -248,7 +248,7 @@ assert report["engine"]["kv_bytes_used"] > 0
 # %% [markdown]
 # <details><summary>Count before you credit the code</summary>
 #
-# The last line explains a part; the rest is overhead a step. `course bench transformers` measures more rounds.
+# The last line, and 8 rows against 4, explain a part; the rest is overhead a step. `course bench transformers` measures more rounds.
 #
 # </details>
 #
