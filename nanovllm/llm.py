@@ -10,6 +10,7 @@ with LLM("Qwen/Qwen3-0.6B") as llm:
 
 import inspect
 from collections.abc import Generator, Iterator
+from itertools import count
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -124,8 +125,8 @@ class LLM:
             self._abort(seqs)
 
     def _abort(self, seqs: list[Sequence]) -> None:
-        left = [seq.request_id for seq in seqs if not seq.is_finished]
-        if left and not self.llm_engine.closed:
+        held = self.llm_engine.sequences
+        if left := [seq.request_id for seq in seqs if held.get(seq.request_id) is seq]:
             self.llm_engine.abort_request(left)
 
     # -- prompts ---------------------------------------------------------------------------------
@@ -137,8 +138,9 @@ class LLM:
             params = [params] * len(prompts)
         if len(params) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts, but {len(params)} sampling_params")
-        numbered = enumerate(zip(prompts, params, strict=True), start=engine.num_requests)
-        return engine.add([engine.make_request(str(i), prompt, p) for i, (prompt, p) in numbered])
+        names = (str(i) for i in count(engine.num_requests) if str(i) not in engine.sequences)
+        asked = zip(names, prompts, params, strict=False)  # names never end
+        return engine.add([engine.make_request(*request) for request in asked])
 
     def _as_list(self, prompts: Any) -> list:
         """A list of prompts, of one prompt or many. A flat list of ints is one prompt."""
@@ -151,9 +153,9 @@ class LLM:
 
     def _template(self, conversation: list, options: dict[str, Any]) -> dict[str, Any]:
         """The conversation as a prompt; the template writes the special tokens, and no one else."""
-        if not (conversation and all(isinstance(m, dict) and "role" in m for m in conversation)):
+        if not (conversation and all(map(is_message, conversation))):
             raise ValueError(
-                f"messages={conversation!r:.200} must be dicts with a role and content"
+                f"messages={conversation!r:.200} must be dicts with a role and a content of text"
             )
         tokenizer = self.get_tokenizer()
         if options["chat_template"] is None and not tokenizer.chat_template:
@@ -187,6 +189,12 @@ class LLM:
 
     def __del__(self) -> None:
         self.close()
+
+
+def is_message(message: Any) -> bool:
+    """Whether it has a role, and a content of text: parts of other kinds no template here takes."""
+    known = isinstance(message, dict) and "role" in message
+    return known and (isinstance(message.get("content"), str) or "tool_calls" in message)
 
 
 LLM.__init__.__signature__ = inspect.signature(EngineArgs).replace(return_annotation=None)  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ the other ranks, before it does it itself, whatever it was asked to do.
 
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict, replace
 from functools import partial
@@ -123,8 +124,11 @@ class LLMEngine:
                 f"a prompt has 1 to {self.max_model_len - 1} tokens, since it must leave room for "
                 f"one more in max_model_len={self.max_model_len}; got {len(token_ids)}"
             )
-        for token_id in token_ids:
-            check_number("every prompt token id", token_id, 0, self.model_config.vocab_size - 1)
+        last = self.model_config.vocab_size - 1
+        plain = set(map(type, token_ids)) == {int}
+        if not (plain and 0 <= min(token_ids) <= max(token_ids) <= last):
+            for token_id in token_ids:  # one by one, to name it
+                check_number("every prompt token id", token_id, 0, last)
         return {
             "request_id": request_id,
             "prompt": text,
@@ -171,9 +175,10 @@ class LLMEngine:
                 tokenizer=self.tokenizer,
             )
             self.num_requests += 1
+            seqs.append(seq)
+        for seq in seqs:  # now that nothing can fail
             self.sequences[seq.request_id] = seq
             self.core.scheduler.add(seq)
-            seqs.append(seq)
         return seqs
 
     def add_request(self, request_id: str, prompt: Any, params: SamplingParams) -> None:
@@ -299,6 +304,7 @@ def longest_request(args: EngineArgs, settled: EngineArgs, num_blocks: int) -> i
 
 def run_worker() -> None:
     """A rank that another engine started: do what rank 0 says until it says close, or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, rank 0 too
     port, rank, size = map(int, sys.argv[1:])
     ranks = Ranks.join(port, rank, size)
     engine = LLMEngine(EngineArgs(**json.loads(ranks.store.get("settings"))), ranks=ranks)
@@ -310,7 +316,5 @@ def run_worker() -> None:
             getattr(engine, f"_apply_{command}")(payload)
     except torch.distributed.DistError:  # rank 0 is gone
         sys.exit(1)
-    except KeyboardInterrupt:  # Ctrl-C reaches the whole group; rank 0 reports it
-        sys.exit(130)
     finally:
         engine._release(kill=False)

@@ -1,6 +1,7 @@
 """SamplingParams: how one request turns logits into tokens, and when it stops.
 
-Names, defaults and meanings are vLLM's, so that a script written for vLLM runs unchanged.
+Names, defaults and meanings are vLLM's, so that a script written for vLLM runs unchanged. (A
+temperature from 1e-5 to 0.01 is taken as it is; vLLM raises it to 0.01.)
 """
 
 import math
@@ -44,6 +45,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self.seed = None if self.seed == -1 else self.seed  # as in vLLM
         self.stop = as_list("stop", [self.stop] if isinstance(self.stop, str) else self.stop)
         self.stop_token_ids = as_list("stop_token_ids", self.stop_token_ids)
         for text in self.stop:

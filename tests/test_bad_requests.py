@@ -188,6 +188,7 @@ def test_no_prompts_no_outputs(llm, prompts):
 
 
 TALKS = [None, 5, {}, {"role": "user"}, [None], [5], [[5]], ["a"], [["a"]], [{}], [[{}]],
+         [{"role": "user"}], [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
          [{"role": "user", "content": "a"}, [{"role": "user", "content": "b"}]],
          [[{"role": "user", "content": "b"}], {"role": "user", "content": "a"}]]  # fmt: skip
 

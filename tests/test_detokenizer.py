@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_tokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from nanovllm import SamplingParams
 from nanovllm.engine.detokenizer import Detokenizer
@@ -12,13 +14,14 @@ TOKENIZER = tiny_tokenizer()
 TEXTS = st.text(alphabet="abé ñ漢字🦊👩‍🚀\u0301\n", max_size=30)  # 1 to 4 bytes, and joined signs
 
 
-def pieces_of(ids, **params):
+def pieces_of(ids, tokenizer=TOKENIZER, prompt_ids=(), **params):
     """What a stream would send after each id and at the end, and whether a stop string ended it."""
-    detokenizer = Detokenizer(TOKENIZER, SamplingParams(**params))
+    detokenizer = Detokenizer(tokenizer, SamplingParams(**params), prompt_ids)
     sent, pieces, stopped = "", [], False
     for token_id in ids:
         stopped = detokenizer.append(token_id)
         text = detokenizer.streamable
+        assert detokenizer.streamable == text, "a second look shows something else"
         assert text.startswith(sent), "what was sent has changed"
         pieces.append(text[len(sent) :])
         sent = text
@@ -103,3 +106,44 @@ def test_of_two_stop_strings_in_one_token_the_first_cuts():
     assert len(ids) == 1
     for stop in (["t", "h"], ["h", "t"]):
         assert "".join(pieces_of(ids, stop=stop)[0]) == ""
+
+
+# -- SentencePiece, as Llama 2 has it --------------------------------------------------------------
+
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+WORDS = ["<unk>", *BYTES, "▁Once", "▁upon", "▁a", "▁time", "!"]
+
+
+@pytest.fixture(scope="module")
+def sentencepiece():
+    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    model = models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+STORY = [WORDS.index(word) for word in ("▁Once", "▁upon", "▁a", "▁time", "!")]
+
+
+@pytest.mark.parametrize("stop", [[], ["never said"]])
+def test_spaces_between_words_stay(sentencepiece, stop):
+    assert "".join(pieces_of(STORY, sentencepiece, stop=stop)[0]) == "Once upon a time!"
+
+
+def test_a_text_goes_on_where_its_prompt_ended(sentencepiece):
+    pieces, stopped = pieces_of(STORY[2:], sentencepiece, STORY[:2])
+    assert "".join(pieces) == " a time!"
+    pieces, stopped = pieces_of(STORY[2:], sentencepiece, STORY[:2], stop=[" a"])
+    assert stopped
+    assert "".join(pieces) == ""
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=TEXTS)
+def test_bytes_that_stand_for_characters_are_shown_as_these(sentencepiece, text):
+    ids = [WORDS.index(BYTES[byte]) for byte in text.encode()]
+    pieces, _ = pieces_of(ids, sentencepiece)
+    assert "".join(pieces) == sentencepiece.decode(ids)
+    assert not any("\ufffd" in piece for piece in pieces)

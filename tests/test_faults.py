@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,73 @@ def test_a_failure_in_any_stage_leaves_nothing(
             assert not engine.has_unfinished_requests()
             assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
             assert ids(llm) == expected
+
+
+def test_an_interrupt_while_requests_are_added_queues_none(folder, expected, monkeypatch):
+    with make(folder) as llm:
+        plain, made = Sequence.__post_init__, []
+
+        def interrupted(seq):
+            made.append(seq)
+            if len(made) == 3:
+                raise KeyboardInterrupt
+            plain(seq)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Sequence, "__post_init__", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                ids(llm)
+        assert not llm.llm_engine.sequences
+        assert not llm.llm_engine.has_unfinished_requests()
+        assert ids(llm) == expected
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_request_that_ends_in_a_step_that_fails_is_forgotten(folder, overlap, monkeypatch):
+    with make(folder, async_scheduling=overlap) as llm:
+        plain, calls = Detokenizer.append, []
+
+        def fail(detokenizer, token_id):
+            calls.append(detokenizer)
+            if detokenizer._params.seed == 1 and calls.count(detokenizer) == 4:
+                raise MemoryError("planted")  # the other has just got its last token
+            return plain(detokenizer, token_id)
+
+        params = [SamplingParams(max_tokens=n, seed=n % 2, ignore_eos=True) for n in (4, 9)]
+        with monkeypatch.context() as patch:
+            patch.setattr(Detokenizer, "append", fail)
+            with pytest.raises(MemoryError):
+                llm.generate([[1], [2]], params, use_tqdm=False)
+        assert not llm.llm_engine.sequences
+
+
+def test_an_interrupt_while_blocks_are_freed_frees_none_twice(folder, expected):
+    with make(folder) as llm:
+        manager, armed = llm.llm_engine.block_manager, []
+
+        class Interrupting(OrderedDict):
+            def __setitem__(self, *item):
+                if armed:
+                    armed.clear()
+                    raise KeyboardInterrupt
+                super().__setitem__(*item)
+
+        manager._free = Interrupting(manager._free)
+        armed.append(True)
+        with pytest.raises(KeyboardInterrupt):
+            ids(llm)
+        assert all(block.ref_count == 0 for block in manager.blocks)
+        assert ids(llm) == expected
+
+
+def test_an_interrupt_between_calls_leaves_the_other_ranks_alone(folder, expected):
+    """A terminal's Ctrl-C, and a notebook's button, reach every process of the group."""
+    with make(folder, tensor_parallel_size=2) as llm:
+        (worker,) = llm.llm_engine.ranks.workers
+        worker.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.wait(timeout=2)
+        assert ids(llm) == expected
 
 
 def test_a_read_only_cache_folder_is_named(tmp_path, monkeypatch):

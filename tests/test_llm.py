@@ -136,6 +136,27 @@ def test_seeds(llm):
     assert mates[0] == alone[0]
 
 
+def test_seed_minus_one_is_none_as_in_vllm():
+    assert SamplingParams(seed=-1).seed is None
+
+
+def test_names_that_are_taken_are_left_alone(llm):
+    engine = llm.llm_engine
+    taken = str(engine.num_requests + 2)
+    engine.add_request(taken, [1, 2], GREEDY)
+    assert len(llm.generate(PROMPTS, GREEDY, use_tqdm=False)) == 3
+    engine.abort_request(taken)
+
+
+def test_a_stream_that_has_ended_aborts_no_namesake(llm):
+    stream = llm.stream([[1, 2, 3]], GREEDY)
+    list(stream)
+    llm.llm_engine.add_request(stream.outputs[0].request_id, [1, 2], GREEDY)
+    stream.close()
+    assert llm.llm_engine.has_unfinished_requests()
+    llm.llm_engine.abort_request(stream.outputs[0].request_id)
+
+
 def test_the_engine_by_hand(folder):
     engine = LLMEngine.from_engine_args(EngineArgs(folder, use_tqdm_on_load=False))
     engine.add_request("a", [1, 2, 3], GREEDY)

@@ -324,3 +324,14 @@ def test_the_hub_out_of_reach(monkeypatch):
     monkeypatch.setattr("nanovllm.model.loader.snapshot_download", offline)
     with pytest.raises(ValueError, match=r"model='a/b'.*no connection.*HF_HUB_OFFLINE"):
         find_model("a/b", None)
+
+
+def test_a_tokenizer_is_fetched_without_weights(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(
+        "nanovllm.model.loader.snapshot_download",
+        lambda name, revision, allow_patterns: asked.append(allow_patterns) or tmp_path,
+    )
+    find_model("some/model", None)
+    find_model("some/tokenizer", None, "tokenizer")
+    assert ["*.safetensors" in patterns for patterns in asked] == [True, False]

@@ -103,6 +103,22 @@ def expected(folder):
         return answer(llm)
 
 
+def test_only_kv_heads_may_be_fewer_than_ranks(tiny_model):
+    """Query heads that two ranks held would count twice in the sum."""
+    with pytest.raises(ValueError, match="tensor_parallel_size=2 does not divide num_attention"):
+        make(str(tiny_model(family="llama", heads=1, kv_heads=1)), 2)
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
+def test_commands_are_heard_on_this_machine_alone():
+    ranks = Ranks.start_workers(1, {})
+    doors = [line.split()[1:4] for file in ("tcp", "tcp6")
+             for line in Path(f"/proc/net/{file}").read_text().splitlines()[1:]]  # fmt: skip
+    found = [at.partition(":")[0] for at, _, state in doors
+             if state == "0A" and int(at.partition(":")[2], 16) == ranks.store.port]  # fmt: skip
+    assert found == ["0100007F"], "127.0.0.1, as the kernel writes it"
+
+
 def test_two_engines_of_two_ranks_at_once(folder, expected):
     with make(folder, 2) as first, make(folder, 2) as second:
         assert answer(first) == answer(second) == expected

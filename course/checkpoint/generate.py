@@ -74,8 +74,6 @@ def run_shards(llm: Any, args: argparse.Namespace, start: float) -> None:
             index += args.workers
         cost = write_shard(llm, args.folder, index, args.shard, args.seed)
         longest = max(longest, cost["seconds"])
-        if core := getattr(llm, "llm_engine", None):
-            core.core.trace.clear()  # a record of every step: gigabytes in an hour
         if args.worker is None and time.perf_counter() - told > TELL_EVERY:
             told = time.perf_counter()
             tell(args, start)

@@ -199,7 +199,7 @@ def check_any_number(watched: Watched) -> None:
         begin += 3
     expect(begin < LONGEST, "the contexts fit")
     expect(
-        torch.equal(watched.model.stored, watched.twin.stored),
+        torch.allclose(watched.model.stored, watched.twin.stored),  # a product of 8 rows may round
         "The tokens are right, but the cache holds other keys and values than it should.",
     )
 

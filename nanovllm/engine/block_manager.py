@@ -81,12 +81,11 @@ class BlockManager:
 
     def free(self, seq: Sequence) -> None:
         """Give back all its blocks, last first: the head of a prefix is worth keeping longest."""
-        for block_id in reversed(seq.block_table):
-            block = self.blocks[block_id]
+        while seq.block_table:  # popped one by one: an interrupt leaves none to be freed twice
+            block = self.blocks[seq.block_table.pop()]
             block.ref_count -= 1
             if block.ref_count == 0:
-                self._free[block_id] = None
-        seq.block_table.clear()
+                self._free[block.block_id] = None
         seq.num_registered = 0
 
     # -- the prefix cache ------------------------------------------------------------------------

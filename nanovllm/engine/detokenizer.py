@@ -5,24 +5,25 @@ of the text. Decoding is therefore incremental over a small window of ids, and w
 change is held back. Nothing is decoded until somebody looks, unless there are stop strings.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from nanovllm.sampling_params import SamplingParams
 
 REPLACEMENT = "\ufffd"  # what a tokenizer decodes an incomplete character to
-LONGEST_INCOMPLETE = 3  # bytes of an unfinished UTF-8 character; some decoders mark each of them
 LONGEST_WINDOW = 64  # ids re-decoded at most; only garbage bytes ever get here
+PROMPT_IDS = 8  # of the prompt, before the first window: a token's leading space needs a context
 
 
 class Detokenizer:
-    """Text of the ids appended so far, cut at the first stop string."""
+    """Text of the ids appended so far, behind those of a prompt, cut at the first stop string."""
 
-    def __init__(self, tokenizer: Any, params: SamplingParams):
+    def __init__(self, tokenizer: Any, params: SamplingParams, prompt_ids: Sequence[int] = ()):
         self._tokenizer = tokenizer
         self._params = params
-        self._ids: list[int] = []
+        self._ids = list(prompt_ids[-PROMPT_IDS:])
         self._window = 0  # ids before this one are never decoded again
-        self._settled = 0  # ids before this one are in _text; [_window, _settled) gives context
+        self._settled = len(self._ids)  # [_window, _settled) gives context; _text ends with it
         self._text = ""
         self._tail = ""  # text of the ids after _settled, as far as it cannot change
         self._searched = 0  # characters before this one cannot begin a stop string
@@ -71,14 +72,13 @@ class Detokenizer:
 
     def _catch_up(self, hold_incomplete: bool = True) -> None:
         end = len(self._ids)
+        if end == self._settled:
+            return
         known = len(self._decode(self._window, self._settled))
-        window = self._decode(self._window, end)
-        held = 0
-        if hold_incomplete:
-            held = min(LONGEST_INCOMPLETE, len(window) - len(window.rstrip(REPLACEMENT)))
-        self._tail = window[known : len(window) - held]
-        if not held or end - self._settled > LONGEST_WINDOW:
-            self._text += window[known:]
+        fresh = self._decode(self._window, end)[known:]
+        self._tail = fresh.rstrip(REPLACEMENT) if hold_incomplete else fresh
+        if self._tail == fresh or end - self._settled > LONGEST_WINDOW:
+            self._text += fresh
             self._tail = ""
             self._window, self._settled = self._settled, end
 

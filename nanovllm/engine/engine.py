@@ -14,7 +14,7 @@ from nanovllm.engine.scheduler import Batch, Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.outputs import StepRecord
 
-TRACE_LENGTH = 100_000  # steps remembered
+TRACE_LENGTH = 20_000  # steps remembered: half a gigabyte, at 256 rows each
 
 
 @dataclass

@@ -53,8 +53,9 @@ class Sequence:
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
         self.metrics = RequestMetrics(arrival_time=time.perf_counter())
-        wants_text = self.tokenizer is not None and self.params.detokenize
-        self.detokenizer = Detokenizer(self.tokenizer, self.params) if wants_text else None
+        self.detokenizer = None
+        if self.tokenizer is not None and self.params.detokenize:
+            self.detokenizer = Detokenizer(self.tokenizer, self.params, self.token_ids)
         self.seed = self.params.seed
         if self.seed is None:  # equal prompts differ
             self.seed = xxhash.xxh3_64_intdigest(repr(self.noise).encode()) - 2**63

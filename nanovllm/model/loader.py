@@ -24,7 +24,7 @@ from nanovllm.ops.backend import Backend
 from nanovllm.sampling_params import SamplingParams
 
 INDEX = "model.safetensors.index.json"
-WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
 SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 WEIGHT_TYPES = ("F64", "F32", "BF16", "F16")  # others need scales that are not read here
 NOT_WEIGHTS = ("rotary_emb.inv_freq",)  # a buffer that old Llama checkpoints carry
@@ -38,8 +38,9 @@ def find_model(model: str, revision: str | None, role: str = "model") -> Path:
     """
     if model and Path(model).is_dir():
         return Path(model)
+    wanted = [*TOKENIZER_FILES, "*.safetensors"] if role == "model" else TOKENIZER_FILES
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=WANTED_FILES))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:  # offline, unknown, forbidden, or not an id at all
         raise ValueError(
             f"{role}={model!r} is not a local folder, and the Hugging Face hub did not give it "

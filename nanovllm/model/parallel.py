@@ -16,10 +16,10 @@ from nanovllm.model.ranks import Ranks, Shard
 
 def check_divisible(config: ModelConfig, size: int) -> None:
     """Raise ValueError unless the model's heads and features can be split over `size` ranks."""
-    kv_heads = config.num_key_value_heads
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         units = getattr(config, name)
-        if units % size and (units != kv_heads or size % kv_heads):
+        several_hold_it = name == "num_key_value_heads" and size % units == 0
+        if units % size and not several_hold_it:
             raise ValueError(f"tensor_parallel_size={size} does not divide {name}={units}")
 
 

@@ -7,6 +7,7 @@ store (`Ranks.share`), where an idle rank can wait for hours; tensors go through
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -71,7 +72,10 @@ class Ranks:
     @classmethod
     def start_workers(cls, size: int, settings: dict[str, Any]) -> "Ranks":
         """Start ranks 1 to size - 1 as processes of their own; this process is rank 0."""
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        door = socket.create_server(("127.0.0.1", 0))  # left to itself, the store hears everybody
+        options: Any = {"is_master": True, "wait_for_workers": False}
+        port, door_fd = door.getsockname()[1], door.detach()  # the store closes it
+        store = dist.TCPStore("127.0.0.1", port, **options, master_listen_fd=door_fd)
         ranks = cls(0, size, store)
         store.set("settings", json.dumps(settings))
         threads = str(max(1, torch.get_num_threads() // size))

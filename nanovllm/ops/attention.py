@@ -8,6 +8,7 @@ right; `kernels.py` holds the same for a GPU.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class AttentionMetadata:
     decodes: Rows | None
     prompts: Rows | None
 
-    @property
+    @cached_property
     def slot_mapping(self) -> Tensor:
         """[num_tokens] int64"""
         rows = [rows.slot_mapping for rows in (self.decodes, self.prompts) if rows is not None]
