@@ -4,17 +4,22 @@
     show_source(Attention.forward, MLP.forward)    # several: one after the other
 
 Colours are inline styles: JupyterLab takes style sheets out of a page that was never run there.
+
+A stored page goes stale when the engine changes, though the lesson did not: `up_to_date` makes it
+anew from its titles, which `course build` does, without a run.
 """
 
 import ast
 import html
 import inspect
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+TITLE = re.compile(r"^# (\S+\.py): ([\w.]+)$", re.MULTILINE)
 BOX = "border-left: 3px solid #0072B2; padding: 4px 12px; background: #F8F8F8; color: #222222"
 
 
@@ -55,19 +60,38 @@ def show_texts(texts: list[tuple[str, str]]) -> None:
     """Display pieces of code, each (title, lines)."""
     from IPython.display import display
 
+    display(page_of(texts), raw=True)
+
+
+def page_of(texts: list[tuple[str, str]]) -> dict[str, str]:
+    """Pieces of code, each (title, lines), as HTML and as plain text."""
     page = "".join(
         f'<div style="{BOX}"><b>{html.escape(title)}</b>{highlighted(text)}</div>'
         for title, text in texts
     )
     plain = "\n\n".join(f"# {title}\n{text}" for title, text in texts)
-    display({"text/html": page, "text/plain": plain}, raw=True)
+    return {"text/html": page, "text/plain": plain}
+
+
+def up_to_date(plain: str) -> dict[str, str]:
+    """The page whose plain text is given, with the code as it stands now.
+
+    ValueError if one of its pieces is no more.
+    """
+    pieces = TITLE.findall(plain)
+    return page_of([(f"{file}: {name}", cut_out(ROOT / file, name)) for file, name in pieces])
 
 
 def cut_out(file: Path, name: str) -> str:
-    """The lines of one function or class at a file's top level, its decorators included."""
-    source = file.read_text()
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
-            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-            return "\n".join(source.splitlines()[first - 1 : node.end_lineno])
-    raise ValueError(f"{file.name} has no function or class {name!r}")
+    """The lines of a function or class of a file ("f", "C", "C.f"), its decorators included."""
+    source, node = file.read_text(), None
+    inside: list[ast.stmt] = ast.parse(source).body
+    for part in name.split("."):
+        kinds = ast.FunctionDef | ast.ClassDef
+        node = next((n for n in inside if isinstance(n, kinds) and n.name == part), None)
+        if node is None:
+            raise ValueError(f"{file.name} has no function or class {name!r}")
+        inside = node.body
+    assert node is not None
+    first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+    return textwrap.dedent("\n".join(source.splitlines()[first - 1 : node.end_lineno])).rstrip()

@@ -12,6 +12,8 @@ from course.notebooks import build
 from course.notebooks.build import Job, built, differences, write_notebook
 from course.notebooks.execute import run_notebook
 from course.notebooks.source import read_source
+from course.reading import source_of
+from nanovllm.model.decoder import Decoder
 
 SOURCE = """# %% [markdown]
 # # Title
@@ -197,3 +199,34 @@ def test_the_command_builds_checks_and_names_what_is_not_built(job, monkeypatch,
     assert "02_x.ipynb: cell 1 was never run: course build --run 02_x" in capsys.readouterr().out
     assert main(["build", "07"]) == 2
     assert "no source starts with '07'" in capsys.readouterr().err
+
+
+def lists(job, plain):
+    """Make the stored run of the job's second code cell list code."""
+    from nbformat.v4 import new_output
+
+    notebook = nbformat.read(job.target, as_version=4)
+    data = {"text/html": "<pre>code</pre>", "text/plain": plain}
+    notebook.cells[2].outputs = [new_output("display_data", data=data)]
+    write_notebook(notebook, job.target)
+
+
+def test_listed_code_is_brought_up_to_date_without_a_run(job):
+    title = "# nanovllm/model/decoder.py: Decoder.logits"
+    lists(job, f"{title}\ndef logits(self, hidden):\n    return None")
+    assert list(differences(job)) == ["cell 2 lists code that has changed since: course build"]
+    (output,) = rebuild(job).cells[2].outputs
+    assert output.data["text/plain"] == f"{title}\n{source_of(Decoder.logits)}"
+    assert "lm_head" in output.data["text/html"]
+    assert not list(differences(job))
+
+
+def test_listed_code_that_is_gone_is_named(job):
+    lists(job, "# nanovllm/model/decoder.py: Decoder.nothing\ndef nothing(self): ...")
+    with pytest.raises(ValueError, match=r"Decoder\.nothing"):
+        built(job)
+
+
+def test_other_outputs_are_left_alone(job):
+    lists(job, "nanovllm/model/decoder.py: Decoder.logits")
+    assert not list(differences(job))

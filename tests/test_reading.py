@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from course.reading import highlighted, show_source, source_of
+from course.reading import highlighted, show_source, source_of, up_to_date
+from nanovllm.engine.model_runner import ModelRunner
+from nanovllm.engine.scheduler import ScheduledSequence
 from nanovllm.model.decoder import Decoder
 from nanovllm.model.rope import apply_rope
 
@@ -49,3 +51,9 @@ def test_a_light_box_has_dark_text(shown: list[dict[str, Any]]) -> None:
     boxes = re.findall(r'style="([^"]*background[^"]*)"', shown[0]["text/html"])
     assert boxes
     assert all(re.search(r"(^|; )color: #222222", style) for style in boxes)
+
+
+def test_a_page_made_anew_from_its_titles_is_the_same(shown: list[dict[str, Any]]) -> None:
+    """Functions, methods, and what has decorators."""
+    show_source(apply_rope, Decoder.logits, ModelRunner.launch, ScheduledSequence)
+    assert up_to_date(shown[0]["text/plain"]) == shown[0]

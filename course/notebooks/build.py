@@ -18,6 +18,7 @@ from typing import Any
 
 from course.notebooks.exercise_cells import exercises_in, transform
 from course.notebooks.source import ROOT, cell_ids, code_digest, read_source
+from course.reading import TITLE, up_to_date
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,20 @@ def keep_outputs(notebook: Any, old: Any) -> None:
     stored = {cell.get("id"): cell for cell in old.cells if cell.cell_type == "code"}
     for cell in notebook.cells:
         if cell.cell_type == "code" and cell.id in stored:
-            cell.outputs = stored[cell.id].outputs
+            cell.outputs = [current(output) for output in stored[cell.id].outputs]
             cell.execution_count = stored[cell.id].execution_count
     if run_of := old.metadata.get("course", {}).get("run_of"):
         notebook.metadata["course"]["run_of"] = run_of
+
+
+def current(output: Any) -> Any:
+    """A stored output; one that lists code of the course lists it as it stands now."""
+    plain = output.get("data", {}).get("text/plain", "")
+    if TITLE.match(plain):
+        page = up_to_date(plain)
+        if page["text/plain"] != plain:
+            output.data = page
+    return output
 
 
 def was_worked_in(path: Path) -> bool:
@@ -137,6 +148,8 @@ def differences(job: Job) -> Iterator[str]:
                 yield f"cell {index} differs from {job.source.name} in its {field}: course build"
         if want.cell_type == "code":
             yield from run_differences(job, index, have)
+            if have.outputs != want.outputs:
+                yield f"cell {index} lists code that has changed since: course build"
     if stored.metadata != wanted.metadata:
         yield "differs from its source in the notebook's metadata: course build"
     run_of = stored.metadata.get("course", {}).get("run_of")
