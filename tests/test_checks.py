@@ -1,6 +1,7 @@
 """What every check does: it names what is wrong, and never passes where nothing ran."""
 
 import json
+import signal
 import time
 from types import SimpleNamespace
 
@@ -89,6 +90,15 @@ def test_an_endless_loop_is_ended():
             forever()
 
     assert failure(run) == "Does a loop end?"
+
+
+def test_an_endless_loop_is_ended_where_interrupts_are_ignored():
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        test_an_endless_loop_is_ended()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def test_ctrl_c_is_not_taken_for_the_time_limit():

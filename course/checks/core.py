@@ -12,6 +12,7 @@ run to its end, takes too long or compared nothing fails, and says so.
 
 import _thread
 import inspect
+import signal
 import sys
 import sysconfig
 import textwrap
@@ -125,8 +126,13 @@ def check(function: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def time_limit(seconds: float, message: str) -> Iterator[None]:
-    """Interrupt the block, as Ctrl-C would, when its time is over (in the main thread alone)."""
-    over = threading.Event()
+    """Interrupt the block, as Ctrl-C would, when its time is over (in the main thread alone).
+
+    Where SIGINT is ignored, as behind a shell's `&`, it is heard for as long as the block takes.
+    """
+    over, usual = threading.Event(), signal.getsignal(signal.SIGINT)
+    if usual is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt() -> None:
         over.set()
@@ -142,6 +148,8 @@ def time_limit(seconds: float, message: str) -> Iterator[None]:
         raise
     finally:
         timer.cancel()
+        if usual is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, usual)
 
 
 def run_check(checked: Callable[..., None], defined: Any) -> None:
