@@ -15,6 +15,12 @@ from reference import assert_same_greedy, greedy_reference
 
 from nanovllm import LLM, SamplingParams
 
+pytest.importorskip("triton", reason="Triton has no build for this system")
+
+from triton.runtime.jit import JITFunction
+
+from nanovllm.ops import kernels
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
@@ -116,6 +122,23 @@ def test_memory_stays_within_its_share(tiny_model):
         answer(llm)
         free, total = torch.cuda.mem_get_info()
         assert total - free <= 0.5 * total
+
+
+@pytest.mark.parametrize("blocks", [None, 40])
+def test_no_request_waits_for_a_kernel_to_be_compiled(tiny_model, blocks):
+    """The start compiles all, also where the cache's size is given and need not be found out."""
+    jitted = [kernel for kernel in vars(kernels).values() if isinstance(kernel, JITFunction)]
+
+    def compiled():
+        return sum(len(cache[0]) for kernel in jitted for cache in kernel.device_caches.values())
+
+    for kernel in jitted:
+        kernel.device_caches.clear()  # what other tests have compiled
+    with make(tiny_model(), num_gpu_blocks_override=blocks, dtype="bfloat16") as llm:
+        at_start = compiled()
+        answer(llm)
+        answer(llm, SamplingParams(temperature=0.8, top_k=20, max_tokens=32, ignore_eos=True))
+        assert compiled() == at_start > 0
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 9, 13])

@@ -204,7 +204,7 @@ assert rows.slot_mapping.tolist() == [where[9], where[12], where[13]] == [29, 6,
 assert (k_cache[7, 3] == 99).all(), "slot 31, the last one, was written"
 
 # %%
-show_source(ops.attend_decodes, ops.attend_prompts, ops._attend_prompt)
+show_source(ops.attend_decodes, ops.attend_prompts, ops._attend_prompt, ops.masked_attention)
 
 # %% [markdown]
 # `attend_decodes`: cut the tables to the longest context (`-(-a // b)` rounds up), gather, mask, attend. A padded table may

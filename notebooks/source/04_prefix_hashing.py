@@ -337,6 +337,8 @@ cached, uncached = start_engine(**where), start_engine(enable_prefix_caching=Fal
 second = second_requests(cached, uncached)
 print(f"{measured_model()} {machine.describe()}.", *second, sep="\n")
 assert [request.computed for request in second] == [32, 48, 672, 672]
+for used in (cached, uncached):
+    used.close()  # their memory is not the stage's, below
 
 # %% [markdown]
 # <details>

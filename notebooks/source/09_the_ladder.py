@@ -191,14 +191,16 @@ show(*climb.shares(rungs))
 #
 # ## Check: one answer
 #
-# All stages must agree on every greedy token, up to near ties (which in bfloat16 come at once).
+# All stages must agree on every greedy token, up to near ties. In bfloat16 random weights nearly tie at once, so the
+# course's own model answers, in float32.
 
 # %%
-reference = rungs[1].result
-for rung in rungs[2:]:
-    agreement = compare(rung.result, reference)
-    print(f"{rung.result.number:02} {rung.result.name:<22} {agreement}")
-    assert agreement.compared > 50 or reference.dtype != "float32"
+few = ladder_workload(STAGES[2](own_model()).vocab_size, "cpu").first(3)
+reference, *others = [STAGES[n](own_model(), dtype="float32").run(few) for n in stages[1:]]
+for result in others:
+    agreement = compare(result, reference)
+    print(f"{result.number:02} {result.name:<22} {agreement}")
+    assert agreement.compared > 50
 
 # %% [markdown]
 # ## Assemble: the records
