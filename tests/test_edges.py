@@ -336,10 +336,15 @@ def test_enforce_eager_is_accepted(folder, expected):
         assert ids(answer(llm)) == expected
 
 
-@pytest.mark.parametrize(("num_seqs", "tokens"), [(3, 201), (2, 1 + 128), (1, 128)])
-def test_a_rehearsed_step_is_the_largest_and_leaves_no_trace(folder, expected, num_seqs, tokens):
+@pytest.mark.parametrize(
+    ("num_seqs", "length", "tokens"), [(3, 128, 201), (2, 128, 1 + 128), (1, 128, 128), (1, 99, 99)]
+)
+def test_a_rehearsed_step_is_the_largest_and_leaves_no_trace(
+    folder, expected, num_seqs, length, tokens
+):
     """What a GPU does before it sizes the cache: one decode row, and prompts to the budget."""
-    with make(folder, max_num_seqs=num_seqs, max_num_batched_tokens=200) as llm:
+    options = {"max_num_seqs": num_seqs, "max_num_batched_tokens": 200, "max_model_len": length}
+    with make(folder, **options) as llm:
         runner, seen = llm.llm_engine.core.runner, []
         plain = runner.model.forward
         runner.model.forward = lambda ids, *rest: seen.append(len(ids)) or plain(ids, *rest)

@@ -48,8 +48,8 @@ def answer(llm, params=GREEDY):
         {"async_scheduling": False},
         {"max_num_batched_tokens": 13, "num_gpu_blocks_override": 12},
         {"enforce_eager": True},
-        {"attention_backend": "torch"},
-        {"max_num_seqs": 3},
+        {"attention_backend": "torch", "max_model_len": 101},
+        {"max_num_seqs": 3, "max_model_len": 101},
         {"block_size": 1},
     ],
     ids=[

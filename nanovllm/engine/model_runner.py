@@ -72,6 +72,7 @@ class ModelRunner:
         self.ranks, self.backend = model.ranks, model.backend
         self.block_size = kv_cache.shape[3]
         self.device = kv_cache.device
+        self.max_model_len = args.max_model_len
         self.max_blocks = -(-args.max_model_len // self.block_size)
         self.rows = PersistentBatch(args.max_num_seqs, self.max_blocks, self.device)
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}  # by batch size
@@ -204,7 +205,7 @@ class ModelRunner:
     @on_its_device
     def rehearse(self, max_num_batched_tokens: int) -> None:
         """Run the step that needs the most memory, over a cache whose block 0 may be spoiled."""
-        num_rows, longest = len(self.rows.ids), self.max_blocks * self.block_size
+        num_rows, longest = len(self.rows.ids), self.max_model_len
         decodes = min(1, num_rows - 1)
         tokens = min(max_num_batched_tokens, (num_rows - decodes) * longest)
         counts = [1] * decodes + [longest] * (tokens // longest) + [tokens % longest]
