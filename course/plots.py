@@ -8,6 +8,7 @@ No meaning rests on colour alone: lines differ in markers, bars in hatches.
 """
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,8 @@ def ladder(upto: int | None = None, records: list[Record] | None = None) -> Any:
         draw_speed(speed, at, group, i, legend_text(*source))
         draw_memory(memory, at, group, i)
     finish_axes(speed, memory, stages)
-    machines = ", and on ".join(dict.fromkeys(r.machine for r in rows))
-    fig.suptitle(f"The ladder so far, on {machines}", x=0.01, ha="left", fontsize=11.5)
+    machines = textwrap.fill("; ".join(dict.fromkeys(r.machine for r in rows)), 90)
+    fig.suptitle(f"The ladder so far\n{machines}", x=0.01, ha="left", fontsize=11.5)
     add_legend(fig, speed)
     fig.alt_text = ladder_in_words(groups)
     return fig
@@ -120,8 +121,8 @@ def draw_speed(axes: Any, at: list[float], group: list[Record], i: int, label: s
     colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
     axes.errorbar(values, at, xerr=errors, color=colour, marker=marker, label=label, capsize=3)
     for value, y in zip(values, at, strict=True):
-        text = f"{value:,.0f}"
-        axes.annotate(text, (value, y), (8, 4), textcoords="offset points", fontsize=9)
+        text = axes.annotate(f"{value:,.0f}", (value, y), (8, 4), textcoords="offset points")
+        text.set(fontsize=9, bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.5})
 
 
 def draw_memory(axes: Any, at: list[float], group: list[Record], i: int) -> None:

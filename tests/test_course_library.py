@@ -234,6 +234,17 @@ def test_the_ladder_shows_both_sources_up_to_a_stage(two_sources, tmp_path):
         plots.ladder(records=[])
 
 
+def test_many_machines_fit_above_the_ladder(two_sources):
+    plots.use_style()
+    makers = ("Intel(R) Xeon(R) Platinum 8480+", "AMD EPYC 9654 96-Core", "NVIDIA H100 80GB HBM3")
+    rows = [replace(row, machine=maker) for row in two_sources for maker in makers]
+    figure = plots.ladder(records=rows)
+    figure.canvas.draw()
+    title = figure.get_suptitle()
+    assert all(maker in title.replace("\n", " ") for maker in makers)
+    assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
+
+
 def test_the_same_figure_gives_the_same_bytes(two_sources, tmp_path):
     plots.use_style()
     for name in ("a.svg", "b.svg"):

@@ -73,8 +73,8 @@ class ModelRunner:
         self.block_size = kv_cache.shape[3]
         self.device = kv_cache.device
         self.max_model_len = args.max_model_len
-        self.max_blocks = -(-args.max_model_len // self.block_size)
-        self.rows = PersistentBatch(args.max_num_seqs, self.max_blocks, self.device)
+        max_blocks = -(-self.max_model_len // self.block_size)
+        self.rows = PersistentBatch(args.max_num_seqs, max_blocks, self.device)
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}  # by batch size
 
     # -- a step ----------------------------------------------------------------------------------
@@ -209,9 +209,8 @@ class ModelRunner:
         decodes = min(1, num_rows - 1)
         tokens = min(max_num_batched_tokens, (num_rows - decodes) * longest)
         counts = [1] * decodes + [longest] * (tokens // longest) + [tokens % longest]
-        seq = Namespace(
-            block_table=[0] * self.max_blocks, num_cached=longest, token_ids=[0] * tokens
-        )
+        table = [0] * -(-longest // self.block_size)
+        seq = Namespace(block_table=table, num_cached=longest, token_ids=[0] * tokens)
         batch: Any = [Namespace(seq=seq, start=0, end=n, num_tokens=n) for n in counts if n]
         self.rows.positions.zero_()
         hidden, _ = self._mixed(batch, decodes, [0] * num_rows)

@@ -348,7 +348,7 @@ for used in (cached, uncached):
 #
 # </details>
 #
-# TTFT falls by less than the tokens, on an H200 not at all: a step costs some time whatever its size.
+# TTFT falls by less than the tokens, on a large GPU not at all: a step costs some time whatever its size.
 #
 # ## Measure: a chat of several turns
 #

@@ -387,7 +387,7 @@ figure = plots.ladder(upto=6)
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# <details><summary>Three times, on an H200; nothing</summary>
+# <details><summary>Two to three times on a large GPU; nothing</summary>
 #
 # On a CPU `auto` takes torch. On a GPU a small model waits for Python to start kernels: now there are fewer.
 #
