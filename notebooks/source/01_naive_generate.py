@@ -401,11 +401,11 @@ print("256 tokens against 32: predicted {:.1f}, measured {:.1f} times as long".f
 show(generate_plots.step_and_answer(costs, clock, len(prompt), machines))
 
 # %% [markdown]
-# Two measured steps (the white points) gave $t_0$ and $r$; the others, and the clock, test them. The terms are equal at
-# $n = W / (2LHD) = 2{,}304$, beyond this model's context. So, beyond $t_0$, **a step is nearly linear in $n$, and
-# an answer nearly quadratic in its length**. Early and late steps pay $t_0$ alike, which lowers the ratio.
-# (A GPU computes while more operations are started, so up to thousands of tokens $t_0$ hides the arithmetic: there the
-# white points make $r$ too large, and the longest step stands above its line.)
+# Two measured steps (the white points) gave $t_0$ and $r$; the others, and the clock, test them (busy machines stray).
+# The terms are equal at $n = W / (2LHD) = 2{,}304$, beyond this model's context. So, beyond $t_0$, **a step is nearly
+# linear in $n$, and an answer nearly quadratic in its length**. Early and late steps pay $t_0$ alike, which lowers
+# the ratio. (A GPU computes while operations are started, so up to thousands of tokens $t_0$ hides arithmetic: the white
+# points make $r$ too large, and the longest step stands above its line.)
 #
 # Now the workload of every stage (on a GPU this one gets 4 of 64 requests).
 
