@@ -42,6 +42,7 @@ test: lint $(SMOLLM2)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadscope notebooks solutions
 
 test-gpu: $(STAMP)
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('make test-gpu needs an NVIDIA GPU that torch sees')"
 	rm -f gpu-tests.xml gpu-notebooks.xml
 	failed=0; \
 	$(BIN)/python -m pytest tests/test_gpu.py tests/test_kernels.py tests/test_toy_kernels.py --junitxml=gpu-tests.xml || failed=1; \

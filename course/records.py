@@ -65,7 +65,7 @@ class Record:
             f"{self.stage:02} {self.name}: {n['tokens_per_second']:,.0f} tok/s; "
             f"TTFT {1000 * n['ttft_mean_seconds']:,.0f} ms, "
             f"TPOT {1000 * n['tpot_mean_seconds']:,.1f} ms; "
-            f"KV {mib(round(n['kv_live_bytes']))} live"
+            f"KV {mib(round(n['kv_live_bytes']))} live{', as recorded' * (self.origin != 'yours')}"
         )
 
     @property

@@ -164,7 +164,8 @@ for prompt in ("Once upon a time", chat):
 
 # %% [markdown]
 # A text gets one BOS, the chat gets two. Repair `encode_prompt` in its cell, so that both begin with
-# exactly one. A user may write anything into a message, and what they wrote must arrive.
+# exactly one; of a chat the template alone decides (some write none). A user may write anything into a
+# message, and what they wrote must arrive.
 
 # %%
 lesson01.check_encode_prompt(encode_prompt)

@@ -75,7 +75,7 @@ lesson02.check_cache_size(token_bytes, fit, reserved)
 #
 # Store, in place; then attend over what each row has, its new token included. What stands behind it in the
 # cache is rubbish. With grouped heads, query head $h$ uses key and value head $h // (H / H_{kv})$. Scores are
-# divided by $\sqrt D$. No loop over rows: a batch may have 256.
+# divided by $\sqrt D$. A loop over rows gives the right numbers, but a batch may have 256: try without.
 
 
 # %% tags=["exercise-decode_step"]

@@ -79,8 +79,9 @@ lesson03.check_blocks_and_slots(blocks, empty, small_blocks, slot)
 # | 1 | `[1, 0, 0]` | 2 | 2 | 0, 1 | 4, 5 |
 # | 2 | `[0, 0, 0]` | 0 | 2 | none | −1, −1 |
 #
-# Here `starts` is `[0, 3, 5, 7]`. Return int64, and write no loop: a step has thousands of tokens. (Tables
-# are int32. A GPU's cache may have more than $2^{31}$ numbers, so an address must not be.)
+# Here `starts` is `[0, 3, 5, 7]`. A loop gives the right slots, but a step has thousands of tokens: try
+# without. Return int64. (Tables are int32. A GPU's cache may have more than $2^{31}$ numbers, so an address
+# must not be.)
 
 
 # %% tags=["exercise-slot_mapping"]

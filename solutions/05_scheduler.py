@@ -98,8 +98,8 @@ lesson05.check_four_requests(b_in_step_2, c_answers, step_3, goes_back, computed
 #
 # **Waiting.** While somebody waits and budget and rows (`self.max_num_seqs`) are left, look at the head of the
 # queue. Cached tokens need not be computed, but at least one token must. What does not fit in the budget is for
-# the next step; without `self.enable_chunked_prefill` the whole prompt must fit, or it waits. If the head does
-# not fit, stop: nobody overtakes it.
+# the next step; without `self.enable_chunked_prefill` all that is left to compute of the prompt must fit, or it
+# waits. If the head does not fit, stop: nobody overtakes it. Tell `_plan` that these rows are `admitted`.
 
 
 # %% tags=["exercise-my_scheduler"]

@@ -96,7 +96,7 @@ lesson06.check_bytes_and_time(store_bytes, decode_us, idle, first_slot)
 #
 # Keys and values are parts of `qkv`, so the strides are not `SIZE`. The lanes of `tl.arange(0, BLOCK)` from
 # `SIZE` on belong to somebody else. And take the token's number in 64 bits, `.to(tl.int64)`: token times stride
-# is an offset.
+# is an offset. (No check of this exercise has so many numbers that it shows; exercise 3 checks it.)
 
 
 # %% tags=["exercise-my_store"]

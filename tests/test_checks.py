@@ -41,6 +41,23 @@ def test_errors_in_the_answer_become_messages_with_the_line():
     assert "A function is wanted here, this is 6" in failure(check_double, 6)
 
 
+def test_an_error_inside_the_course_is_told_by_the_learners_function():
+    def explode(numbers):
+        raise ValueError("boom")
+
+    def unwritten(numbers):
+        raise NotImplementedError("add them")
+
+    def helper(function):
+        return function([1])
+
+    helper.__module__ = "course.checks.lesson03"
+    with pytest.raises(CheckFailed, match=r"^explode raised an error, in line"):
+        attempt(helper, explode)
+    with pytest.raises(CheckFailed, match=r"^unwritten is still to be written: add them"):
+        attempt(helper, unwritten)
+
+
 def test_an_error_in_a_library_is_told_by_the_learners_own_line():
     def parse(n):
         return json.loads("{")
@@ -90,6 +107,17 @@ def test_an_endless_loop_is_ended():
             forever()
 
     assert failure(run) == "Does a loop end?"
+
+
+def test_a_check_says_what_may_take_so_long(monkeypatch):
+    monkeypatch.setattr("course.checks.core.SECONDS", 0.2)
+
+    @check(slow="Do you count in ones?")
+    def check_counting(count):
+        attempt(count, 5)
+
+    said = "counting takes more than 0.2 seconds. Do you count in ones?"
+    assert failure(check_counting, time.sleep) == said
 
 
 def test_an_endless_loop_is_ended_where_interrupts_are_ignored():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from course.drawings import generate_plots
-from course.drawings.generate_plots import StepCost
+from course.drawings.generate_plots import OverlappedCost, StepCost
 from course.labs import naive_lab
 from course.models import own_model
 from course.stages import Recompute
@@ -24,6 +24,15 @@ def test_two_steps_give_what_every_step_costs() -> None:
     assert found.fixed == pytest.approx(5)
     assert found.rate == pytest.approx(10)
     assert found.step(55) == pytest.approx(5 + flops(55) / 10)
+
+
+def test_on_a_gpu_the_longer_of_starting_and_computing_counts() -> None:
+    lengths = [1, 7, 30, 90]
+    seconds = [max(5.0, flops(n) / 1000) for n in lengths]
+    found = OverlappedCost("toy", lengths, seconds, fitted=(0, 3), flops=flops)
+    assert (found.fixed, found.rate) == pytest.approx((5, 1000))
+    assert [found.step(n) for n in lengths] == pytest.approx(seconds)
+    assert found.step(20) == 5
 
 
 def test_an_answer_is_the_sum_of_its_steps_the_first_of_which_reads_the_prompt() -> None:

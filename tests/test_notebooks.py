@@ -81,9 +81,14 @@ def displays(kind, data):
 
 def shows(output):
     def plant(notebook):
-        notebook.cells[6].outputs = [output]
+        notebook.cells[6].outputs = [output] if output else []
 
     return plant
+
+
+def in_a_loop(notebook):
+    notebook.cells[6].outputs = []
+    notebook.cells[6].source = "def f():\n    print(4)\nfor i in range(3):\n    show(i)"
 
 
 def tagged(tag):
@@ -103,7 +108,9 @@ def too_many_cells(notebook):
 
 GITHUB = "https://github.com/vllm-project/vllm/blob"
 FAULTS = {
-    "stripped": (stripped, None, "no cell has an output"),
+    "stripped": (stripped, None, "was never run"),
+    "outputs lost": (shows(None), 6, "calls print, and stores no output"),
+    "outputs of a loop lost": (in_a_loop, 6, "calls show, and stores no output"),
     "one stripped": (one_stripped, 5, "was never run"),
     "out of order": (out_of_order, 6, "ran as number 3, but stands at 4"),
     "error": (shows(new_output("error", ename="KeyError", evalue="7")), 6, "an error: KeyError: 7"),
@@ -127,6 +134,21 @@ FAULTS = {
     ),
     "remote": (appends(1, "\n![a map](https://x.org/map.svg)"), 1, "loads https://x.org/map.svg"),
     "remote in html": (appends(1, '\n<img alt="a map" src="//x.org/m">'), 1, "loads //x.org/m"),
+    "remote by reference": (
+        appends(1, "\n![a map][m]\n\n[m]: https://x.org/map.svg"),
+        1,
+        "![a map] is an image by reference",
+    ),
+    "remote in srcset": (
+        appends(1, '\n<img alt="a map" src="data:," srcset="https://x.org/m.png 2x">'),
+        1,
+        "loads https://x.org/m.png",
+    ),
+    "remote in a style": (
+        displays("text/html", "<style>b { background: url( 'https://x.org/m.png') }</style>"),
+        6,
+        "loads https://x.org/m.png",
+    ),
     "remote in output": (
         displays("text/html", '<script src="https://x.org/a.js"></script>'),
         6,

@@ -43,6 +43,37 @@ def test_asking_for_a_value_is_refused(asks):
         Recording(lambda: asks(x), CPU)
 
 
+@pytest.mark.parametrize(
+    "chooses",
+    [
+        lambda x: x[x > 0],
+        lambda x: x[1:, x[0] > 0],
+        lambda x: x.nonzero(),
+        lambda x: torch.where(x > 0),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.__setitem__(x > 0, torch.ones(6)),
+        lambda x: x.__setitem__(x[:, 0] > 0, x + 1),
+    ],
+)
+def test_rows_chosen_by_their_values_are_refused(chooses):
+    """A GPU would have to tell the host how many there are."""
+    with pytest.raises(RuntimeError, match="capturing: how many are meant depends on values"):
+        Recording(lambda: chooses(torch.ones(2, 3)), CPU)
+
+
+def test_a_mask_that_takes_one_number_is_recorded():
+    x, out = torch.tensor([1.0, -1.0, 2.0]), torch.empty(3)
+
+    def step():
+        out.copy_(x)
+        out[out < 0] = 0.0
+
+    recording = Recording(step, CPU)
+    x.copy_(torch.tensor([-1.0, -2.0, 3.0]))
+    recording.replay()
+    assert out.tolist() == [0.0, 0.0, 3.0]
+
+
 def test_a_batch_is_padded_to_the_next_size_or_to_none():
     assert [step_drawings.padding([1, 4, 8], n) for n in (1, 2, 4, 5, 9)] == [0, 2, 0, 3, None]
 

@@ -390,6 +390,26 @@ def test_of_one_sequence_the_tail_is_evicted_before_the_head():
     assert sim.seqs[2].metrics.num_cached_tokens == 8
 
 
+def test_a_block_that_no_one_finds_gives_up_its_key():
+    """A and B write the same: B's third block continues a text whose cached blocks were A's."""
+    manager = BlockManager(8, block_size=4)
+
+    def enter(token_ids, hits=()):
+        seq = make_sequence("", [*token_ids], 1)
+        manager.share(seq, list(hits))
+        manager.allocate(seq, len(seq.token_ids))
+        seq.num_scheduled = len(seq.token_ids)
+        manager.register(seq)
+        return seq
+
+    first, second = enter(range(8)), enter(range(12))  # side by side: neither finds the other
+    manager.free(first)
+    manager.free(enter(range(50, 70)))  # evicts the first one's
+    manager.free(second)
+    manager.free(enter(range(12)))
+    assert len(manager.match(make_sequence("", [*range(12)], 1))) == 3
+
+
 def test_a_hash_collision_is_not_believed(monkeypatch):
     monkeypatch.setattr(block_manager_module, "hash_block", lambda parent, tokens: b"the same")
     sim = simulator()

@@ -20,7 +20,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from course.exercises import ROOT
@@ -59,7 +59,6 @@ def expect(condition: Any, message: str) -> None:
 
 def attempt(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What the learner's function returns; an error in it becomes a CheckFailed that says where."""
-    name = getattr(function, "__qualname__", None) or repr(function)
     if not callable(function):
         raise CheckFailed(f"A function is wanted here, this is {function!r}.")
     try:
@@ -67,20 +66,30 @@ def attempt(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     except CheckFailed:
         raise
     except NotImplementedError as todo:
-        raise CheckFailed(f"{name} is still to be written: {todo}.") from None
+        raise CheckFailed(f"{whose(function, todo)} is still to be written: {todo}.") from None
     except Exception as error:
         at = own_frame(error)
         place = f", in line {at.lineno} of {at.name}: {at.line}" if at.line else ""
         said = f"{type(error).__name__}: {error}"
-        raise CheckFailed(f"{name} raised an error{place}\n{said}") from error
+        raise CheckFailed(f"{whose(function, error)} raised an error{place}\n{said}") from error
+
+
+def whose(function: Callable[..., Any], error: BaseException) -> str:
+    """The function's name; if it is a helper of a check, that of the learner's that it called."""
+    if str(getattr(function, "__module__", None)).startswith("course."):
+        return own_frame(error).name
+    return getattr(function, "__qualname__", None) or repr(function)
 
 
 def own_frame(error: BaseException) -> traceback.FrameSummary:
     """The last line that is the learner's own, not a library's or the course's, before an error."""
-    frames = list(traceback.extract_tb(error.__traceback__))
     libraries = (sys.prefix, sysconfig.get_path("stdlib"), f"{ROOT}/course", f"{ROOT}/nanovllm")
-    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
-    return (own or frames)[-1]
+    own, cause = [], error  # Triton's interpreter wraps an error in one of its own
+    while cause is not None:
+        frames = traceback.extract_tb(cause.__traceback__)
+        own += [frame for frame in frames if not frame.filename.startswith(libraries)]
+        cause = cause.__cause__
+    return (own or traceback.extract_tb(error.__traceback__))[-1]
 
 
 def compare(name: str, given: Any, truth: Any, wrong: dict[Any, str], look: str) -> None:
@@ -99,8 +108,13 @@ def compare(name: str, given: Any, truth: Any, wrong: dict[Any, str], look: str)
     raise CheckFailed(f"{name} is not {given}. {hint}")
 
 
-def check(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a function of expectations a check: timed, whole, and noted when it passes."""
+def check(function: Any = None, *, slow: str = "Does a loop end?") -> Callable[..., Any]:
+    """Make a function of expectations a check: timed, whole, and noted when it passes.
+
+    slow: what to ask somebody whose answer takes too long; then it is `@check(slow="...")`.
+    """
+    if function is None:
+        return partial(check, slow=slow)
     number = function.__module__[-2:]  # course.checks.lesson03
     name = function.__name__.removeprefix("check_")
 
@@ -108,7 +122,7 @@ def check(function: Callable[..., None]) -> Callable[..., None]:
     def checked(*args: Any, **kwargs: Any) -> None:
         _comparisons.clear()
         try:
-            with time_limit(SECONDS, f"{name} takes more than {SECONDS} seconds. Does a loop end?"):
+            with time_limit(SECONDS, f"{name} takes more than {SECONDS} seconds. {slow}"):
                 function(*args, **kwargs)
         except CheckFailed as failure:
             raise failure.with_traceback(None) from failure.__cause__

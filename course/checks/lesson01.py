@@ -59,6 +59,12 @@ def kept_by(top_p: Any, probs: torch.Tensor, p: float) -> list[int]:
         f"The result has one logit for each token, {tuple(logits.shape)}; "
         f"yours has {tuple(result.shape)}. Dropped tokens stay, at -inf.",
     )
+    expect(
+        result.is_floating_point(),
+        f"The logits are wanted, with -inf for tokens that are dropped; this is {result.dtype}. A "
+        "mask says only which: write -inf where it tells.",
+    )
+    explain_values(result, logits)
     kept = (result > -torch.inf).nonzero().flatten().tolist()
     expect(
         torch.equal(result[kept], logits[kept]),
@@ -66,6 +72,32 @@ def kept_by(top_p: Any, probs: torch.Tensor, p: float) -> list[int]:
         "i is no longer token i: go back through the order that sort gives.",
     )
     return kept
+
+
+def explain_values(result: torch.Tensor, logits: torch.Tensor) -> None:
+    """What is no logit: a finite number for what is dropped, or probabilities."""
+    result, logits = result.double(), logits.double()
+    changed = result[(result != logits) & (result > -torch.inf)]
+    fill = next(iter(changed.tolist()), -torch.inf)
+    hides = fill > -torch.inf and ((changed == 0) | (changed < logits.min())).all()
+    expect(
+        not hides,
+        f"The logits that stay are right, but dropped tokens have {fill:g}, a finite number. "
+        "They get -inf: whatever else stands in the row, a softmax then gives them 0.",
+    )
+    shown = result > -1e4
+    given, own = result[shown], logits[shown]
+    expect(
+        not ((given >= 0).all() and 0 < given.sum() < 1.001),
+        "What you return are probabilities. The logits are wanted, as they were, and -inf for "
+        "tokens that are dropped: whoever samples takes the softmax.",
+    )
+    shift = given - own
+    expect(
+        torch.equal(given, own) or shift.max() - shift.min() > 1e-4,
+        "What you return are log-probabilities, or logits moved by a number. The logits are "
+        "wanted as they were, and -inf for tokens that are dropped.",
+    )
 
 
 @check
@@ -86,6 +118,11 @@ def check_top_p(top_p: Any) -> None:
     )
     kept = kept_by(top_p, torch.full((4,), 0.25), 0.5)  # nothing here is rounded
     expect(
+        len(kept) != 4,
+        "Of four equally likely tokens two reach p = 0.5; yours keeps all. A threshold "
+        "on probabilities keeps equal ones together: decide by the place in the sorted order.",
+    )
+    expect(
         len(kept) == 2,
         f"Of four equally likely tokens two reach p = 0.5, and no third is needed; yours keeps "
         f"{len(kept)}. What happens when the sum before a token equals p?",
@@ -104,8 +141,10 @@ def agree_with_engine(top_p: Any) -> None:
     for seed, p in enumerate((0.1, 0.5, 0.9)):
         logits = 3 * torch.randn(1000, generator=torch.Generator().manual_seed(seed))
         off = torch.tensor([[1000]]), torch.tensor([[p]]), torch.tensor([[0.0]])
+        result = attempt(top_p, logits, p)
+        explain_values(result, logits)
         expect(
-            torch.equal(attempt(top_p, logits, p), filter_scores(logits[None], *off)[0]),
+            torch.equal(result, filter_scores(logits[None], *off)[0]),
             f"On 1,000 random logits at p = {p} the engine keeps other tokens. Are your "
             "probabilities a softmax of the logits?",
         )
@@ -134,17 +173,31 @@ def tokenizer_with_bos() -> Any:
     return tokenizer
 
 
+def ids_of(encode_prompt: Any, tokenizer: Any, prompt: Any) -> list[int]:
+    """What a learner's encode_prompt returns, if that is ids in a row."""
+    ids = attempt(encode_prompt, tokenizer, prompt)
+    expect(
+        not hasattr(ids, "keys"),
+        f"A list of ids is wanted, and this is a dict ({type(ids).__name__}): that list is its "
+        "input_ids.",
+    )
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    is_row = isinstance(ids, (list, tuple)) and all(isinstance(i, int) for i in ids)
+    expect(is_row, f"A list of ids is wanted, got {ids!r}.")
+    return list(ids)
+
+
 @check
 def check_encode_prompt(encode_prompt: Any) -> None:
     tokenizer = tokenizer_with_bos()
     bos, text = tokenizer.bos_token_id, "Once upon a time"
-    ids = list(attempt(encode_prompt, tokenizer, text))
+    ids = ids_of(encode_prompt, tokenizer, text)
     expect(ids[:1] == [bos], "A plain text no longer begins with BOS: no template writes it there.")
     expect(ids == tokenizer.encode(text), "A plain text's ids are no longer what encode gives.")
     chat = [{"role": "user", "content": "Tell me a story."}]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     wanted = tokenizer.encode(rendered, add_special_tokens=False)
-    ids = list(attempt(encode_prompt, tokenizer, chat))
+    ids = ids_of(encode_prompt, tokenizer, chat)
     expect(
         ids[:2] != [bos, bos],
         "The chat still begins with two BOS: the template writes one, and encode adds another.",
@@ -152,14 +205,14 @@ def check_encode_prompt(encode_prompt: Any) -> None:
     expect(ids[:1] == [bos], "The chat now begins with no BOS at all. One of the two must stay.")
     expect(ids == wanted, f"The chat's ids should decode to {rendered!r}, not to {decoded(ids)!r}.")
     quotes = [{"role": "user", "content": f"What does {tokenizer.bos_token * 2} mean?"}]
-    ids = list(attempt(encode_prompt, tokenizer, quotes))
+    ids = ids_of(encode_prompt, tokenizer, quotes)
     expect(
         ids.count(bos) == 3,
         "A user wrote the BOS token twice into a message, and it did not arrive. Do not take BOS "
         "out of text or ids: see to it that the second is never added.",
     )
     tokenizer.chat_template = TEMPLATE.removeprefix("{{ bos_token }}")
-    ids = list(attempt(encode_prompt, tokenizer, chat))
+    ids = ids_of(encode_prompt, tokenizer, chat)
     expect(
         ids[:1] != [bos],
         "With a template that writes no BOS, as some models have, yours added one, or cut off the "
@@ -168,7 +221,7 @@ def check_encode_prompt(encode_prompt: Any) -> None:
     expect(ids == wanted[1:], "With a template that writes no BOS, a token of the chat was lost.")
     tokenizer.backend_tokenizer.post_processor = ByteLevel()  # adds nothing
     expect(
-        list(attempt(encode_prompt, tokenizer, chat)) == wanted[1:],
+        ids_of(encode_prompt, tokenizer, chat) == wanted[1:],
         "With a tokenizer that adds no BOS, the chat's first token was lost: you cut off what was "
         "never added. Ask encode not to add it.",
     )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from course.checks import attempt, check, compare, expect
+from course.checks import CheckFailed, attempt, check, compare, expect
 from course.checks.engines import three_prompts
 from course.learner import stage_with
 from course.serving import start_engine
@@ -61,17 +61,22 @@ def decode_case(lengths: list[int], places: int, heads: int, kv_heads: int, dim:
 
 
 def reference_step(
-    case: Case, store: bool = True, own_length: bool = True, fill: float | None = None
+    case: Case,
+    store: bool = True,
+    own_length: bool = True,
+    masked: bool = True,
+    fill: float | None = None,
 ) -> Tensor:
     """Row by row. Wrong on purpose with store=False (the new token is left out), own_length=False
-    (every row reads as far as the longest), or a number to fill hidden scores with."""
+    (every row reads as far as the longest), masked=False (all places are read), or a number to
+    fill hidden scores with."""
     query, key, value, k_cache, v_cache, lengths = case
     outputs = []
     for row, length in enumerate(lengths.tolist()):
         k, v = k_cache[row].clone(), v_cache[row].clone()
         k[length], v[length] = key[row], value[row]
         end = length + store if own_length else int(lengths.max()) + 1
-        end = end if fill is None else len(k)
+        end = end if masked and fill is None else len(k)
         group = query.shape[1] // k.shape[1]
         k, v = (x[:end].repeat_interleave(group, dim=1) for x in (k, v))
         scores = torch.einsum("hd,phd->hp", query[row], k) / query.shape[-1] ** 0.5
@@ -124,11 +129,17 @@ def check_stored(case: Case, caches: tuple[Tensor, Tensor]) -> None:
     )
     wanted = k_before.clone(), v_before.clone()
     wanted[0][row, lengths], wanted[1][row, lengths] = key, value
+    expect(
+        not torch.equal(caches[0][row, lengths], value),
+        "The places are right, but the value went into k_cache: keys belong there, and values in "
+        "v_cache.",
+    )
     for name, cache, want in zip(("k_cache", "v_cache"), caches, wanted, strict=True):
         expect(
             torch.equal(cache, want),
-            f"{name} should change at place lengths[row] of each row, and nowhere else. Changed "
-            f"(row, place): {(cache != want).any(-1).any(-1).nonzero().tolist()} too many or few.",
+            f"{name} should change at place lengths[row] of each row, and nowhere else. These "
+            f"(row, place) are too many or few, or with another content: "
+            f"{(cache != want).any(-1).any(-1).nonzero().tolist()}.",
         )
 
 
@@ -143,6 +154,11 @@ def check_attended(case: Case, out: Tensor) -> None:
         not close(out, reference_step(case, own_length=False)),
         "Short rows read as far as the longest. Behind a row's own token stands rubbish: each row "
         "needs its own mask.",
+    )
+    expect(
+        not close(out, reference_step(case, masked=False)),
+        "Nothing is masked: every row reads all places of the cache, with the rubbish behind its "
+        "own token. Hide what stands behind place lengths[row] before the softmax.",
     )
     query, *rest = case
     unscaled = (query * query.shape[-1] ** 0.5, *rest)
@@ -208,7 +224,24 @@ def check_answer_together(answer_together: Any) -> None:
     stage.decode = spy
     answers = attempt(answer_together, stage, prompts, 12)
     expect(asked, "stage.decode was never called: compute the answers as one batch.")
-    expect(answers == alone, "Positions are right, but the tokens are not those of each row alone.")
+    expect(
+        as_lists(answers, len(prompts)) == alone,
+        "Positions are right, but the tokens are not those of each row alone.",
+    )
+
+
+def as_lists(answers: Any, count: int) -> list[list[int]]:
+    """Rows of tokens, be they tensors, tuples or lists."""
+    try:
+        rows = [[int(token) for token in row] for row in answers]
+    except (TypeError, ValueError):
+        raise CheckFailed(f"A list of tokens for each prompt is wanted, got {answers!r}.") from None
+    expect(
+        len(rows) == count,
+        f"A list of tokens for each of {count} prompts is wanted; yours are {len(rows)} rows of "
+        f"{len(rows[0]) if rows else 0}. One for each step? Turn them.",
+    )
+    return rows
 
 
 def explain_positions(asked: list[list[int]], lengths: list[int]) -> None:

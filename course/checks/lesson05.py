@@ -8,6 +8,7 @@ from course.checks import attempt, check, compare, expect
 from course.checks.engines import check_answers, three_prompts
 from course.checks.loads import Load, rows_of
 from course.serving import ask, start_engine
+from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Batch, Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.sampling_params import SamplingParams
@@ -155,6 +156,13 @@ def check_cached(kind: type) -> None:
         f"and nothing else. Yours planned {steps[1]}.",
     )
     expect(steps[2] == [("C", 8, 3)], f"Of C's 11 tokens 8 are cached; yours planned {steps[2]}.")
+    whole = Load([("A", 8, 3), ("B", 10, 3)], budget=10, caching=True, chunked=False)
+    steps = whole.run(kind)
+    expect(
+        steps[0] == [("A", 0, 8), ("B", 8, 2)],
+        "Without chunked prefill what is left to compute must fit in the budget. Of B's prompt of "
+        f"10, 8 tokens are cached: 2 are left, and fit. Yours planned {steps[0]}.",
+    )
 
 
 def check_at_random(kind: type) -> None:
@@ -176,7 +184,7 @@ def check_at_random(kind: type) -> None:
 # -- a counter too early -------------------------------------------------------------------------
 
 
-def with_a_failed_step(kind: type, failing: int | None) -> list[Sequence]:
+def with_a_failed_step(kind: type, failing: int | None) -> tuple[list[Sequence], BlockManager]:
     """Three stories, of which one step fails at first, then the same three again."""
     engine = start_engine(scheduler_class=kind, block_size=4, max_num_batched_tokens=16)
     launch, launched = engine.core.runner.launch, []
@@ -196,11 +204,11 @@ def with_a_failed_step(kind: type, failing: int | None) -> list[Sequence]:
             engine.advance()
         except MemoryError:
             continue  # the step was rolled back; its requests wait to be run again
-    return seqs + ask(engine, prompts, count=20)
+    return seqs + ask(engine, prompts, count=20), engine.block_manager
 
 
 def tell_with_a_failed_step(kind: type) -> None:
-    right, told = with_a_failed_step(Scheduler, None), with_a_failed_step(kind, 3)
+    (right, _), (told, _) = with_a_failed_step(Scheduler, None), with_a_failed_step(kind, 3)
     for good, seq in zip(right, told, strict=True):
         mark = "right" if good.output_ids == seq.output_ids else "WRONG"
         print(f"{mark}: {seq.detokenizer.text!r}")
@@ -208,7 +216,7 @@ def tell_with_a_failed_step(kind: type) -> None:
 
 @check
 def check_early(Early: Any) -> None:
-    scheduler = Load([("A", 6, 3)], budget=4).make(Early)
+    scheduler = Load([("A", 10, 3)], budget=4).make(Early)
     seq = scheduler.waiting[0]
     batch = attempt(scheduler.schedule)
     expect(seq.num_scheduled == 4, f"4 tokens were planned, num_scheduled is {seq.num_scheduled}.")
@@ -218,28 +226,39 @@ def check_early(Early: Any) -> None:
         "If "
         "the step fails, nobody knows any more what is in the cache.",
     )
+    later = attempt(scheduler.schedule)
     attempt(scheduler.update, batch, [])
     expect(
         seq.num_computed != 0,
         "The step has succeeded, and num_computed has not moved: it belongs in update.",
     )
     expect(
+        seq.num_computed != seq.num_scheduled,
+        f"Two steps are planned and the first has come back with 4 tokens, but num_computed is "
+        f"{seq.num_computed}. It moves by the row's number of tokens: another step is in flight.",
+    )
+    expect(
         seq.num_computed == 4,
         f"The step computed 4 tokens of A, num_computed says {seq.num_computed}. It moves by the "
         "row's number of tokens.",
     )
-    batch = attempt(scheduler.schedule)
-    scheduler.roll_back([batch])
+    scheduler.roll_back([later])
     expect(not seq.in_flight, "After a step was rolled back nothing is in flight.")
     attempt_stories(Early)
 
 
 def attempt_stories(kind: type) -> None:
-    right = [seq.output_ids for seq in with_a_failed_step(Scheduler, None)]
+    right = [seq.output_ids for seq in with_a_failed_step(Scheduler, None)[0]]
     for failing in (1, 2, 3, 7):
-        seqs = attempt(with_a_failed_step, kind, failing)
+        seqs, manager = attempt(with_a_failed_step, kind, failing)
         expect(
             [seq.output_ids for seq in seqs] == right,
             f"Step {failing} failed and was rolled back, and a story is another. A block is in the "
             "prefix cache whose keys and values were never written.",
+        )
+        expect(
+            manager.num_free_blocks == manager.num_blocks,
+            f"All stories are told, and {manager.num_blocks - manager.num_free_blocks} blocks are "
+            "not free. A finished request still counts as in flight, and keeps its blocks: the "
+            "counter moves before `_retire`.",
         )

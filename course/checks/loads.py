@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from course.checks import attempt, expect
+from course.checks import CheckFailed, attempt, expect
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Batch, Scheduler
 from nanovllm.engine.sequence import Sequence
@@ -10,6 +10,18 @@ from nanovllm.sampling_params import SamplingParams
 
 MOST_STEPS = 500
 Row = tuple[str, int, int]  # request, first position, number of tokens
+
+
+class Scarce(BlockManager):
+    """Says whose blocks are missing, where the engine's relies on having been asked."""
+
+    def allocate(self, seq: Sequence, num_tokens: int) -> None:
+        if self.num_missing(seq, num_tokens) > self.num_free_blocks:
+            raise CheckFailed(
+                f"{seq.request_id} was admitted, and there are no blocks for its {num_tokens} "
+                "tokens: ask self._fits(seq, hits) before you admit somebody."
+            )
+        super().allocate(seq, num_tokens)
 
 
 @dataclass
@@ -25,7 +37,7 @@ class Load:
     steps: list[list[Row]] = field(default_factory=list)  # what was planned
 
     def make(self, kind: type) -> Scheduler:
-        manager = BlockManager(self.blocks, 4, self.caching)
+        manager = Scarce(self.blocks, 4, self.caching)
         scheduler = attempt(kind, manager, self.rows, self.budget, self.chunked)
         for name, prompt, answer in self.requests:
             params = SamplingParams(max_tokens=answer)
@@ -38,9 +50,11 @@ class Load:
         scheduler = self.make(kind)
         self.steps = []
         while scheduler.has_work:
+            before = {seq: seq.num_admissions for seq in (*scheduler.waiting, *scheduler.running)}
             batch = attempt(scheduler.schedule)
             self.steps.append(rows_of(batch))
             self.check_step(scheduler, batch)
+            self.check_admitted(batch, before)
             scheduler.update(batch, [9] * sum(row.samples for row in batch))
         return self.steps
 
@@ -73,6 +87,22 @@ class Load:
             len(scheduler.running) <= self.rows,
             f"{len(scheduler.running)} requests run in {self.rows} rows (max_num_seqs).",
         )
+
+    def check_admitted(self, batch: Batch, before: dict[Sequence, int]) -> None:
+        """`before`: how often each was admitted before this step."""
+        number = len(self.steps)
+        for row in batch:
+            new, name = row.seq.num_admissions > before[row.seq], row.seq.request_id
+            expect(
+                row.admitted or not new,
+                f"Step {number} takes {name} from the queue, and its row does not say so: tell "
+                "self._plan that it is admitted. One token of a prompt would pass for a decode.",
+            )
+            expect(
+                new or not row.admitted,
+                f"{name}'s row in step {number} says that it was just admitted, but it runs "
+                "already.",
+            )
 
 
 def rows_of(batch: Batch) -> list[Row]:

@@ -65,9 +65,9 @@ def row_spans(
 ) -> list[list[Span]]:
     """What each row of [rows, max_len] holds once `step` output tokens were computed for it.
 
-    prompts and outputs are lengths; the output's last token is never computed, so row i is done
-    when outputs[i] - 1 of them are stored. Prompts are padded to the longest; what padding left
-    behind an output is rubbish until the output has overwritten it.
+    prompts and outputs are lengths. Row i has its last token after outputs[i] - 1 steps, and counts
+    as live until the next one, as in stage 02's record. Prompts are padded to the longest; what
+    padding left behind an output is rubbish until the output has overwritten it.
     """
     rows = []
     for prompt, output in zip(prompts, outputs, strict=True):
@@ -144,6 +144,9 @@ def next_token_times(lengths: Sequence[int], times: Sequence[tuple[float, float]
     fig, (left, right) = figure("One more token", machine.describe(), columns=2)
     left.plot(lengths, times, label=["stage 01: compute all", "stage 02: compute one"])
     left.set(xlabel="tokens so far, n", ylabel="ms for the next token", yscale="log")
+    low, high = min(map(min, times)), max(map(max, times))
+    ticks = [x * 10**n for n in range(-1, 5) for x in (1, 2, 5) if low / 2 < x * 10**n < high * 2]
+    left.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     left.legend()
     right.plot(lengths, [again / kept for again, kept in times], color=GREEN, marker="^")
     right.axhline(1, color="black", lw=1, marker="")

@@ -105,7 +105,7 @@ def recomputed(prompt: int, count: int) -> Any:
 
 @dataclass(frozen=True)
 class StepCost:
-    """Measured steps of one model on one device, and the line t0 + F(n) / r through two of them."""
+    """Measured steps of one model on one device, and t(n) = t0 + F(n) / r through two of them."""
 
     name: str  # of model and device
     lengths: Sequence[int]  # tokens in the text
@@ -139,6 +139,25 @@ class StepCost:
 
     def __str__(self) -> str:
         return f"{self.name}: t0 = {1000 * self.fixed:.1f} ms, r = {self.rate / 1e9:,.0f} GFLOP/s"
+
+
+class OverlappedCost(StepCost):
+    """On a GPU, which computes while operations are started: the longer of t0 and F(n) / r.
+
+    The first of the two fitted steps gave t0, the second, a long one, r.
+    """
+
+    @property
+    def rate(self) -> float:
+        j = self.fitted[1]
+        return self.flops(self.lengths[j]) / self.seconds[j]
+
+    @property
+    def fixed(self) -> float:
+        return self.seconds[self.fitted[0]]
+
+    def step(self, n: int) -> float:
+        return max(self.fixed, self.flops(n) / self.rate)
 
 
 def step_and_answer(

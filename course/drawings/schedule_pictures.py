@@ -199,17 +199,18 @@ def ms(seconds: float) -> float:
     return 1e3 * seconds
 
 
-def token_times(times: Mapping[str, Sequence[float]], machine: str) -> Any:
+def token_times(times: Mapping[str, tuple[Sequence[float], float]], machine: str) -> Any:
     """A tick for each token of one request, a line for each way to run it.
 
-    times: seconds since a long prompt arrived.
+    times: seconds since a long prompt arrived, and its TTFT. The longest gap until then is marked.
     """
     from course.plots import VERMILLION, figure
 
     fig, axes = figure("When the tokens of a running request come", machine, height=2.3)
-    for y, moments in enumerate(times.values()):
+    for y, (moments, ttft) in enumerate(times.values()):
         axes.plot([ms(t) for t in moments], [y] * len(moments), "|", color=BLUE, markersize=17)
-        before, after = max(itertools.pairwise(moments), key=lambda p: p[1] - p[0])
+        meanwhile = [gap for gap in itertools.pairwise(moments) if gap[1] > 0 and gap[0] < ttft]
+        before, after = max(meanwhile, key=lambda gap: gap[1] - gap[0])
         axes.annotate(
             f"{ms(after - before):.0f} ms", (ms(before + after) / 2, y - 0.32), ha="center"
         )

@@ -20,7 +20,7 @@ def bandwidth_curve(
     ax.annotate("memory, the first number", start, (0, -14), textcoords="offset points")
     for name, num_bytes in marks.items():
         ax.axvline(num_bytes / 2**20, color=plots.BLACK, linestyle=":", marker="")
-        ax.annotate(name, (num_bytes / 2**20, max(rates) / 1e9), (5, 0), textcoords="offset points")
+        ax.annotate(name, (num_bytes / 2**20, 0), (5, 8), textcoords="offset points")
     ax.set(xscale="log", xlabel="size of the buffer (MiB)", ylabel="GB/s read", ylim=0)
     ticks = [size / 2**20 for size in sizes[::2]]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

@@ -15,7 +15,10 @@ import torch
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-NEEDS_HOST = (torch.ops.aten._local_scalar_dense.default,)  # .item(), if, int(): the host waits
+aten = torch.ops.aten
+NEEDS_HOST = (aten._local_scalar_dense.default,)  # .item(), if, int(): the host waits
+CHOOSES = (aten.nonzero.default, aten.masked_select.default)  # x.nonzero(), torch.where(mask)
+INDEXES = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default)  # x[mask]
 
 
 class Recording:
@@ -23,7 +26,8 @@ class Recording:
 
     The function runs once before, so that all there is to compile is compiled. On a GPU recording
     itself runs nothing, and `result` is valid after the first replay; elsewhere it runs as well.
-    RuntimeError if the function asks for a value: while a graph is captured nothing could answer.
+    RuntimeError if the function asks for a value, or for as many rows as values say (`x[x > 0]`):
+    while a graph is captured nothing could answer.
     """
 
     def __init__(self, function: Callable[[], Any], device: torch.device):
@@ -51,6 +55,14 @@ class Recording:
         return len(self._writer.calls)
 
 
+def by_mask(args: tuple) -> bool:
+    """Whether an index is a mask. One number for all it shows (`x[mask] = 0`) needs no count."""
+    _, indices, *values = args
+    if values and values[0].dim() == 0:
+        return False
+    return any(index is not None and index.dtype == torch.bool for index in indices)
+
+
 class Writer(TorchDispatchMode):
     """Writes down every operation with its arguments and results, while it is entered."""
 
@@ -61,6 +73,10 @@ class Writer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in NEEDS_HOST:
             raise RuntimeError("operation not permitted while capturing: the host asks for a value")
+        if func in CHOOSES or (func in INDEXES and by_mask(args)):
+            raise RuntimeError(
+                "operation not permitted while capturing: how many are meant depends on values"
+            )
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         self.calls.append((func, args, kwargs, out))

@@ -13,6 +13,8 @@ Notebook = Any
 Found = Iterator[tuple[int | None, str]]
 
 MARKDOWN_IMAGE = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<src>[^)\s]+)")
+IMAGE_BY_REFERENCE = re.compile(r"!\[[^\]]*\](?!\()")
+STYLE_URL = re.compile(r"(?:url\(\s*|@import\s+)['\"]?([^)'\"\s;]+)")
 MARKDOWN_LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<href>[^)\s]+)")
 GITHUB_SOURCE = re.compile(r"https?://github\.com/[\w.-]+/[\w.-]+/(?:blob|tree|raw)/([^/\s)#]+)")
 RELEASE_TAG = re.compile(r"v?\d+(\.\d+)+\S*")
@@ -74,12 +76,19 @@ def lint_alt_text(notebook: Notebook, path: Path) -> Found:
 
 
 def lint_images_are_local(notebook: Notebook, path: Path) -> Found:
+    for index, cell in enumerate(notebook.cells):
+        if cell.cell_type == "markdown":
+            for image in IMAGE_BY_REFERENCE.findall(without_code(cell.source)):
+                yield index, f"{image} is an image by reference: write ![what it shows](file)"
     for index, page in pages(notebook):
         sources = [image["src"] for image in MARKDOWN_IMAGE.finditer(page)]
         for tag, attributes in Elements(page).found:
             if tag in ("img", "script", "iframe", "source", "video", "link", "object", "image"):
                 sources += [attributes.get(key) or "" for key in ("src", "href", "data")]
-            sources += re.findall(r"url\(['\"]?([^)'\"]+)", attributes.get("style") or "")
+                sources += re.findall(r"[^\s,]\S*[/.]\S*", attributes.get("srcset") or "")
+            sources += STYLE_URL.findall(attributes.get("style") or "")
+        for style in re.findall(r"<style.*?</style>", page, flags=re.DOTALL | re.IGNORECASE):
+            sources += STYLE_URL.findall(style)
         for source in filter(None, sources):
             if REMOTE.match(source):
                 yield index, f"loads {source} from another machine"

@@ -18,6 +18,7 @@ from course.notebooks.source import first_line
 CELLS, WORDS, LINES = range(20, 41), range(600, 1601), range(181)
 MOST_BYTES = 1_500_000
 MOST_COLUMNS = 100
+SHOWING = {"print", "show", "steps", "show_source"}
 CARD = ("Minutes", "Difficulty", "Hardware", "Needs", "Ends in")
 
 Cell = Any
@@ -49,8 +50,24 @@ def lint_run_in_order(notebook: Notebook, path: Path) -> Iterator[tuple[int | No
             yield index, "was never run: outputs are stored in the repository"
         elif cell.execution_count != position:
             yield index, f"ran as number {cell.execution_count}, but stands at {position}"
-    if not any(cell.outputs for _, cell in code_cells(notebook)):
-        yield None, "no cell has an output"
+        if not cell.outputs and (shows := calls(cell.source) & SHOWING):
+            yield index, f"calls {sorted(shows)[0]}, and stores no output"
+
+
+def calls(source: str) -> set[str]:
+    """Names of the functions that a cell calls as it runs, outside the functions it defines."""
+    found: set[str] = set()
+    try:
+        nodes: list[ast.AST] = [*ast.parse(source).body]
+    except SyntaxError:
+        return found
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            found.add(node.func.id)
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Lambda)):
+            nodes += ast.iter_child_nodes(node)
+    return found
 
 
 def lint_outputs_are_clean(notebook: Notebook, path: Path) -> Iterator[tuple[int | None, str]]:

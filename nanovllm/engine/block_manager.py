@@ -127,11 +127,13 @@ class BlockManager:
         for index in range(seq.num_registered, num_full):
             block, key = self.blocks[seq.block_table[index]], self._hash(seq, index)
             content = self._content(seq, index, seq.block_table)
-            cached = self.blocks[self._cached.setdefault(key, block.block_id)]
-            if cached is block:
-                block.hash, block.content = key, content
+            cached = self.blocks[self._cached.get(key, block.block_id)]
             same = cached is not block and cached.content == content
             block.prefix = cached.prefix if same else next(self._new_prefixes)
+            if cached.ref_count == 0 and not same:
+                self._uncache(cached)  # no one finds it: what it continues was evicted
+            if key not in self._cached:
+                self._cached[key], block.hash, block.content = block.block_id, key, content
         seq.num_registered = max(seq.num_registered, num_full)
 
     def unregister(self, seq: Sequence, num_valid: int) -> None:

@@ -72,8 +72,7 @@ class ModelRunner:
         self.ranks, self.backend = model.ranks, model.backend
         self.block_size = kv_cache.shape[3]
         self.device = kv_cache.device
-        self.max_model_len = args.max_model_len
-        max_blocks = -(-self.max_model_len // self.block_size)
+        max_blocks = -(-args.max_model_len // self.block_size)
         self.rows = PersistentBatch(args.max_num_seqs, max_blocks, self.device)
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}  # by batch size
 
@@ -205,7 +204,7 @@ class ModelRunner:
     @on_its_device
     def rehearse(self, max_num_batched_tokens: int) -> None:
         """Run the step that needs the most memory, over a cache whose block 0 may be spoiled."""
-        num_rows, longest = len(self.rows.ids), self.max_model_len
+        num_rows, longest = len(self.rows.ids), len(self.model.rope)  # as long as a request may be
         decodes = min(1, num_rows - 1)
         tokens = min(max_num_batched_tokens, (num_rows - decodes) * longest)
         counts = [1] * decodes + [longest] * (tokens // longest) + [tokens % longest]
@@ -214,7 +213,7 @@ class ModelRunner:
         batch: Any = [Namespace(seq=seq, start=0, end=n, num_tokens=n) for n in counts if n]
         self.rows.positions.zero_()
         hidden, _ = self._mixed(batch, decodes, [0] * num_rows)
-        chunk = slice(min(len(hidden), FILTERED_AT_ONCE))
+        chunk = slice(FILTERED_AT_ONCE)
         logits, asked = self.model.logits(hidden[chunk]), self._asked(chunk)
         filters = Filters(asked.seeds, asked.temperature, asked.temperature)
         sample_filtered(logits, asked, filters, self.ranks, self.model.vocab_size)

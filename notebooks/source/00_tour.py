@@ -96,6 +96,9 @@ pace = (times.finished_time - times.first_token_time) / (len(ids) - 1)  # the fi
 assert abs(answer.tpot - pace) < 1e-9
 
 # %% [markdown]
+# `chat` wrapped the question in the model's markers. A request is *scheduled* when a step first takes it. `stop`: the
+# model ended the answer (`length`: `max_tokens` did). `index` counts a request's completions.
+#
 # ## The door
 #
 # In `generate`, below, `_add` checks and queues requests; then the engine advances, step by step, until all
@@ -253,7 +256,7 @@ print(f"{int((behind == 0).sum())} of {len(ids)} tokens are the reference's firs
 assert behind.max() < 1e-3
 
 # %% [markdown]
-# Equal to the last FLOP. Attention multiplies $100 \times 100$ queries and keys, and the result with the values.
+# The matrices are equal to the last FLOP. Attention multiplies $100 \times 100$ queries and keys, and the result with the values.
 #
 # ## Predict decode
 #
@@ -299,18 +302,20 @@ drawn = {"bound": bounds, "bound + hollow": sums, "measured": steps}
 show(tour_plots.step_times(batches, drawn, f"{Path(choice.path).name}, {HERE}"))
 
 # %% [markdown]
-# **One request.** On a CPU the fixed cost is nearly as large as the bound. (Where their sum is too much, part of
-# the weights stayed in a cache: the dotted line in the bandwidth curve.) **More requests** share it. Then products
+# **One request.** The fixed cost is of the bound's size. What is still missing, kernels lose by reading more slowly
+# than $\beta$. (Where the sum is too much, part of the weights stayed in a cache: the dotted line in the bandwidth
+# curve.) **More requests** share the fixed cost. Then products
 # of few rows are slower than the large one that gave $F$, and the bound leaves out norms and softmax. (A GPU has
 # faster kernels for one row: hence its rise from 1 to 4.)
 #
-# 64 times the tokens for a few times the step: that is what a batch is worth. It does *not* help a single
+# 64 times the tokens for at most a few times the step: that is what a batch is worth. It does *not* help a single
 # user, who now waits longer.
 #
 # ## Predict prefill
 #
 # A prompt is a batch by itself: each parameter is read for $T$ tokens. So prefill takes at least about
-# $2\,P\,T / F$ seconds (less the head, which runs once). **Predict** the milliseconds for 256 tokens.
+# $2\,P\,T / F$ seconds (less the head, which runs once), and never less than reading, $P\,b / \beta$. **Predict** the
+# milliseconds for 256 tokens.
 
 # %%
 prefill = tour_lab.prefill_steps(llm, (16, 64, 256, 1000))
@@ -321,7 +326,7 @@ for T, num_bytes, flops, seconds in prefill:
 
 # %% [markdown]
 # 16 tokens pay the fixed cost (on a large GPU all of these do), and up to hundreds of rows a CPU falls short of $F$.
-# At 1,000 it also computes all 1,000 × 1,000 scores of each head, and masks half of them.
+# At 1,000 a CPU also computes all 1,000 × 1,000 scores of each head, and masks half of them.
 #
 # ## The roofline
 #
@@ -357,7 +362,7 @@ show(tour_plots.roofline(peaks, series, f"{Path(choice.path).name}, {HERE}"))
 # ## Recap
 #
 # An answer is one prefill and a decode step for each further token. Decode is limited by what it reads,
-# $(P\,b + R\,C\,k)/\beta$, prefill by arithmetic, $2\,P\,T/F$. A batch shares the reading, and each step's
+# $(P\,b + R\,C\,k)/\beta$, long prefill by arithmetic, $2\,P\,T/F$. A batch shares the reading, and each step's
 # fixed cost.
 #
 # <details><summary>1. An H200 reads 4.6 TB/s. At most how many tokens a second does Qwen3-8B (P = 7.6 billion, b = 2) give one request?</summary>

@@ -13,7 +13,7 @@
 # ## What hurts now
 #
 # A model scores every token that could come next. You pick one, append it, and call the model again;
-# **stage 01** hands it the *whole* text each time. We ask for 256 tokens, on the CPU.
+# **stage 01** hands it the *whole* text each time. A prompt of 24 tokens, 256 to come, on the CPU.
 #
 # **Predict** before you run: how many times as long as the first 32 tokens do all 256 take?
 
@@ -86,7 +86,7 @@ for word, p in zip(words, best.values.tolist(), strict=True):
 
 # %% [markdown]
 # *Zürich* is five tokens, two of them *half* of ü, shown as �. (The engine's `Detokenizer` holds half a
-# character back, and cuts the text at a stop string.) Eight words begin a story well; then comes a cliff.
+# character back.) Eight words begin a story well; then comes a cliff.
 #
 # ## Step 2: attention on four tokens
 #
@@ -194,7 +194,7 @@ show(generate_plots.rope_turns(table, pairs=(0, 8, 16)))
 
 
 # %%
-def rms_norm(x, module):
+def rms_norm(x, module):  # eps: no division by 0
     return x / (x.pow(2).mean(dim=-1, keepdim=True) + module.eps).sqrt() * module.weight
 
 
@@ -212,7 +212,7 @@ def attention_half(layer, x):
 # %% [markdown]
 # Then the MLP, which sees each token alone. It makes two vectors of $I$ numbers; one, through
 # $\mathrm{silu}(z) = z / (1 + e^{-z})$, gates the other. After all layers, a last norm, and the **head**: a
-# product of the last token's vector with the embedding itself.
+# product of the last token's vector with the embedding, a row of $d$ numbers for each id.
 
 
 # %%
@@ -346,9 +346,9 @@ show_source(Attention.forward, DecoderLayer.forward, Decoder.forward, linear, ga
 show_source(candidates, filter_scores, load_weights)  # a missing tensor is an error
 
 # %% [markdown]
-# Ours left out three things. `rope_store` also writes keys and values into a **cache**, `kv`, which `attend`
+# Ours left out: `rope_store` also writes keys and values into a **cache**, `kv`, which `attend`
 # reads (lesson 02); stage 01 throws it away. `batch`: tokens of many requests stand in one row. `backend`: the
-# functions may be GPU kernels (lesson 06).
+# functions may be GPU kernels (lesson 06). `shard`, `first_id`: one GPU's part (lesson 08).
 #
 # ## Check
 #
@@ -384,7 +384,8 @@ print(f"{certain} of 64 greedy tokens compared, all equal: {tokenizer.decode(cho
 #
 # $$F(n) = 2nW + 4n^2 LHD + 2Vd \qquad W = L\,(2dD(H + K) + 3dI)$$
 #
-# A step takes $t(n) = t_0 + F(n) / r$ seconds: $t_0$ at any length, and $r$ operations a second.
+# A step takes $t(n) = t_0 + F(n) / r$ seconds: $t_0$ at any length, and $r$ operations a second. (A GPU computes while
+# operations are started: there the longer of the two.)
 #
 # **Predict** with $W = 5{,}898{,}240$ and $LHD = 1{,}280$: at which $n$ are the first two terms equal? And
 # by $F$ alone, 256 tokens cost 32.5 times what 32 cost. Which term of $t$ makes the clock say less?
@@ -401,13 +402,11 @@ print("256 tokens against 32: predicted {:.1f}, measured {:.1f} times as long".f
 show(generate_plots.step_and_answer(costs, clock, len(prompt), machines))
 
 # %% [markdown]
-# Two measured steps (the white points) gave $t_0$ and $r$; the others, and the clock, test them (busy machines stray).
-# The terms are equal at $n = W / (2LHD) = 2{,}304$, beyond this model's context. So, beyond $t_0$, **a step is nearly
-# linear in $n$, and an answer nearly quadratic in its length**. Early and late steps pay $t_0$ alike, which lowers
-# the ratio. (A GPU computes while operations are started, so up to thousands of tokens $t_0$ hides arithmetic: the white
-# points make $r$ too large, and the longest step stands above its line.)
+# Two measured steps (the white points) gave $t_0$ and $r$; the others, and the clock, test them. The terms are equal at
+# $n = W / (2LHD) = 2{,}304$, beyond this model's context. So, beyond $t_0$, **a step is nearly linear in $n$, and
+# an answer nearly quadratic in its length**. Early and late steps pay $t_0$ alike, which lowers the ratio.
 #
-# Now the workload of every stage (on a GPU this one gets 4 of 64 requests).
+# Now the workload of every stage (on a GPU here 4 of 64 requests; one after another, hence TTFT).
 
 # %%
 from course import records
@@ -436,7 +435,7 @@ show(plots.ladder(upto=1))
 # In `exercises/01_naive_generate.ipynb`:
 #
 # 1. **Predict** (5 minutes): what an answer costs.
-# 2. **Implement** (20 minutes, 12 lines): top-p.
+# 2. **Implement** (20 minutes, 8 lines): top-p.
 # 3. **Break and fix** (15 minutes): a chat with two beginnings.
 #
 # ## Recap

@@ -111,8 +111,8 @@ assert torch.allclose(attention(Q[3:], K, V), out[3:])  # row 3 takes one query,
 # None. The new row takes all keys and values, but only its own query.
 #
 # Deeper layers mix tokens, but only with earlier ones. **Predict**: in the real model, replace all tokens
-# from 40 on. Which cached tokens change in any layer? A cache is `[L, 2, rows, places, H_kv, D]`, where 2
-# is keys and values.
+# from 40 on. Which cached tokens change in any layer? A cache is `[L, 2, rows, places, H_kv, D]`: 2 for keys and
+# values, a row for each request, a place for each token.
 
 # %%
 cached = ContiguousCache(own_model(), device="cpu")
@@ -160,7 +160,7 @@ assert torch.allclose(torch.cat(new_rows), out)
 #
 # $$\text{intensity} = \frac{2nW}{bW} = \frac{2n}{b}\ \text{FLOPs a byte}$$
 #
-# Below lesson 00's ridge, FLOP/s over bytes/s, memory limits a pass; above it arithmetic does.
+# Below the **ridge**, FLOP/s over bytes/s, where lesson 00's roof bends, memory limits a pass; above it arithmetic does.
 
 # %%
 from course.benchmarks.roofline import layer_weights
@@ -347,13 +347,16 @@ fig = plots.ladder(upto=2)
 show(fig, fig.alt_text)
 
 # %% [markdown]
-# Between the filled and the hollow mark lies memory that held no needed token.
+# Fewer than gain times rows: a batch waits for its slowest, as you count below. (Stage 01 got 4 of a GPU's 64 requests:
+# its queue was shorter, so TTFTs do not compare.) Between the filled and the hollow mark lies memory that held no needed
+# token.
 #
 # ## Measure: waste
 #
 # Rows are reserved for the longest request, and a batch ends with its slowest. Take prompts of 3, 5 and 2 tokens,
 # answers of 6, 2 and 4: three rows of $5 + 6 = 11$ places. Prefill gives each row its first answer token, a
-# decode step one more. A place is **live** if it holds a token of a request that still runs.
+# decode step one more. A place is **live** if it holds a token of a request that still runs; one that has just got its
+# last token counts until the next step.
 #
 # **Predict**: after 4 decode steps, how many of 33 places are live? Of 18 answer tokens computed, how many
 # are wanted?
@@ -373,11 +376,11 @@ assert sum(outputs) / (len(outputs) * max(outputs)) == 12 / 18
 # <details>
 # <summary>7 of 33, and 12 of 18</summary>
 #
-# Only row 0 still runs, with 3 + 4 tokens. Six rounds of three rows are 18 tokens; $6 + 2 + 4 = 12$ are wanted.
+# Only row 0 still runs, with 3 + 4 tokens: its fifth is not stored yet. Six rounds of three rows are 18 tokens; $6 + 2 + 4 = 12$ are wanted.
 #
 # </details>
 #
-# Now 16 requests: prompts of up to 64 tokens, answers mostly short and at most 128, room for 8 rows of 192
+# Now 16 requests: prompts of 41 tokens on average (64 at most), answers of 30 (128 at most), room for 8 rows of 192
 # places. `rows_history` counts places reserved and live at every step. **Predict** the average share live.
 
 # %% tags=["nbval-check-output"]

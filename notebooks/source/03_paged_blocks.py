@@ -113,7 +113,8 @@ assert (slots[4], slots[6], slots[9]) == (8, 10, 29)
 
 # %% [markdown]
 # Step 1's story with a queue of free blocks. Who needs a block takes the queue's first; who is done gives all back, the
-# last one first. **Predict** E's table at 10 tokens.
+# last one first. A, B, C and D store 3, 4, 2 and 3 tokens, then each, in this order, two more; A and C end. **Predict** E's
+# table at 10 tokens.
 
 # %%
 from collections import deque
@@ -209,8 +210,8 @@ show_source(ops.attend_decodes, ops.attend_prompts, ops._attend_prompt, ops.mask
 # %% [markdown]
 # `attend_decodes`: cut the tables to the longest context (`-(-a // b)` rounds up), gather, mask, attend. A padded table may
 # name another's block; `readable` gives that weight 0. `masked_attention` is PyTorch's, with query heads that share a key
-# head placed where a prompt's tokens would stand. `diagonal`: of a row whose first tokens were stored earlier, the $i$-th of `num_new` sees those up to
-# `length - num_new + i`. Check it against keys never scattered, last a row with only 4 of its 10 tokens new.
+# head placed where a prompt's tokens would stand (a prompt repeats the key heads, as in lesson 01). `diagonal`: of a row
+# whose first tokens were stored earlier, the $i$-th of `num_new` sees those up to `length - num_new + i`. Check it against keys never scattered, last a row with only 4 of its 10 tokens new.
 
 
 # %%
@@ -347,7 +348,7 @@ assert [c.table_bytes for c in costs[:2]] == [32768, 8192]
 #
 # ## Measure: the same room, more requests
 #
-# Stage 03 is the engine with blocks of 16; batches still start together, each request with room for all it may need.
+# Stage 03 is the engine with blocks of 16; batches still start together, each request with room for its own prompt and answer.
 # **Predict** for the first cell's mix: how many run at once, and in how many steps? (Stage 02: 196.)
 
 # %% tags=["nbval-check-output"]

@@ -59,7 +59,7 @@ assert (len(prompts[0]), common) == (337, 323)
 #
 # A token's keys and values depend on the tokens up to it (lesson 02). So requests share as far as they agree
 # **from the first token on**, in **whole** blocks: into a half-filled one its owner still writes.
-# **Predict**: how many blocks of 4 can each pair share?
+# **Predict**: how many blocks of 4 can each pair below share?
 
 # %% tags=["nbval-check-output"]
 B = 4
@@ -417,7 +417,7 @@ show(fig, fig.alt_text)
 #    tokens.
 # 2. Of a prompt found in full it computes the **last block**, not the last token
 #    ([here](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/kv_cache_manager.py#L174-L180)).
-# 3. Two blocks with the same tokens may both be cached, under one key.
+# 3. Two blocks with the same tokens may both be cached, under one key, so that one may be evicted without the other.
 #
 # ## Exercises
 #

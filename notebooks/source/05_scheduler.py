@@ -137,7 +137,7 @@ assert all(name in [row[0] for row in step] for step in chunked[:6] for name in 
 #
 # A request is admitted with blocks for the tokens it *knows*, and grows. If one cannot, the **youngest** gives up its
 # blocks and goes back to the head of the queue: **preemption by recompute**. Its tokens stay known; all must be computed
-# again. `spare` blocks are left free at admission for each request that runs.
+# again (but those that a prefix cache still holds; here there is none). `spare` blocks are left free at admission for each request that runs.
 
 
 # %%
@@ -162,34 +162,35 @@ def serve_in(blocks, requests, spare):
 
 
 # %% [markdown]
-# Six requests, prompts of 4, answers of 5, 6 blocks. **Predict** for `spare=0` and `spare=1`: how many run in step 1? How
-# many go back in step 2, and how many computed tokens do they lose?
+# Six requests, prompts of 12, answers of 3, 10 blocks. **Predict** for `spare=0` and `spare=1`: how many run in step 1?
+# Who goes back in step 2, and how many computed tokens are lost?
 
 # %% tags=["nbval-check-output"]
-names = dict.fromkeys("ABCDEF", 4)
+names = dict.fromkeys("ABCDEF", 12)
 for spare in (0, 1):
-    trace = serve_in(6, [Request(name, 4, answer=5) for name in names], spare)
+    trace = serve_in(10, [Request(name, 12, answer=3) for name in names], spare)
     again = pictures.num_again(trace)
     title = f"{spare} blocks spare for each running request: {again} tokens again"
     chart = pictures.requests_chart(trace, names, title)
     show(chart.svg(), chart.alt)
-    assert again == (12, 0)[spare]
+    assert (again, len(trace)) == ((24, 0)[spare], 9)
 
 # %% [markdown]
-# <details><summary>Six, of which three go back; or three</summary>
+# <details><summary>Three, and C goes back; or two</summary>
 #
-# With `spare=0` D, E and F go back, with 4 computed tokens each, and keep their first answer token: step 6 computes 5. With
-# `spare=1` C makes it $2 + 1 + 2 = 5$ blocks; D would need $3 + 1 + 3 = 7$.
+# With `spare=0` step 2 wants 12 blocks: C loses its 12 tokens, later E. With `spare=1` B makes it $3 + 1 + 3 = 7$ blocks; C
+# would need $6 + 2 + 3 = 11$.
 #
 # </details>
 #
-# Spare blocks are **headroom**. Without it a full cache **thrashes**: admits and throws out.
+# Spare blocks are **headroom**. Without it a full cache **thrashes**: it admits, throws out and computes again, and here
+# saves not a step.
 #
 # ## Step 4: two counters
 #
 # In the engine's `Sequence`, known is `len(token_ids)`, and computed is two counters: **`num_scheduled`** moves when a step
-# is *planned*, **`num_computed`** when it has *succeeded*. **Predict**: budget 4, a prompt of 6. What are the three numbers
-# after each call?
+# is *planned*, **`num_computed`** when it has *succeeded*. **Predict**: budget 4, a prompt of 6, an answer of 3. What
+# are the three numbers after each call?
 
 # %% tags=["nbval-check-output"]
 from nanovllm import SamplingParams
@@ -209,7 +210,8 @@ while scheduler.has_work:
 assert (len(seq.token_ids), seq.num_scheduled, seq.num_computed) == (9, 8, 8)
 
 # %% [markdown]
-# Between the two calls a step is **in flight**. If it fails, `num_scheduled` falls back to `num_computed`.
+# Between the two calls a step is **in flight**. If it fails, what it entered in the prefix cache is taken out, and all that
+# run go back to the queue.
 #
 # ## Assemble: `sequence.py` and `scheduler.py`
 #
@@ -246,7 +248,7 @@ show_source(EngineCore.plain_step, EngineCore._launch, EngineCore._take_in, Step
 # %% [markdown]
 # ## The engine's own steps
 #
-# On the real model: three rows, a budget of 8, 9 blocks of 4. **Predict**, for prompts of A 3, B 10, C 11 and D 10 tokens:
+# On the real model, without prefix cache: three rows, a budget of 8, 9 blocks of 4. **Predict**, for prompts of A 3, B 10, C 11 and D 10 tokens:
 # what do steps 1 and 2 compute?
 
 # %%
@@ -287,7 +289,8 @@ assert (len(static), len(flowing)) == (128, 65)
 # %% [markdown]
 # ## Check
 #
-# A random workload in 128 places, five rows and a budget of 24. First **invariants**, then tokens against stage 02, up to
+# A random workload in 128 places, five rows and a budget of 24. (With the prefix cache, which finds again most of what
+# preempted requests lose.) First **invariants**, then tokens against stage 02, up to
 # the first near tie. Last, a prompt that the engine above cuts in three: its logits and tokens against `transformers`.
 
 # %%
@@ -312,11 +315,11 @@ print(ask_and_compare(engine, workload.prompts[0][:20], count=16)[1])
 
 # %%
 from course.models import measured_model
-from course.records import record
+from course.records import measured, record
 
 model = measured_model().path
 job = ladder_workload(PrefixCache(model).vocab_size)
-old = record(PrefixCache(model).run(job))
+old = measured(PrefixCache(model), job)  # this machine's record; without one, a run
 print(f"{old}\n{measured_model()}")
 
 # %%
@@ -329,7 +332,7 @@ show(figure, figure.alt_text)
 # %% [markdown]
 # <details><summary>Twice, if steps cost the same</summary>
 #
-# $128 / 65 = 1.97$ with a CPU's workload. But a step with more rows takes longer: TPOT grows, and less is gained.
+# $128 / 65 = 1.97$ with a CPU's workload, about as much with a GPU's. But a step with more rows takes longer: TPOT grows, and less is gained.
 #
 # </details>
 #
@@ -349,8 +352,8 @@ room = {"device": device, "max_model_len": length + 40, "num_gpu_blocks_override
 times = {}
 for name, tokens in {"in one step": length + 40, "in chunks": budget}.items():
     engine = start(model, **room, max_num_batched_tokens=tokens)
-    times[name], ttft = interrupted(engine, [5] * length)
-    print(f"{name:12} first token of the long prompt after {1e3 * ttft:.0f} ms")
+    times[name] = interrupted(engine, [5] * length)  # when tokens came; the newcomer's TTFT
+    print(f"{name:12} first token of the long prompt after {1e3 * times[name][1]:.0f} ms")
     engine.close()
 figure = pictures.token_times(times, machine.describe())
 show(figure, "Tokens of a running request: one long gap in one step, small gaps in chunks")
@@ -411,7 +414,7 @@ print(f"capacity {capacity:.1f} requests a second; the knee is at {knee.rate / c
 # In the fourth step: 11, 22, 33, 40.
 #
 # </details>
-# <details><summary>2. Preempted with a prompt of 10 and 6 answer tokens. What is lost?</summary>
+# <details><summary>2. Preempted with a prompt of 10 and 6 answer tokens, no prefix cache. What is lost?</summary>
 #
 # No text; the keys and values of 15 tokens.
 #

@@ -40,7 +40,8 @@ print(
 # %% [markdown]
 # <details><summary>944 MB, 205 µs, 615 µs</summary>
 #
-# $256 \cdot 900 \cdot 8 \cdot 128 \cdot 2 \cdot 2 = 943{,}718{,}400$ bytes, keys and values. Torch takes longer.
+# $256 \cdot 900 \cdot 8 \cdot 128 \cdot 2 \cdot 2 = 943{,}718{,}400$ bytes, keys and values. Torch takes longer. (Cards differ:
+# the recorded one read 4,709.)
 #
 # </details>
 #
@@ -96,7 +97,7 @@ print(agree(cache, wanted, ran))
 #
 # ## Step 2: masks, and the slot −1
 #
-# Three numbers a token need four lanes; a **mask** keeps the fourth from memory. Slot −1 means "do not store".
+# Three numbers a token need four lanes (places of a vector); a **mask** keeps the fourth from memory. Slot −1 means "do not store".
 #
 # **Predict**: tokens (1 1 1), (2 2 2), (3 3 3), slots 0, 2, −1. What does a cache of four slots hold, with the
 # mask and without?
@@ -173,7 +174,8 @@ assert not parts[0].is_contiguous()
 
 # %% [markdown]
 # A store's ceiling is the bandwidth of a copy. **Predict**: a program a head (256 bytes of key) or a program a
-# token (2,048): which is faster for 16,384 tokens, a prefill? And for 256, a decode step?
+# token (2,048): which is faster for 16,384 tokens, a prefill? And for 256, a decode step? (In all charts torch's bars
+# contain Python's launches, ours do not: they are replayed, lesson 07. So beside torch only long bars tell.)
 
 # %%
 chart = bars(report, "store", "Storing keys and values (recorded)")
@@ -212,7 +214,8 @@ assert separate == 2 * fused
 #
 # </details>
 #
-# The engine's kernel; RoPE pairs dimensions $i$ and $i + d/2$, so it holds two halves:
+# The engine's kernel; RoPE pairs dimensions $i$ and $i + d/2$, so it holds two halves. `PDL`: it starts before the kernel
+# ahead of it has ended, and `gdc_wait` waits for that one.
 
 # %%
 show_from("nanovllm/ops/kernels.py", "rope_store_kernel")
@@ -274,7 +277,7 @@ result = agree(call(lambda: toy.attend_whole(*data)), wanted)
 #
 # **Predict**: one sequence, 16 query heads: how many of 132 multiprocessors are idle? And four processors,
 # sequences of 12, 4, 2 and 2 tiles: when is the last one done, if a sequence is one program? If the longer two
-# are cut in four? If all tiles are dealt evenly?
+# are cut in four? If all tiles are dealt evenly? (Programs start in this order, each on the first processor free.)
 
 # %%
 ways = {
@@ -335,7 +338,8 @@ for line in decodes_here():
 #
 # `plan_kernel` lists a step's tiles, once for all layers; a program takes its share of the list. The toys left
 # out: a tile's queries as a matrix for `tl.dot`; rows that begin with the same blocks (lesson 04) and share it, so
-# that a prefix is read once; `exp2`, which the hardware has. A `Backend` names what a layer calls.
+# that a prefix is read once; `exp2`, which the hardware has. A tile is six numbers: first row, sharers, first and last
+# token, part, whether the row's last. `STAGES`: tiles whose loads are in flight. A `Backend` names what a layer calls.
 
 # %%
 from nanovllm.ops import backend as backends
@@ -398,11 +402,11 @@ show(figure, figure.alt_text)
 # Release v0.11.0:
 # [`cache_kernels.cu`](https://github.com/vllm-project/vllm/blob/v0.11.0/csrc/cache_kernels.cu) stores,
 # [`triton_unified_attention.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/attention/ops/triton_unified_attention.py)
-# attends. Three differences:
+# can attend (by default FlashAttention does). Three differences:
 #
 # 1. Its store is CUDA C++, and may write 8-bit floats.
-# 2. One attention kernel serves prefill and decode rows.
-# 3. It cuts every row into the same number of parts; we deal out tiles.
+# 2. Prefill and decode rows share one launch.
+# 3. It cuts rows only in small batches that all decode, each into 16 parts; we deal out tiles.
 #
 # ## Exercises
 #

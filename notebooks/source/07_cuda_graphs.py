@@ -58,7 +58,8 @@ assert plain["tokens_per_second"]["1"][0] < 0.2 * 1e6 / step["busy_us"]
 show(*timelines(report, microseconds=740))
 
 # %% [markdown]
-# White is a GPU that waits. (The profiler that recorded this slows the host down.)
+# White is a GPU that waits. (The profiler that recorded this slows the host down.) Below, kernels overlap: each starts while
+# the one before ends (`PDL`, lesson 06). So the ceiling above can be passed.
 #
 # | symbol | meaning |
 # |:--|:--|
@@ -99,8 +100,8 @@ for launch, kernel in ((30, 4), (4, 30)):
 #
 # ## Step 2: record it, then play it
 #
-# A **CUDA graph** is the list of launches a function made, with their arguments. `Recording` captures one.
-# Without a GPU it lists torch's operations instead: same rules, no gain in time.
+# A **CUDA graph** is the list of launches a function made, with their arguments. `Recording` captures one,
+# after a run that compiles. Without a GPU it lists torch's operations instead: same rules, no gain in time.
 #
 # **Predict**: how often does Python run `layer`, for a recording and three replays?
 
@@ -126,9 +127,9 @@ assert len(calls) == 2
 assert recording.result.tolist() == [[3.0, 6.0]]
 
 # %% [markdown]
-# <details><summary>Twice: once to warm up, once to record</summary>
+# <details><summary>Twice: once to compile, once to record</summary>
 #
-# The warm-up compiles the kernels. A replay is one call, whatever the graph holds.
+# A replay is one call, whatever the graph holds.
 #
 # </details>
 #
@@ -161,7 +162,8 @@ assert kept.tolist() == recording.result.tolist() == [[5.0, 10.0]]
 # ## Step 4: what may not be captured
 #
 # Nothing runs during a capture, so nothing may ask for a number: `.item()`, `print(x)`, `if x > 0`. And what
-# Python decides then, it decides for ever. **Predict** the second line.
+# Python decides then, it decides for ever. **Predict** the second line. (On the CPU: where a capture fails, a GPU may be of
+# no more use to this process.)
 
 # %% tags=["nbval-check-output"]
 total, factor = torch.ones(1), 2.0
@@ -318,7 +320,7 @@ assert rows[True] - rows[False] == ends.count("stop")
 # %% [markdown]
 # <details><summary>One for each that stopped</summary>
 #
-# The row's token is dropped when it is read.
+# The row's token is dropped when it is read. (Plan 4 is empty.)
 #
 # </details>
 #
@@ -373,15 +375,16 @@ show(*ladder(report))
 # %% [markdown]
 # <details><summary>Graphs: one request. Overlap: 256</summary>
 #
-# One request: 8 times by graphs, an eighth more by overlap. 256: 2.2 times, and 1.4. *Without* graphs overlap
-# loses: kernels already run beside their launching, which takes longer.
+# One request: 8 times by graphs, an eighth more by overlap. 256: 2.2 times, and 1.4. *Without* graphs kernels
+# already run beside their launching, so overlap has nothing to gain. (Why it loses, we have not measured.)
 #
 # </details>
 #
 # **torch.compile** fuses the operations *around* the matrix products. For one request our kernels fuse them
-# *into* the products: twice as fast.
+# *into* the products: twice as fast; and the engine starts in 2.0 s instead of 5.0.
 #
-# Now the ladder's workload. Stage 07 needs a GPU; elsewhere this runs stage 05 once more.
+# Now the ladder's workload. Stage 07 needs a GPU; elsewhere this runs stage 05 once more. **Predict** what graphs and overlap
+# gain over stage 06: in tokens a second, and in TTFT?
 
 # %%
 from course.models import measured_model
@@ -397,6 +400,12 @@ figure = plots.ladder(upto=7)
 show(figure, figure.alt_text)
 
 # %% [markdown]
+# <details><summary>Five times and more; next to nothing</summary>
+#
+# Most steps are decode steps. Prompts run eagerly, so the first token comes no sooner.
+#
+# </details>
+#
 # When it does **not** help: steps with **prompts**; **large** batches of large models, whose kernels are long;
 # one **short** question, which hardly replays what was captured.
 #

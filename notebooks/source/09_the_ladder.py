@@ -13,7 +13,7 @@
 # ## What hurts now
 #
 # Each lesson claims a gain. Here all stages serve the **same** requests. First two: stage 01, which computes
-# everything again for each token, and stage 05, which keeps, shares and schedules.
+# everything again for each token, and stage 05, which keeps, shares and schedules; both on the CPU.
 #
 # **Predict** before you run: 4 requests with prompts of 68 to 80 tokens, and 4 to 64 tokens out. How many
 # times as fast is stage 05? Write it down.
@@ -37,22 +37,19 @@ from course.workload import LadderWorkload, ladder_workload
 
 torch.set_num_threads(1)
 plots.use_style()
-model = measured_model()
-print(model)
-first, fifth = (STAGES[number](model.path) for number in (1, 5))
-workload = ladder_workload(first.vocab_size, "cpu")  # a quarter of a GPU's, and its lengths
-few = workload.first(4)
+first, fifth = (STAGES[number](own_model(), device="cpu") for number in (1, 5))
+few = ladder_workload(first.vocab_size, "cpu").first(4)
 print(few)
-ends = [stage.run(stage.part_of(few)) for stage in (first, fifth)]
+ends = [stage.run(few) for stage in (first, fifth)]
 for result in ends:
     print(f"{result.number:02} {result.name:<22} {result.tokens_per_second:8,.1f} tok/s")
 assert [len(ids) for ids in ends[1].token_ids] == few.num_outputs
 
 # %% [markdown]
-# <details><summary>How to read the ratio</summary>
+# <details><summary>Some four times, and what that says</summary>
 #
-# Stage 01's work grows with the square of the length. So a ratio of two stages says as much about the *workload*.
-# We need a yardstick that is no stage.
+# Stage 01's work grows with the square of the length; stage 05 gains with every row. So a ratio of two stages says as much
+# about the *workload*. We need a yardstick that is no stage.
 #
 # </details>
 #
@@ -142,20 +139,22 @@ show_source(roofline._work)
 # **Predict**: how many FLOPs can this machine do in the time it reads one byte? (Lesson 00 measured both.)
 
 # %%
-device = first.device
-peaks = measure_peaks(device, first.config.dtype)
-corner = peaks.flops / peaks.bandwidth
-weights = roofline._work(first.config, [("one row", 0, 1)], 1, 0).weight_bytes
+model = measured_model()
+print(model)
+stage = STAGES[5](model.path)
+config, peaks = stage.config, measure_peaks(stage.device, stage.config.dtype)
+ridge = peaks.flops / peaks.bandwidth
+weights = roofline._work(config, [("one row", 0, 1)], 1, 0).weight_bytes
 print(f"reads {peaks.bandwidth / 1e9:,.1f} GB/s, computes {peaks.flops / 1e9:,.0f} GFLOP/s")
-print(f"{corner:,.1f} FLOP a byte; with {first.config.dtype}, the corner is at about")
-print(f"{corner * first.config.dtype.itemsize / 2:,.0f} rows a step")
+print(f"ridge: {ridge:,.1f} FLOP a byte, {ridge * config.dtype.itemsize / 2:,.0f} rows a step")
 print(f"reading {weights / 2**20:,.0f} MiB of weights: {1e3 * weights / peaks.bandwidth:.2f} ms")
-assert corner > 1
+assert ridge > 1
 
 # %% [markdown]
-# <details><summary>Tens of rows on a CPU core (float32); about 170 on an H200</summary>
+# <details><summary>A few to some tens on a CPU core; about 170 on an H200</summary>
 #
-# An H200 does 790 TFLOP/s and reads 4.7 TB/s. Below its corner decode is bound by memory, and batching is
+# A row does 2 FLOPs with a weight: with two bytes a weight the ridge is as many rows, in float32 twice as many.
+# An H200 does 790 TFLOP/s and reads 4.6 to 4.7 TB/s. Below its ridge decode is bound by memory, and batching is
 # *the* gain. (A CPU may keep a small model in its cache, and read it faster.)
 #
 # </details>
@@ -168,6 +167,7 @@ assert corner > 1
 # **Predict**: which stage has the *lowest* floor a token? Which comes *nearest* to its own?
 
 # %%
+workload = ladder_workload(config.vocab_size, "cpu")  # a quarter of a GPU's, and its lengths
 stages = [n for n in STAGES if n <= 7 and STAGES[n].fits(has_gpu(), 1)]
 rungs = climb.climb(model.path, workload.first(12), peaks, stages)
 print(climb.HEADER)
@@ -184,8 +184,8 @@ show(*climb.shares(rungs))
 # <details><summary>Lowest: 05 and after, one schedule. Nearest: 07; on a CPU 01 is near</summary>
 #
 # There stage 01 does needless work, in long products, *efficiently*. A share says how well a schedule is carried out;
-# the floor, how good it is. Lessons 02 to 05 lower the floor, 06 and 07 raise the share. (On a GPU stage 01 answers
-# one request.)
+# the floor, how good it is. Lessons 02, 04 and 05 lower the floor (03 gives room, not less work), 06 and 07 raise
+# the share. (On a GPU stage 01 answers one request.)
 #
 # </details>
 #
@@ -213,7 +213,7 @@ figure = plots.ladder()
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# <details><summary>At 05; on a GPU also at 03</summary>
+# <details><summary>On a CPU at 05; on a GPU at 03, by a little</summary>
 #
 # Stage 01 keeps nothing. At 03 every row holds the common prefix; 04 holds it once; 05 fills the room with more requests.
 #
@@ -306,7 +306,7 @@ assert 1.37 < step / parts["attention"] < 1.38
 # %% [markdown]
 # <details><summary>7%; and 37%</summary>
 #
-# Attention reads at 3.9 to 4.0 TB/s, of 4.6 that the card can. W2 has a third of its roofline: a single row's
+# Attention reads at 3.9 to 4.0 TB/s, of 4.6 that this card can. W2 has a third of its roofline: a single row's
 # kernels are so short that memory's *latency* counts. Several tokens a step (speculation) would gain most there.
 #
 # </details>

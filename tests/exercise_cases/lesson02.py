@@ -76,6 +76,13 @@ CASES = {
                 "k_cache[:, lengths.max()], v_cache[:, lengths.max()] = key, value",
                 "at place lengths[row] of each row, and nowhere else",
             ),
+            (
+                "k_cache[row, lengths], v_cache[row, lengths] = key, value",
+                "k_cache[row, lengths], v_cache[row, lengths] = value, key",
+                "The places are right, but the value went into k_cache",
+            ),
+            ("= key, value", "= key, 2 * value", "with another content"),
+            (".masked_fill(behind[:, None], -torch.inf)", "", "Nothing is masked"),
         ],
         other=decode_step,
     ),
@@ -87,7 +94,14 @@ CASES = {
             ("lengths + step", "lengths + step - 1", "overwrites the prompt's last one"),
             ("lengths + step", "lengths.min() + step + 0 * lengths", "overwrite their own prompt"),
             ("lengths + step", "lengths + 2 * step", "the rows should stand at"),
+            (".T.tolist()", ".tolist()", "12 rows of 3"),
+            ("answers.append(next_ids)", "answers.append([7, 7, 7])", "the tokens are not those"),
+            ("    return torch", "    torch", "A list of tokens for each prompt is wanted"),
         ],
         other=answer_together,
+        more=(
+            {"answer_together": lambda *args: torch.tensor(answer_together(*args))},
+            {"answer_together": lambda *args: tuple(map(tuple, answer_together(*args)))},
+        ),
     ),
 }

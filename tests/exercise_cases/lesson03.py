@@ -17,6 +17,17 @@ def slot_mapping(block_tables, starts, context_lens, block_size):
     return torch.where(at < 0, -1, all_slots[row, at.clamp(min=0)])
 
 
+def by_loops(block_tables, starts, context_lens, block_size):
+    """Token by token, in Python."""
+    slots, (*begins, _) = [], starts.tolist()
+    for row, (begin, context) in enumerate(zip(begins, context_lens.tolist(), strict=True)):
+        end = int(starts[row + 1])
+        for at in range(context - (end - begin), context):
+            block = int(block_tables[row, max(at, 0) // block_size])
+            slots.append(block * block_size + at % block_size if context else -1)
+    return torch.tensor(slots)
+
+
 class MyBlocks(BlockManager):
     def allocate(self, seq, num_tokens):
         count = -(-num_tokens // self.block_size) - len(seq.block_table)
@@ -76,6 +87,7 @@ CASES = {
             ("positions % block_size", "positions % (block_size + 1)", "Table [5, 2, 7]"),
         ],
         other=slot_mapping,
+        more=({"slot_mapping": by_loops},),
     ),
     "my_blocks": Case(
         mutants=[

@@ -58,6 +58,15 @@ class Early(Scheduler):
 SHORTEST_FIRST = """        by_length = sorted(self.waiting, key=lambda seq: len(seq.token_ids))
         self.waiting = type(self.waiting)(by_length)
 """
+LOOP = """            seq.num_computed += row.num_tokens
+            if row.samples and not seq.is_finished:
+                seq.append(next(sampled))
+                self.block_manager.register(seq)
+                updated.append(seq)
+            if seq.is_finished:
+                self._retire(seq)
+"""
+LATE = LOOP.split("\n", 1)[1] + "            seq.num_computed += row.num_tokens\n"
 CASES = {
     "four_requests": Case(
         mutants=[
@@ -113,6 +122,22 @@ CASES = {
                 "nobody may overtake it",
             ),
             ("return budget", "return 0", "Nobody runs, so of a budget of 5"),
+            (
+                "missing > budget and not",
+                "len(seq.token_ids) > budget and not",
+                "what is left to compute must fit",
+            ),
+            (
+                "            if not self._fits(seq, hits):\n                break\n",
+                "",
+                "ask self._fits(seq, hits) before you admit",
+            ),
+            (", admitted=True", "", "its row does not say so"),
+            (
+                "batch.append(self._plan(seq, num_tokens))",
+                "batch.append(self._plan(seq, num_tokens, True))",
+                "says that it was just admitted",
+            ),
         ],
         other=MyScheduler,
     ),
@@ -132,8 +157,14 @@ CASES = {
             (
                 "seq.num_computed += row.num_tokens",
                 "seq.num_computed = len(seq.token_ids)",
-                "says 6",
+                "says 10",
             ),
+            (
+                "seq.num_computed += row.num_tokens",
+                "seq.num_computed = seq.num_scheduled",
+                "another step is in flight",
+            ),
+            (LOOP, LATE, "the counter moves before `_retire`"),
         ],
         other=Early,
     ),

@@ -65,6 +65,11 @@ CASES = {
             (COPY, "self.ids = self.model(ids, positions)", "gave its name to another"),
             ("positions += positions >= 0", "positions += 1", "stored keys in the cache"),
             ("positions += positions >= 0", "pass", "move positions on by one"),
+            (
+                "positions += positions >= 0",
+                "positions[positions >= 0] += 1",
+                "MyDecode raised an error" if torch.cuda.is_available() else "how many are meant",
+            ),
             ("positions += positions >= 0", "positions = positions + 1", "move positions on"),
             ("self.ids[:n] = ids", "self.ids = ids", "buffers that were captured"),
             (
