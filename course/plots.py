@@ -142,7 +142,11 @@ def draw_memory(axes: Any, at: list[float], group: list[Record], i: int) -> None
 
 def finish_axes(speed: Any, memory: Any, stages: list[tuple[int, str]]) -> None:
     """Names, units, the first stage on top; both scales are logarithmic, of whole decades."""
-    speed.set(xscale="log", xlabel="output tokens a second", title="Throughput")
+    speed.set(
+        xscale="log",
+        xlabel="output tokens a second (line: slowest to fastest run)",
+        title="Throughput",
+    )
     speed.set_yticks(range(len(stages)), [f"{number:02} {name}" for number, name in stages])
     speed.set_ylim(len(stages) - 0.4, -0.7)
     memory.set(xscale="log", xlabel="MiB", title="Memory")

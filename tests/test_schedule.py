@@ -109,6 +109,6 @@ def test_a_stage_keeps_its_steps_without_those_that_warmed_up(tiny_model) -> Non
 def test_the_gap_that_is_marked_is_one_in_which_the_long_prompt_runs():
     moments = [-0.5, 0.1, 0.2, 0.35, 0.9]  # the last gap comes after the long prompt's token
     figure = pictures.token_times({"in chunks": (moments, 0.3)}, "a machine")
-    assert [text.get_text() for text in figure.axes[0].texts] == ["600 ms"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["longest gap 600 ms"]
     figure = pictures.token_times({"in chunks": (moments[1:], 0.3)}, "a machine")
-    assert [text.get_text() for text in figure.axes[0].texts] == ["150 ms"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["longest gap 150 ms"]

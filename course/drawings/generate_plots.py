@@ -93,7 +93,7 @@ def recomputed(prompt: int, count: int) -> Any:
     axes.set(xticks=[p + 0.45 for p in range(prompt + count - 1)])
     axes.set_xticklabels(range(prompt + count - 1))
     axes.set(xlabel="position (tokens)", ylabel="step")
-    axes.set_title("Filled: read for the first time. Hatched: read again.")
+    axes.set_title("Filled: read for the first time. Hatched: read again. Right: tokens read.")
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     fig.alt_text = (

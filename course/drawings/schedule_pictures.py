@@ -212,7 +212,9 @@ def token_times(times: Mapping[str, tuple[Sequence[float], float]], machine: str
         meanwhile = [gap for gap in itertools.pairwise(moments) if gap[1] > 0 and gap[0] < ttft]
         before, after = max(meanwhile, key=lambda gap: gap[1] - gap[0])
         axes.annotate(
-            f"{ms(after - before):.0f} ms", (ms(before + after) / 2, y - 0.32), ha="center"
+            f"longest gap {ms(after - before):.0f} ms",
+            (ms(before + after) / 2, y - 0.32),
+            ha="center",
         )
     axes.axvline(0, color=VERMILLION, ls="--", marker="", label="the long prompt arrives")
     axes.set_yticks(range(len(times)), list(times))
@@ -238,7 +240,8 @@ def load_curves(points: Sequence[Any], capacity: float, machine: str) -> Any:
                           fontsize=9)  # fmt: skip
         star = (knee.throughput, ms(getattr(knee, name)))
         axes.plot(*star, "*", color=ORANGE, markeredgecolor=BLACK, markersize=15, label="the knee")
-        axes.set(xlabel="output tokens a second", ylabel=f"{name.upper()}, ms (mean)", ylim=0)
+        axes.set(xlabel="output tokens a second\n(%: arrivals, of the capacity)", ylim=0)
+        axes.set_ylabel(f"{name.upper()}, ms (mean)")
         axes.margins(x=0.14, y=0.12)
     panels[0].legend(loc="upper left")
     return fig

@@ -8,24 +8,24 @@ ALT = (
     "The decoder from bottom to top. Token ids, one per token, are looked up in the embedding and "
     "become vectors of d numbers. Every layer adds two things to them. First attention: norm, a "
     "product that gives queries, keys and values, norms and rotary position on queries and keys, "
-    "attention over the stored keys and values, and an output product. Then the MLP: norm, the "
+    "attention over the keys and values, and an output product. Then the MLP: norm, the "
     "gate and up products, SiLU of gate times up, and the down product. After the last layer a "
-    "norm and the head give logits over the vocabulary, for each row whose next token is wanted."
+    "norm and the head give logits over the vocabulary, for the last token."
 )
 TITLE = "One forward pass of the decoder"
 TOP, BOTTOM = 84, 676  # of both columns
 Step = tuple[str, str, str, float]  # label, shape, colour, height
 ATTENTION: list[Step] = [
     ("norm", "", PURPLE, 30),
-    ("query, key, value products", "[n, heads + 2·kv_heads, head_dim]", BLUE, 46),
+    ("query, key, value products", "[n, H + 2K, D]", BLUE, 46),
     ("norm of q and k, then RoPE", "", PURPLE, 30),
-    ("attention over stored keys, values", "[n, heads, head_dim]", GREEN, 46),
+    ("attention over keys, values", "[n, H, D]", GREEN, 46),
     ("output product", "[n, d]", BLUE, 42),
 ]
 MLP: list[Step] = [
     ("norm", "", PURPLE, 30),
-    ("gate and up products", "[n, 2·inner]", BLUE, 42),
-    ("SiLU(gate) · up", "[n, inner]", GREEN, 42),
+    ("gate and up products", "[n, 2I]", BLUE, 42),
+    ("SiLU(gate) · up", "[n, I]", GREEN, 42),
     ("down product", "[n, d]", BLUE, 42),
 ]
 
@@ -39,7 +39,7 @@ def draw() -> Picture:
         p.box(30, BOTTOM - 148, 170, 50, "embedding", "[n, d]", BLUE),
         p.box(30, 248, 170, 230, colour=ORANGE),
         p.box(30, 172, 170, 34, "norm", colour=PURPLE),
-        p.box(30, TOP, 170, 50, "head", "[rows, vocabulary]", BLUE),
+        p.box(30, TOP, 170, 50, "head", "[1, V]", BLUE),
     ]
     for lower, upper in pairwise(boxes):
         p.arrow(lower.top, upper.bottom)

@@ -7,7 +7,7 @@ ALT = (
     "Ten tokens of a request in three rows of four: tokens 0 to 3, 4 to 7, and 8, 9 and two empty "
     "places. Its block table holds 5, 2 and 7. Arrows lead from each row through the table to "
     "blocks 5, 2 and 7 of a memory of eight blocks; the other blocks are other requests' or free. "
-    "Token 9 is in row 9 // 4 = 2, so in block 7, at offset 9 % 4 = 1: slot 7 times 4 plus 1 is 29."
+    "Token 9 has index 9 // 4 = 2, so in block 7, at offset 9 % 4 = 1: slot 7 times 4 plus 1 is 29."
 )
 TABLE, BLOCK_SIZE, NUM_BLOCKS, LENGTH = (5, 2, 7), 4, 8, 10
 CELL, LEFT, TOP, MEMORY = 34, 30, 90, 440  # pixels; x of the memory's first place
@@ -39,7 +39,7 @@ def draw() -> Picture:
             "start",
             GREY,
         )
-    rule = "token 9:  row 9 // 4 = 2,  block 7,  offset 9 % 4 = 1;  slot 7 · 4 + 1 = 29"
+    rule = "token 9: index 9 // 4 = 2, block 7, offset 9 % 4 = 1; slot 7 · 4 + 1 = 29"
     p.text((LEFT, 410), rule, 13.5, "start")
     return p
 

@@ -55,7 +55,13 @@ def loop(p: Picture, queue: Box, answer: Box) -> None:
 def passes(p: Picture) -> None:
     """Four tokens of prompt: what each of three steps reads, and the token it gives."""
     rows = [("prefill", 0, 4), ("decode", 4, 5), ("decode", 5, 6)]
-    p.text((20, 298), "What a step reads (filled) and gives (outlined)", 12.5, "start", GREY)
+    p.text(
+        (20, 298),
+        "What a step reads (blue) and gives (dashed); grey: kept keys and values",
+        12.5,
+        "start",
+        GREY,
+    )
     for i, (name, first, last) in enumerate(rows):
         y = 316 + i * 34
         p.text((20, y + 12), f"step {i + 1}: {name}", 13, "start")

@@ -96,8 +96,8 @@ pace = (times.finished_time - times.first_token_time) / (len(ids) - 1)  # the fi
 assert abs(answer.tpot - pace) < 1e-9
 
 # %% [markdown]
-# `chat` wrapped the question in the model's markers. A request is *scheduled* when a step first takes it. `stop`: the
-# model ended the answer (`length`: `max_tokens` did). `index` counts a request's completions.
+# `chat` wrapped the question in markers. A request is *scheduled* when a step first takes it. `stop`: the model ended
+# the answer (`length`: `max_tokens` did).
 #
 # ## The door
 #
@@ -128,7 +128,7 @@ print(*refused, sep="\n")
 assert len(refused) == 4
 
 # %% [markdown]
-# None: what would change the result is an error.
+# None: a wrong value is an error, and so is what this engine cannot do.
 #
 # ## The map
 #
@@ -183,7 +183,7 @@ print(f"in the time to read one byte it can do {peaks.flops / peaks.bandwidth:.0
 #
 # ## Count on a toy
 #
-# To a matrix of a model, a token is a vector. Multiply the two number by number. **Predict** for 4 × 4: how
+# To a matrix of a model, a token is a vector. Multiply the two number by number, adding to sums that begin at 0. **Predict** for 4 × 4: how
 # many FLOPs, and how many bytes of matrix in float32?
 
 # %% tags=["nbval-check-output"]
@@ -302,8 +302,7 @@ drawn = {"bound": bounds, "bound + hollow": sums, "measured": steps}
 show(tour_plots.step_times(batches, drawn, f"{Path(choice.path).name}, {HERE}"))
 
 # %% [markdown]
-# **One request.** The fixed cost is of the bound's size. What is still missing, kernels lose by reading more slowly
-# than $\beta$. (Where the sum is too much, part of the weights stayed in a cache: the dotted line in the bandwidth
+# **One request.** The fixed cost is of the bound's size; kernels also read more slowly than $\beta$. (Where the sum is too much, part of the weights stayed in a cache: the dotted line in the bandwidth
 # curve.) **More requests** share the fixed cost. Then products
 # of few rows are slower than the large one that gave $F$, and the bound leaves out norms and softmax. (A GPU has
 # faster kernels for one row: hence its rise from 1 to 4.)
@@ -325,8 +324,9 @@ for T, num_bytes, flops, seconds in prefill:
     print(f"{T:>5} tokens: at least {least:6.1f} ms, measured {1000 * seconds:6.1f}")
 
 # %% [markdown]
-# 16 tokens pay the fixed cost (on a large GPU all of these do), and up to hundreds of rows a CPU falls short of $F$.
-# At 1,000 a CPU also computes all 1,000 × 1,000 scores of each head, and masks half of them.
+# 16 tokens pay a fixed cost; on a large GPU all do, far more than decode's: a prompt's kernels are started one by one
+# (lesson 07). Up to hundreds of rows a CPU falls short of $F$. At 1,000 it also multiplies all 1,000 × 1,000
+# queries and keys, and masks half.
 #
 # ## The roofline
 #
@@ -339,8 +339,7 @@ show(tour_plots.roofline(peaks, series, f"{Path(choice.path).name}, {HERE}"))
 
 # %% [markdown]
 # Decode of one request stands far left, where arithmetic waits for memory. 64 requests and a prompt of 64 tokens
-# do nearly as many FLOPs a byte: a matrix cannot tell whose a token is. (A GPU's prompt stands lower, as its kernels
-# are started one by one: lesson 07.) The lessons move points to the right
+# do nearly as many FLOPs a byte: a matrix cannot tell whose a token is. The lessons move points to the right
 # (batches) or up to the roof (kernels, graphs).
 #
 # ## In real vLLM
@@ -356,8 +355,8 @@ show(tour_plots.roofline(peaks, series, f"{Path(choice.path).name}, {HERE}"))
 #
 # ## Exercises
 #
-# They begin with [lesson 01](../exercises/01_naive_generate.ipynb). One to take along: from how many requests on
-# is *your* machine's decode compute-bound?
+# They begin with [lesson 01](../exercises/01_naive_generate.ipynb). One to take along: from how many requests
+# of $C$ = 20 on is *your* machine's decode compute-bound?
 #
 # ## Recap
 #
@@ -377,7 +376,7 @@ show(tour_plots.roofline(peaks, series, f"{Path(choice.path).name}, {HERE}"))
 # </details>
 # <details style='margin-bottom:1em'><summary>3. Ten times the FLOP/s, the same bandwidth: who notices?</summary>
 #
-# Long prompts and large batches, not the decode of one request.
+# Long prompts, and large batches of short texts ($R\,C\,k$ grows with the batch, too); not the decode of one request.
 #
 # </details>
 #

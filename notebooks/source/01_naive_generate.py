@@ -64,7 +64,7 @@ print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
 #
 # ## Step 1: from text to ids to logits
 #
-# A **byte-level BPE** tokenizer begins with bytes and joins the pairs that were most frequent in its training
+# A **byte-level BPE** (byte-pair) tokenizer begins with bytes and joins the pairs that were most frequent in its training
 # text. A space (`·`) belongs to the next word. The last line is our prompt; below it stand the best
 # **logits**, the $V$ scores of the next token, as probabilities.
 #
@@ -143,10 +143,10 @@ print("query heads 0 to 3 use key heads", [head // (4 // 2) for head in range(4)
 # %% [markdown]
 # Key head 1. But attention does not know *where* a token stands.
 #
-# ## Step 4: RoPE, a position as a rotation
+# ## Step 4: RoPE (rotary position embedding)
 #
 # Take two numbers of a query or key as a point, and turn it by the angle $pf$: the token's position $p$ times
-# a speed $f$. The product of a query at $m$ and a key at $n$ depends on the angle *between* them, $(m - n) f$.
+# a speed $f$. The product of a query at $i$ and a key at $j$ depends on the angle *between* them, $(i - j) f$.
 #
 # **Predict**: with $f = 0.5$, positions 3 and 1 give $\cos(2 \cdot 0.5) = 0.54$. What do 103 and 101
 # give?
@@ -204,9 +204,10 @@ def attention_half(layer, x):
     qkv = rms_norm(x, layer.input_layernorm) @ attn.qkv_proj.weight.T  # [n, (H + 2 K) D]
     H, K = c.num_attention_heads, c.num_key_value_heads
     query, key, value = qkv.unflatten(-1, (-1, c.head_dim)).split([H, K, K], dim=1)
+    # this model norms each head, too
     query = apply_rope(rms_norm(query, attn.q_norm), table[: len(x)])
     key = apply_rope(rms_norm(key, attn.k_norm), table[: len(x)])
-    return x + attend(query, key, value).flatten(1) @ attn.o_proj.weight.T
+    return x + attend(query, key, value).flatten(1) @ attn.o_proj.weight.T  # mixes the heads
 
 
 # %% [markdown]

@@ -189,7 +189,8 @@ show(fig, f"A pass of 1 token: {passes[0]:.1f} ms; of 32: {passes[5]:.1f}; of 51
 
 # %% [markdown]
 # The floors cross at your $n$. Measured passes take longer: starting hundreds of operations takes
-# milliseconds, on a large GPU 20 to 30 whatever the size. Long prefill is limited by **compute**, decode by **memory**;
+# milliseconds, on a large GPU 20 to 30 whatever the size. (Lesson
+# 00's engine has kernels and graphs: lessons 06 and 07.) Long prefill is limited by **compute**, decode by **memory**;
 # rows of a batch share one reading of the weights.
 #
 # ## Step 4: bytes a token

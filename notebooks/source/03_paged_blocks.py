@@ -343,12 +343,13 @@ print(*costs, sep="\n")
 assert [c.table_bytes for c in costs[:2]] == [32768, 8192]
 
 # %% [markdown]
-# $4 \cdot 8{,}192$ bytes, little beside keys and values. Small blocks cost work, above all in the manager; large blocks
+# $4 \cdot 8{,}192$ bytes, little beside keys and values. (*Empty, expected*: of eight requests of any length.) Small blocks cost work, above all in the manager; large blocks
 # cost memory. At 16, the engine's default, both are low.
 #
 # ## Measure: the same room, more requests
 #
-# Stage 03 is the engine with blocks of 16; batches still start together, each request with room for its own prompt and answer.
+# Stage 03 is the engine with blocks of 16; batches still start together. A request is admitted if its own prompt and answer would fit, and takes
+# blocks as it grows.
 # **Predict** for the first cell's mix: how many run at once, and in how many steps? (Stage 02: 196.)
 
 # %% tags=["nbval-check-output"]

@@ -144,7 +144,7 @@ for manager_class in (BlockManager, Unchained):
 assert answers[0] != answers[1]
 
 # %% [markdown]
-# With the chain its own. Without, the rest comes from the **fox**: fluent text, and not what the model says.
+# With the chain its own. Without, the rest (but the last token: step 4) comes from the **fox**: fluent text, and not what the model says.
 #
 # ## Step 3: reference counts and the free queue
 #

@@ -178,7 +178,8 @@ for spare in (0, 1):
 # %% [markdown]
 # <details><summary>Three, and C goes back; or two</summary>
 #
-# With `spare=0` step 2 wants 12 blocks: C loses its 12 tokens, later E. With `spare=1` B makes it $3 + 1 + 3 = 7$ blocks; C
+# With `spare=0` step 2 wants 12 blocks: C loses its 12 tokens, later E. (The orange 13
+# are those and a new one.) With `spare=1` B makes it $3 + 1 + 3 = 7$ blocks; C
 # would need $6 + 2 + 3 = 11$.
 #
 # </details>
@@ -275,7 +276,7 @@ assert engine.block_manager.num_free_blocks == 9
 #
 # </details>
 #
-# Now stage 05 with the 16 requests from the top.
+# Now stage 05 with the 16 requests from the top, and a budget of 144 tokens: ten come in at once, the rest in step 2.
 
 # %%
 after = ContinuousBatching(own_model(), device="cpu")
@@ -364,8 +365,8 @@ show(figure, "Tokens of a running request: one long gap in one step, small gaps 
 #
 # ## Measure: load
 #
-# `sweep` measures the **capacity** of eight rows: requests a second when all 24 of them wait. Then they arrive at random, at
-# shares of it. The **knee** is where throughput divided by TTFT is greatest. **Predict**: which is bounded beyond the
+# `sweep` sends 24 requests to eight rows. All at once they give the **capacity**, in requests a second; then they arrive at
+# random, at shares of it. The **knee** is where throughput divided by TTFT is greatest. **Predict**: which is bounded beyond the
 # capacity, TPOT or TTFT?
 
 # %%

@@ -129,7 +129,7 @@ for masked in (True, False):
 # %% [markdown]
 # <details><summary>Without a mask, each token spills into the next slot</summary>
 #
-# Nothing crashes; another request's key is wrong. Without `if slot >= 0`, token 3 lands *before* the cache.
+# Nothing crashes; another request's key is wrong. Without `if slot >= 0`, the third token lands *before* the cache.
 #
 # </details>
 #
@@ -149,7 +149,8 @@ assert offset < 0
 # %% [markdown]
 # <details><summary>Slot 2,097,152, or 4 GiB</summary>
 #
-# $2^{31} / 1{,}024 = 2^{21}$; a model of 8 layers then takes 64 GiB. Hence `.to(tl.int64)` below.
+# $2^{31} / 1{,}024 = 2^{21}$; a model of 8 layers then takes 64 GiB. Hence `.to(tl.int64)` below, on the token; slots
+# come with 64 bits.
 #
 # </details>
 #
@@ -174,8 +175,8 @@ assert not parts[0].is_contiguous()
 
 # %% [markdown]
 # A store's ceiling is the bandwidth of a copy. **Predict**: a program a head (256 bytes of key) or a program a
-# token (2,048): which is faster for 16,384 tokens, a prefill? And for 256, a decode step? (In all charts torch's bars
-# contain Python's launches, ours do not: they are replayed, lesson 07. So beside torch only long bars tell.)
+# token (2,048): which is faster for 16,384 tokens, a prefill? And for 256, a decode step? (In all charts torch's times
+# contain Python's launches, ours do not: they are replayed, lesson 07. Where torch's time is short, it is mostly launches.)
 
 # %%
 chart = bars(report, "store", "Storing keys and values (recorded)")
@@ -214,8 +215,8 @@ assert separate == 2 * fused
 #
 # </details>
 #
-# The engine's kernel; RoPE pairs dimensions $i$ and $i + d/2$, so it holds two halves. `PDL`: it starts before the kernel
-# ahead of it has ended, and `gdc_wait` waits for that one.
+# The engine's kernel; RoPE pairs dimensions $i$ and $i + D/2$, so it holds two halves. `PDL` (programmatic dependent launch):
+# `gdc_launch_dependents` lets the next kernel start early, `gdc_wait` waits for the one ahead.
 
 # %%
 show_from("nanovllm/ops/kernels.py", "rope_store_kernel")
@@ -296,7 +297,7 @@ assert [makespan(lengths, 4) for lengths in ways.values()] == [12, 6, 5]
 #
 # </details>
 #
-# Each part leaves its three numbers. A second kernel merges them: both shrink to the higher `best`.
+# Each part leaves `best`, `total` and `acc`. A second kernel merges them: both shrink to the higher `best`.
 
 # %%
 left, right = absorb(-inf, 0, 0, (1, 3), (10, 20)), absorb(-inf, 0, 0, (2, 5), (30, 40))
@@ -317,11 +318,11 @@ chart = bars(report, "decode", "Decode attention (recorded)")
 show(chart.svg(), chart.alt)
 
 # %% [markdown]
-# <details><summary>One row gains most, 256 rows nothing</summary>
+# <details><summary>One row gains most; 256 rows, and 130, nothing</summary>
 #
-# $256 \cdot 16 = 4{,}096$ programs need no cut. The engine reads keys once for both query heads of a KV head, on
+# $256 \cdot 16 = 4{,}096$ programs, or 2,080, fill 132 multiprocessors without a cut. The engine reads keys once for both query heads of a KV head, on
 # matrix units, with the next tile's loads in flight. One row is 0.6 µs at the ceiling; the rest is starting
-# kernels. (FlashAttention's bars are of another H200.)
+# kernels. (FlashAttention is a library's kernel; its bars are of another H200.)
 #
 # </details>
 #
@@ -338,8 +339,8 @@ for line in decodes_here():
 #
 # `plan_kernel` lists a step's tiles, once for all layers; a program takes its share of the list. The toys left
 # out: a tile's queries as a matrix for `tl.dot`; rows that begin with the same blocks (lesson 04) and share it, so
-# that a prefix is read once; `exp2`, which the hardware has. A tile is six numbers: first row, sharers, first and last
-# token, part, whether the row's last. `STAGES`: tiles whose loads are in flight. A `Backend` names what a layer calls.
+# that a prefix is read once; `exp2`, which the hardware has (`scale` takes in $\log_2 e$). A tile is six numbers: first row, sharers, first token, the one
+# after the last, part, whether its row's last; `rows` has each row's first part, and how many. `STAGES`: tiles whose loads are in flight. A `Backend` names what a layer calls.
 
 # %%
 from nanovllm.ops import backend as backends

@@ -58,8 +58,8 @@ assert plain["tokens_per_second"]["1"][0] < 0.2 * 1e6 / step["busy_us"]
 show(*timelines(report, microseconds=740))
 
 # %% [markdown]
-# White is a GPU that waits. (The profiler that recorded this slows the host down.) Below, kernels overlap: each starts while
-# the one before ends (`PDL`, lesson 06). So the ceiling above can be passed.
+# White is a GPU that waits. (The profiler that recorded this slows the host down.) In the lower row kernels overlap: each
+# starts while the one before ends (`PDL`, lesson 06). So the ceiling above can be passed.
 #
 # | symbol | meaning |
 # |:--|:--|
@@ -152,7 +152,7 @@ print("kept:                ", kept.tolist())
 assert kept.tolist() == recording.result.tolist() == [[5.0, 10.0]]
 
 # %% [markdown]
-# <details><summary>Fives, twice; and kept is gone</summary>
+# <details><summary>[[5, 10]] again; and kept is overwritten</summary>
 #
 # Names are Python's. The graph reads the first `x`'s memory and writes where its result stood. So inputs are
 # **static buffers**, written *into*; a result that is to last must be copied.
@@ -162,8 +162,8 @@ assert kept.tolist() == recording.result.tolist() == [[5.0, 10.0]]
 # ## Step 4: what may not be captured
 #
 # Nothing runs during a capture, so nothing may ask for a number: `.item()`, `print(x)`, `if x > 0`. And what
-# Python decides then, it decides for ever. **Predict** the second line. (On the CPU: where a capture fails, a GPU may be of
-# no more use to this process.)
+# Python decides then, it decides for ever. **Predict** the second line. (This cell stays on the CPU: a failed capture may
+# spoil a GPU for this process.)
 
 # %% tags=["nbval-check-output"]
 total, factor = torch.ones(1), 2.0
@@ -257,7 +257,7 @@ with uploads() as sent:
         assert bool(sent[before:]) == (number in (1, 5))
 
 # %% [markdown]
-# <details><summary>Prompts, then nothing, then two block ids</summary>
+# <details><summary>Prompts, then nothing, then two block ids, with row and column</summary>
 #
 # Two blocks hold positions 0 to 7. Step 2 stores at 5, step 4 at 7. Step 5 needs a third block each, which the
 # scheduler picks.
@@ -299,7 +299,7 @@ show(*loops({"plain": loop(3, 5, 4, False), "overlapped": loop(3, 5, 4, True)}, 
 # </details>
 #
 # A step can be planned before its input is read: the scheduler needs only the **number** of tokens. One in
-# flight is a placeholder, its id on the device alone. But when a token ends an answer, that request's next row is
+# flight is a placeholder, its id on the device alone (hence lesson 05's `max(1, ...)`). But when a token ends an answer, that request's next row is
 # launched already.
 #
 # **Predict**: four stories end by themselves. How many rows are computed in vain?
@@ -337,7 +337,8 @@ show_source(ModelRunner._launch, ModelRunner.capture, ModelRunner._graph_size)
 show_source(PersistentBatch.place, PendingTokens)
 
 # %% [markdown]
-# The toys left out rows that move when a request leaves (`place`); ids on their way to **pinned** memory, which
+# The toys left out rows that move when a request leaves (`place`); rows with top-k, top-p or min-p, sampled once more after the
+# graph (`_filter`); ids on their way to **pinned** memory, which
 # the device writes while the host goes on (`PendingTokens`); and the graphs' memory, which `gpu_budget` in
 # `nanovllm/engine/memory.py` sets aside.
 #
@@ -367,7 +368,9 @@ for stage in (ContinuousBatching, Overlapped):
 # %% [markdown]
 # ## Measure
 #
-# **Predict** from Step 1 and Step 7: which gains more from graphs, one request or 256? Which from overlap?
+# Prompts of 64 tokens, answers of 128; planning 256 rows takes over a millisecond, planning one a tenth. **Predict** from
+# Step 1 and Step 7: which gains more from graphs, one request or 256? Which from overlap? (Thin lines: slowest to fastest
+# run.)
 
 # %%
 show(*ladder(report))
@@ -375,8 +378,9 @@ show(*ladder(report))
 # %% [markdown]
 # <details><summary>Graphs: one request. Overlap: 256</summary>
 #
-# One request: 8 times by graphs, an eighth more by overlap. 256: 2.2 times, and 1.4. *Without* graphs kernels
-# already run beside their launching, so overlap has nothing to gain. (Why it loses, we have not measured.)
+# One request: 8 times by graphs, an eighth more by overlap: $p$ is 0.1 ms, $g$ 0.8. 256: 2.2 times, and 1.4: $p$ is
+# 1.4 ms, $g$ 3.2. *Without* graphs kernels already run beside their launching, so overlap has nothing to gain. (Why it
+# loses, we have not measured.)
 #
 # </details>
 #
@@ -400,7 +404,7 @@ figure = plots.ladder(upto=7)
 show(figure, figure.alt_text)
 
 # %% [markdown]
-# <details><summary>Five times and more; next to nothing</summary>
+# <details><summary>Four to eight times; nothing to rely on</summary>
 #
 # Most steps are decode steps. Prompts run eagerly, so the first token comes no sooner.
 #
@@ -415,7 +419,7 @@ show(figure, figure.alt_text)
 #
 # 1. [`CUDAGraphWrapper`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/compilation/cuda_graph.py#L43-L66)
 #    also captures *pieces* of a step, between attention layers, so that prompts gain as well.
-# 2. The sampler runs after the graph; ours is in it.
+# 2. The sampler runs after the graph; ours is in it, but for top-k, top-p and min-p.
 # 3. Overlap is an option there (`--async-scheduling`), with
 #    [placeholders](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/async_scheduler.py#L14-L48)
 #    as here.

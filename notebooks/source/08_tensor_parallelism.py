@@ -212,7 +212,7 @@ for rank, (mine, chosen) in enumerate(on_ranks(2, best_on)):
 #
 # ## Assemble: the layers
 #
-# `ColumnLinear` is Step 1, for several layers of one input. `RowLinear` is Step 2; bias and residual
+# `ColumnLinear` is Step 1, for several matrices of one input (query, key, value; gate, up). `RowLinear` is Step 2; bias and residual
 # would come in $n$ times, so only rank 0 adds them.
 
 # %%
@@ -230,7 +230,7 @@ show_source(VocabEmbedding, Ranks.reduce_argmax)
 # what it was *asked to do*: **every rank runs the same scheduler** on the same requests (*SPMD*: single
 # program, multiple data). Here are two processes; we listen.
 #
-# **Predict**: three requests of 4 tokens each. Which messages? How large is a step's?
+# **Predict**: three requests for 4 tokens each. Which messages? How large is a step's?
 
 # %%
 from course.load import start
@@ -245,7 +245,7 @@ run(engine)
 for message in messages:
     print(f"{len(message):5} bytes  {message[:72]}")
 schedules = [len(json.dumps(record.rows)) for record in engine.trace]
-print("a schedule would have been", max(schedules), "bytes for three requests")
+print("a schedule without tables would have been", max(schedules), "bytes for three requests")
 engine.close()
 assert [json.loads(message)[0] for message in messages] == ["add"] * 3 + ["step"] * 4 + ["close"]
 
@@ -263,8 +263,8 @@ from nanovllm.llm_engine import LLMEngine, run_worker
 show_source(Ranks.share, LLMEngine._on_all_ranks, run_worker)
 
 # %% [markdown]
-# Commands go through a key-value store; tensors through gloo, or with a GPU a rank **NCCL**, which graphs can
-# capture. A collective that one rank never enters blocks the others: so rank 0 looks whether its workers live,
+# Commands go through a key-value store; tensors through gloo, or with a GPU a rank **NCCL**, NVIDIA's library,
+# which graphs can capture. (`torchrun` starts a script once a rank.) A collective, a call of all ranks together, that one rank never enters blocks the others: so rank 0 looks whether its workers live,
 # and a step of 25 s is an error.
 #
 # ## Check
@@ -348,8 +348,8 @@ assert gains["Qwen3-0.6B"] < 1 < gains["Qwen3-8B"] < 2
 #
 # </details>
 #
-# What two H100s did, recorded by `python -m course.benchmarks.ranks`: W1 is 256 requests at once, W2 a single
-# one. **Predict**: which of them gains more?
+# What two H100s did, recorded by `python -m course.benchmarks.ranks`: W1 is 256 requests at once, 100 to 1,024
+# tokens in and 100 to 1,024 out; W2 a single one. **Predict**: which of them gains more?
 
 # %%
 from course.labs.rank_lab import engines_in_words, gains_in_words, rank_curves
@@ -362,10 +362,11 @@ for report in reports:
     assert max(weights) < 1.05 * weights[0], "a rank holds more than its part"
 
 # %% [markdown]
-# <details><summary>W1</summary>
+# <details><summary>W1, against the model</summary>
 #
-# Many rows have keys and values to read, and more to compute: work that ranks share, for as many calls, if larger ones. W2 gains
-# 0.62 and 1.24 times, where the model says 0.49 and 1.52: it leaves out all that a step does besides.
+# At 256 rows the model says 0.37 and 1.02, as it reads only weights. But many rows have keys and values to read, and more to
+# compute: work that ranks share. W2 gains 0.62 and 1.24 times, where the model says 0.49 and 1.52: it leaves out all
+# that a step does besides.
 #
 # </details>
 #
@@ -438,4 +439,4 @@ show(figure, figure.alt_text)
 #
 # </details>
 #
-# **The next question**: nine lessons, nine stages. What did each of them buy?
+# **The next question**: nine lessons, eight stages. What did each of them buy?

@@ -46,7 +46,7 @@ for result in ends:
 assert [len(ids) for ids in ends[1].token_ids] == few.num_outputs
 
 # %% [markdown]
-# <details><summary>Some four times, and what that says</summary>
+# <details><summary>Four to five times, and what that says</summary>
 #
 # Stage 01's work grows with the square of the length; stage 05 gains with every row. So a ratio of two stages says as much
 # about the *workload*. We need a yardstick that is no stage.
@@ -107,7 +107,7 @@ assert per_token[10] == per_token[40] == 0.2
 # The floor belongs to a *schedule*. Three requests have prompts of 4 tokens, and get 2, 4 and 6.
 #
 # **Predict** for stage 01 (one at a time, everything again) and stage 02 (a batch that starts together): how
-# many steps, and how many tokens are computed in all?
+# many steps, and how many tokens are computed in all? Count useful work: no padding, no rows that are done.
 
 # %% tags=["nbval-check-output"]
 toy = LadderWorkload([[1] * 4] * 3, [2, 4, 6], 0, kv_tokens=30)
@@ -122,11 +122,13 @@ assert list(computed.values()) == [9 + 22 + 39, 3 * 4 + 1 + 3 + 5]
 # %% [markdown]
 # <details><summary>12 steps and 70 tokens; 6 steps and 21</summary>
 #
-# Half the steps read the weights half as often. But the last two have one row: stage 05 would fill them up.
+# (Stage 02 in fact computes 27, as done rows run on: a floor counts what is needed.) Half the steps read the weights half
+# as often. But the last two have one row: stage 05 would fill them up.
 #
 # </details>
 #
-# The real count adds keys and values, attention's FLOPs and the vocabulary's product (`head`):
+# The real count adds keys and values, attention's FLOPs and the vocabulary's product (`head`). `shared`: tokens of a common
+# prefix, which a kernel may read once for all.
 
 # %%
 show_source(roofline._work)
@@ -181,9 +183,9 @@ assert floors[3] > floors[4], "a shared prefix is work that need not be done"
 show(*climb.shares(rungs))
 
 # %% [markdown]
-# <details><summary>Lowest: 05 and after, one schedule. Nearest: 07; on a CPU 01 is near</summary>
+# <details><summary>Lowest: 05 and after, one schedule. Nearest: on a GPU 07, on a CPU 01</summary>
 #
-# There stage 01 does needless work, in long products, *efficiently*. A share says how well a schedule is carried out;
+# On a CPU stage 01 does needless work, in long products, *efficiently*. A share says how well a schedule is carried out;
 # the floor, how good it is. Lessons 02, 04 and 05 lower the floor (03 gives room, not less work), 06 and 07 raise
 # the share. (On a GPU stage 01 answers one request.)
 #
@@ -191,7 +193,7 @@ show(*climb.shares(rungs))
 #
 # ## Check: one answer
 #
-# All stages must agree on every greedy token, up to near ties. In bfloat16 random weights nearly tie at once, so the
+# Stages 03 and up must give stage 02's greedy tokens, up to near ties. In bfloat16 random weights nearly tie at once, so the
 # course's own model answers, in float32.
 
 # %%
@@ -244,21 +246,23 @@ report = against_transformers.compare(race)
 against_transformers.print_report(report)
 batches = against_transformers.in_batches(against_transformers.make_workload(8, 290, 0), 4)
 rows = sum(len(batch) * max(r.num_output for r in batch) for batch in batches)
-print(f"transformers computes {rows} tokens for the {report['output_tokens']} wanted")
+wanted = report["output_tokens"]
+print(f"transformers computes {rows} tokens for the {wanted} wanted, {rows / wanted:.2f} times")
 assert report["engine"]["kv_bytes_used"] > 0
 
 # %% [markdown]
 # <details><summary>Count before you credit the code</summary>
 #
-# The last line, and 8 rows against 4, explain a part; the rest is overhead a step. `course bench transformers` measures more rounds.
+# The last line is a part of the factor above it; the rest is 8 rows against 4, and overhead a step: on a GPU nearly all.
+# `course bench transformers` measures more rounds.
 #
 # </details>
 #
 # ## Beside vLLM
 #
-# Three workloads, Qwen3-0.6B's shape: **W1** 256 prompts of 100 to 1,024 tokens, as many out; **W2** one prompt
-# of 128, 512 out; **W3** 256 prompts that share 2,048 tokens, 64 out. The engine and two others are recorded on
-# H200s; where vLLM is installed, W2 runs. **Predict**: on which is this engine closest to vLLM, on which farthest?
+# Three workloads, Qwen3-0.6B's shape: **W1** 256 prompts of 100 to 1,024 tokens, answers of as many; **W2** one
+# prompt of 128, 512 out; **W3** 256 prompts that share 2,048 tokens, 64 out. The engine, vLLM 0.24 and nano-vLLM, the
+# small engine that this course rebuilds, are recorded on H200s; where vLLM is installed, W2 runs. **Predict**: on which is this engine closest to vLLM, on which farthest?
 
 # %%
 if importlib.util.find_spec("vllm") and has_gpu():
@@ -278,7 +282,7 @@ for name, entry in recorded["workloads"].items():
     assert 0 < share < 1, "no share passes 1, once a common prefix is counted once"
 
 # %% [markdown]
-# <details><summary>W1 is closest; W2 and W3 are more than twice as fast</summary>
+# <details><summary>Closest on W1, 1.14 times; farthest on W2, 2.4</summary>
 #
 # W1 is bound by attention, which both do well. W2 is 512 steps of one row: launches, and a kernel for products
 # of one token. W3's prefix is read once for several rows. But the others were measured on another day, and this
@@ -291,7 +295,7 @@ for name, entry in recorded["workloads"].items():
 # A decode step of W1's kind (128 rows at 900 tokens, H200) takes 4.67 ms: attention 3.40, products and norms
 # 0.94, head 0.09, sampler 0.07, the rest 0.17.
 #
-# **Predict**: attention gets 10% faster. How much faster is the step? And if everything *but* attention were
+# **Predict**: attention becomes 1.1 times as fast. How much faster is the step? And if everything *but* attention were
 # free?
 
 # %% tags=["nbval-check-output"]
