@@ -13,6 +13,7 @@ workload's first run is a warm-up.
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,19 @@ from course.benchmarks import against_transformers, attention, measure
 from course.benchmarks.workloads import WORKLOADS
 
 SUBJECTS = (*WORKLOADS, "attention", "transformers")
+# Whose an argument is, if it is not everybody's
+ENGINE, KERNEL, COMPARED = "W1, W2 and W3", "attention", "transformers"
+BELONGS = {
+    "model": (ENGINE, COMPARED),
+    "runs": (ENGINE, COMPARED),
+    "max_num_seqs": (ENGINE, COMPARED),
+    "scale": (ENGINE, KERNEL),
+    "attention_backend": (ENGINE, KERNEL),
+    "enforce_eager": (ENGINE,),
+    "engine": (ENGINE,),
+    "requests": (COMPARED,),
+    "batch": (COMPARED,),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +76,10 @@ def positive(text: str) -> int:
 def fraction(text: str) -> float:
     """A number above 0 and at most 1; `1/8` is one."""
     above, _, below = text.partition("/")
-    value = float(above) / float(below or 1)
+    try:
+        value = float(above) / float(below or 1)
+    except ZeroDivisionError:
+        value = math.inf  # which the next line refuses
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
     return value
@@ -91,6 +108,9 @@ def main(args: argparse.Namespace) -> int:
     others = [name for name in subjects if name not in WORKLOADS]
     if len(subjects) > 1 and others:
         raise ValueError(f"{others[0]} runs alone, got {' '.join(subjects)}")
+    refuse_what_belongs_elsewhere(args, others[0] if others else ENGINE)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
     import torch
 
     if args.threads:
@@ -108,6 +128,16 @@ def main(args: argparse.Namespace) -> int:
         record = {"command": command_line(sys.argv[1:]), **report}
         args.json.write_text(json.dumps(record, indent=2) + "\n")
     return 0
+
+
+def refuse_what_belongs_elsewhere(args: argparse.Namespace, subject: str) -> None:
+    """ValueError for an argument that would be ignored."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name, owners in BELONGS.items():
+        if subject not in owners and getattr(args, name) != parser.get_default(name):
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} belongs to {' and '.join(owners)}, not to {subject}")
 
 
 def command_line(arguments: list[str]) -> str:

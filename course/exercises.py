@@ -32,6 +32,10 @@ class Place:
         return self.lesson[:2]
 
 
+class NotThere(ValueError):
+    """The learner's code is not where the course looks for it; the message says what to do."""
+
+
 def lesson_of(number: str) -> str:
     """The lesson with exercises that "3", "03" or "03_paged_blocks" means; ValueError if none."""
     lessons = [lesson for lesson in FILES_OF_LESSON if notebook_of(lesson, "solutions").exists()]
@@ -66,10 +70,17 @@ def here() -> str:
 def cells_of(number: str, folder: str | None = None) -> list[dict[str, Any]]:
     """The code cells of an exercise notebook as it was last saved, their source as one text."""
     path = notebook_of(lesson_of(number), folder or here())
+    name = f"{path.parent.name}/{path.name}"
     if not path.exists():
-        raise ValueError(f"there is no {path.parent.name}/{path.name}: course reset {number}")
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return [c | {"source": "".join(c["source"])} for c in cells if c["cell_type"] == "code"]
+        raise NotThere(f"there is no {name}: course reset {number}")
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        return [c | {"source": "".join(c["source"])} for c in cells if c["cell_type"] == "code"]
+    except (ValueError, TypeError, LookupError) as error:
+        raise NotThere(
+            f"{name} is no notebook any more: `course reset {number}` gives a fresh one, and keeps "
+            "yours"
+        ) from error
 
 
 def code_of(number: str, name: str, folder: str | None = None) -> str:
@@ -77,7 +88,7 @@ def code_of(number: str, name: str, folder: str | None = None) -> str:
     cells = cells_of(number, folder)
     texts = [cell["source"] for cell in cells if name_of(cell) == name]
     if not texts:
-        raise ValueError(
+        raise NotThere(
             f"{folder or here()}/{lesson_of(number)}.ipynb has no cell for {name!r}, that is with "
             f"the tag exercise-{name}. `course reset {number}` gives a fresh one, and keeps yours"
         )

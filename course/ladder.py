@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--again", action="store_true", help="also what is recorded already")
     parser.add_argument("--threads", type=positive, metavar="N", help="torch's CPU threads")
-    parser.add_argument("--requests", type=positive, metavar="N", help="only the first N requests")
+    parser.add_argument(
+        "--requests", type=positive, metavar="N", help="only the first N requests; needs --json"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="record there instead")
     draw = parser.add_argument_group("drawing")
     draw.add_argument("--draw", type=Path, nargs="+", metavar="FILE", help="to .svg, .png or both")
@@ -32,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    for file in args.draw or ():
+        if file.suffix not in (".svg", ".png"):
+            raise ValueError(f"--draw draws to .svg or .png, not {file.suffix or file}")
     if not args.draw or args.stages:
         measure(args)
     for file in args.draw or ():
@@ -46,6 +51,7 @@ def draw(file: Path, shipped: bool) -> None:
     plots.use_style()
     rows = [row for row in plots.load() if not shipped or row.origin == "shipped"]
     plots.save(plots.ladder(records=rows), file)
+    print(f"The ladder is in {file}.")
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -60,6 +66,13 @@ def measure(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     if unknown := [number for number in args.stages if number not in STAGES]:
         raise ValueError(f"there is no stage {unknown[0]}; there are {', '.join(map(str, STAGES))}")
+    if args.requests and not args.json:
+        raise ValueError(
+            "--requests needs --json FILE: a part of the workload is no rung of your ladder, "
+            "which .course/stages.json holds"
+        )
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
     cuda = args.device.startswith("cuda") or (args.device == "auto" and has_gpu())
     gpus = torch.cuda.device_count()
     wanted = args.stages or [n for n, stage in STAGES.items() if stage.fits(cuda, gpus)]

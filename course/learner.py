@@ -62,8 +62,15 @@ def backend_with(decode_step: Callable[..., Tensor]) -> Any:
 
 
 def joined(*classes: type) -> type:
-    """One class with the methods of all; where two define the same, the first one's counts."""
-    return type("Joined", classes, {})
+    """One class with the methods of all; where two define the same, the first one's counts.
+
+    A class that another derives from, such as the engine's own, may be among them.
+    """
+    if None in classes:
+        raise TypeError("joined takes classes; leave out what is None")
+    unlike = list(dict.fromkeys(classes))
+    kept = [c for c in unlike if not any(o is not c and issubclass(o, c) for o in unlike)]
+    return type("Joined", tuple(kept), {})
 
 
 def manager_with(block_keys: Callable[[list[int], int], list[bytes]]) -> type[BlockManager]:
@@ -128,8 +135,12 @@ def own_piece(number: str, name: str) -> Any:
         defined = load(number, name)
         with redirect_stdout(io.StringIO()):
             run_check(check_of(places[0]), defined)
-    except (CheckFailed, ValueError) as reason:
+    except CheckFailed as reason:
         print(f"{number} {name}: the engine's own, as yours does not pass: {str(reason)[:70]} ...")
+        return None
+    except Exception as error:  # the learner's page may hold anything
+        said = f"{type(error).__name__}: {error}"
+        print(f"{number} {name}: the engine's own, as yours does not run: {said[:70]} ...")
         return None
     print(f"{number} {name}: yours")
     return getattr(defined, NAMES[name])

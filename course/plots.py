@@ -79,13 +79,15 @@ def save(fig: Any, file: Path) -> None:
 def ladder(upto: int | None = None, records: list[Record] | None = None) -> Any:
     """Throughput and memory of every stage so far, shipped records and the reader's own overlaid.
 
-    upto: the last stage to show. The figure's `alt_text` says the same in words.
+    upto: the last stage to show. Of a stage that a source has measured on several workloads, the
+    last recorded shows. The figure's `alt_text` says the same in words.
     """
     import matplotlib.pyplot as plt
 
     rows = [r for r in (load() if records is None else records) if upto is None or r.stage <= upto]
     if not rows:
         raise ValueError("no stage is recorded yet: run one, and record(result)")
+    rows = list({(row.source, row.stage): row for row in rows}.values())
     groups: dict[tuple, list[Record]] = {}
     for row in sorted(rows, key=lambda r: r.stage):
         groups.setdefault(row.source, []).append(row)

@@ -36,7 +36,17 @@ def note_pass(number: str, name: str, file: Path | None = None) -> str:
 
 
 def load_passed(file: Path) -> Passed:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    """What was noted in a file; ValueError if it holds something else."""
+    if not file.exists():
+        return {}
+    try:
+        passed = json.loads(file.read_text(encoding="utf-8"))
+        if not all(isinstance(days, dict) for days in passed.values()):
+            raise ValueError("a lesson has no days")
+    except (ValueError, AttributeError) as error:
+        name = f"{file.parent.name}/{file.name}"
+        raise ValueError(f"{name} is no record of progress; delete it") from error
+    return passed
 
 
 def save_passed(passed: Passed, file: Path) -> None:
@@ -53,15 +63,20 @@ def check_of(place: Place) -> Any:
 
 
 def run_again(place: Place) -> str | None:
-    """Check the code in the learner's saved notebook; what is wrong, or None."""
-    from course.checks import CheckFailed
+    """Check the code in the learner's saved notebook; what is wrong, or None.
+
+    Raises NotRunHere where this machine lacks what the check needs.
+    """
+    from course.checks import CheckFailed, NotRunHere
     from course.checks.core import run_check
-    from course.exercises import load
+    from course.exercises import NotThere, load
 
     try:
         with redirect_stdout(io.StringIO()):
             run_check(check_of(place), load(place.number, place.exercise.name, "exercises"))
-    except CheckFailed as failure:
+    except NotRunHere:
+        raise
+    except (CheckFailed, NotThere) as failure:
         return str(failure)
     except Exception as error:  # the learner's cell, which may hold anything, did not run
         return f"its cell does not run: {type(error).__name__}: {error}"
@@ -70,10 +85,17 @@ def run_again(place: Place) -> str | None:
 
 def update(places: list[Place], file: Path) -> dict[Place, str]:
     """Run the checks of these again and note the outcome; what is wrong with each that fails."""
+    from course.checks import NotRunHere
+
     passed, failures = load_passed(file), {}
     for place in places:
         done = passed.setdefault(place.number, {})
-        if problem := run_again(place):
+        try:
+            problem = run_again(place)
+        except NotRunHere as reason:  # an earlier pass, on another machine, stays
+            failures[place] = str(reason)
+            continue
+        if problem:
             done.pop(place.exercise.name, None)
             failures[place] = problem
         else:

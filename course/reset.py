@@ -2,7 +2,7 @@
 
 course reset 03      a new exercises/03_paged_blocks.ipynb; yours is 03_paged_blocks.mine-1.ipynb
 
-What `course progress` has noted stays.
+What `course progress` has noted stays, until `course progress --run` checks the fresh notebook.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def free_name(path: Path) -> Path:
 def main(args: argparse.Namespace) -> int:
     lesson = lesson_of(args.lesson)
     [job] = [j for j in all_jobs() if j.kind == "exercises" and j.source.stem == lesson]
-    if was_worked_in(job.target):
+    if was_worked_in(job):
         kept = job.target.rename(free_name(job.target))
         print(f"Yours is kept as {kept.relative_to(ROOT)}")
     write_notebook(built(job), job.target)

@@ -160,6 +160,7 @@ def test_an_engine_that_gives_too_few_tokens_is_found_out():
         (["W4"], "not 'W4'"),
         (["--scale", "0"], "above 0"),
         (["--scale", "2"], "above 0"),
+        (["--scale", "1/0"], "above 0"),
         (["--runs", "0"], "at least 1"),
         (["--engine", "block_size"], "NAME=VALUE"),
     ],
@@ -173,6 +174,34 @@ def test_bad_arguments_are_refused(arguments, message, capsys):
 def test_a_comparison_runs_alone(capsys):
     assert main(["bench", "W1", "attention"]) == 2
     assert "attention runs alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("transformers --engine block_size=32", "--engine belongs to W1, W2 and W3, not to tr"),
+        ("transformers --scale 1/8", "--scale belongs to W1, W2 and W3 and attention"),
+        ("attention --model /nope", "--model belongs to W1, W2 and W3 and transformers"),
+        ("W1 --batch 4", "--batch belongs to transformers, not to W1"),
+    ],
+)
+def test_an_argument_that_would_be_ignored_is_refused(arguments, message, monkeypatch, capsys):
+    for module in (bench.against_transformers, bench.attention, bench.measure):
+        for name in {"compare", "measure"} & set(vars(module)):
+            monkeypatch.setattr(module, name, lambda *_: pytest.fail("it was measured"))
+    assert main(["bench", *arguments.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_record_that_cannot_be_written_is_found_before_measuring(tmp_path, monkeypatch, capsys):
+    measured = {}
+    monkeypatch.setattr(bench.attention, "measure", lambda args: measured)
+    monkeypatch.setattr(bench.attention, "print_report", print)
+    assert main(["bench", "attention", "--json", str(tmp_path / "new/x.json")]) == 0
+    monkeypatch.setattr(bench.attention, "measure", lambda args: pytest.fail("it was measured"))
+    (tmp_path / "file").touch()
+    assert main(["bench", "attention", "--json", str(tmp_path / "file/x.json")]) == 2
+    assert "course bench: " in capsys.readouterr().err
 
 
 def test_an_option_of_the_engine_is_json_or_a_string():

@@ -190,10 +190,32 @@ def test_the_ladder_command_measures_records_and_draws(tiny_model, tmp_path, mon
     assert [row.runs for row in records.read(file, "yours")] == [2, 2]
 
 
-def test_what_ships_is_drawn_alone_as_svg_and_png(two_sources, tmp_path, monkeypatch):
+def test_a_part_of_the_workload_stays_out_of_the_readers_ladder(capsys):
+    assert main(["ladder", "1", "--requests", "2"]) == 2
+    assert "--requests needs --json FILE" in capsys.readouterr().err
+
+
+def test_a_stage_has_one_point_on_a_line_its_last(two_sources):
+    numbers = two_sources[2].numbers | {"tokens_per_second": 4321.0}
+    spread = two_sources[2].spread | {"tokens_per_second": [4321.0, 4321.0]}
+    again = replace(two_sources[2], workload="another", numbers=numbers, spread=spread)
+    figure = plots.ladder(records=[*two_sources, again])
+    assert figure.alt_text.count("stage 01") == 2, "one of each source"
+    assert "stage 01 stage 1: 4,321 tokens" in figure.alt_text
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x"])
+def test_the_ladder_is_drawn_to_svg_or_png(name, tmp_path, capsys):
+    assert main(["ladder", "--draw", str(tmp_path / name)]) == 2
+    assert "to .svg or .png, not" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_ships_is_drawn_alone_as_svg_and_png(two_sources, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plots, "load", lambda: two_sources)
     files = [str(tmp_path / name) for name in ("a.svg", "b.svg", "c.png")]
     assert main(["ladder", "--shipped", "--draw", *files]) == 0
+    assert f"The ladder is in {files[2]}." in capsys.readouterr().out
     svg, again, png = (Path(file).read_bytes() for file in files)
     assert svg == again
     assert b"recorded on NVIDIA H200" in svg

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from course import exercises, progress, reset
+from course import checks, exercises, progress, reset
 from course.cli import main
 from course.notebooks import build
 from course.notebooks.build import (
@@ -79,7 +79,7 @@ def work_in(path, old="computed = None", new="computed = 6225"):
 
 def test_building_leaves_a_notebook_alone_that_was_worked_in(course, capsys):
     path = course / f"exercises/{LESSON}.ipynb"
-    assert not was_worked_in(path)
+    assert not was_worked_in(job_of(course))
     work_in(path)
     before = path.read_text()
     assert main(["build", "exercises/01", "solutions/01"]) == 0
@@ -101,6 +101,103 @@ def test_reset_keeps_the_old_notebook(course, capsys):
         assert "computed = 6225" in kept.read_text()
         assert path.read_text() == fresh
     assert f"Yours is kept as exercises/{LESSON}.mine-2.ipynb" in capsys.readouterr().out
+
+
+def insert_a_note(notebook):
+    note = {"cell_type": "markdown", "id": "a1b2", "metadata": {}, "source": "my note"}
+    notebook["cells"].insert(2, note)
+
+
+def append_a_note(notebook):
+    notebook["cells"][0]["source"] = "".join([*notebook["cells"][0]["source"], "\n\nmy note"])
+
+
+def drop_an_exercise(notebook):
+    notebook["cells"] = [c for c in notebook["cells"] if "top_p" not in "".join(c["source"])]
+
+
+def run_a_cell(notebook):
+    cell = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "my note"}]
+
+
+@pytest.mark.parametrize("work", [insert_a_note, append_a_note, drop_an_exercise, run_a_cell])
+def test_notes_and_outputs_are_work_too(work, course, capsys):
+    path = course / f"exercises/{LESSON}.ipynb"
+    fresh, notebook = path.read_text(), json.loads(path.read_text())
+    work(notebook)
+    path.write_text(json.dumps(notebook))
+    before = path.read_text()
+    assert main(["build", "--force", "exercises/01"]) == 0
+    assert path.read_text() == before
+    (problem,) = differences(job_of(course))
+    assert "was worked in; `course reset 01`" in problem
+    assert main(["reset", "01"]) == 0
+    assert path.with_name(f"{LESSON}.mine-1.ipynb").read_text() == before
+    assert path.read_text() == fresh
+
+
+def test_a_page_that_was_counted_as_run_and_shows_nothing_is_no_work(course):
+    path = course / f"exercises/{LESSON}.ipynb"
+    notebook = read_notebook(path)
+    counted = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in counted:
+        cell.execution_count = 1
+    write_notebook(notebook, path)
+    assert not was_worked_in(job_of(course))
+    problems = list(differences(job_of(course)))
+    assert len(problems) == len(counted)
+    assert all("stores a run, and exercises store none" in text for text in problems)
+
+
+def test_a_page_that_only_a_new_source_differs_from_is_built(course, capsys):
+    """As authors do: solutions/NN.py is edited, and `course build` writes both its pages."""
+    source = course / f"solutions/{LESSON}.py"
+    source.write_text(source.read_text() + "\n# %% [markdown]\n# The author's new end.\n")
+    assert main(["build", "exercises/01", "solutions/01"]) == 0
+    assert capsys.readouterr().out.count("written") == 2
+    for kind in ("exercises", "solutions"):
+        assert "The author's new end." in (course / kind / f"{LESSON}.ipynb").read_text()
+    assert main(["build", "--check", "exercises/01", "solutions/01"]) == 0
+
+
+@pytest.mark.parametrize("text", ["", "{bad", "[]", "{}"])
+def test_a_damaged_page_is_named_kept_and_replaced(text, course, capsys):
+    path = course / f"exercises/{LESSON}.ipynb"
+    fresh = path.read_text()
+    path.write_text(text)
+    assert main(["progress", "--run", "01"]) == 0
+    said = f"exercises/{LESSON}.ipynb is no notebook any more: `course reset 01` gives a fresh one"
+    assert f": {said}" in capsys.readouterr().out
+    assert main(["reset", "01"]) == 0
+    assert path.with_name(f"{LESSON}.mine-1.ipynb").read_text() == text
+    assert path.read_text() == fresh
+
+
+def test_a_pass_stays_where_its_check_cannot_run(course, monkeypatch, capsys):
+    def check(top_p):
+        checks.need(False, "an abacus")
+
+    place = next(p for p in exercises.all_places() if p.exercise.name == "top_p")
+    progress.save_passed({"01": {"top_p": "2026-01-02"}}, progress.FILE)
+    monkeypatch.setattr(progress, "check_of", lambda place: check)
+    said = progress.update([place], progress.FILE)
+    assert "it needs an abacus" in said[place]
+    assert progress.load_passed(progress.FILE) == {"01": {"top_p": "2026-01-02"}}
+
+
+@pytest.mark.parametrize("text", ["[]", "{x", '{"01": 3}', "", "null"])
+def test_a_record_of_progress_that_is_none_is_named(text, course, capsys):
+    progress.FILE.parent.mkdir()
+    progress.FILE.write_text(text)
+    assert main(["progress"]) == 2
+    said = "course progress: .course/progress.json is no record of progress; delete it\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_picture_that_cannot_be_written_costs_one_line(course, capsys):
+    assert main(["progress", "--svg", str(course)]) == 2
+    assert "Is a directory" in capsys.readouterr().err
 
 
 def test_progress_runs_the_saved_cells_and_shows_what_is_wrong(course, capsys):

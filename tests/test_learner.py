@@ -1,5 +1,6 @@
 """What a learner wrote, exercise by exercise, runs together inside the real engine."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from course.checks import CheckFailed, lesson09
 from course.checks.engines import answers_of, right_answers
 from course.exercises import load
 from course.learner import PIECES, joined, own_piece
+from nanovllm.engine.block_manager import BlockManager
 
 
 def pieces():
@@ -44,6 +46,17 @@ def test_joining_keeps_every_piece():
     assert owners == METHODS
 
 
+def test_joining_takes_the_engines_own_beside_a_piece():
+    class Mine(BlockManager):
+        pass
+
+    for classes in ((BlockManager, Mine), (Mine, BlockManager), (Mine, Mine)):
+        assert joined(*classes).__mro__[1:3] == (Mine, BlockManager)
+    assert joined(BlockManager, BlockManager).__mro__[1] is BlockManager
+    with pytest.raises(TypeError, match="leave out what is None"):
+        joined(Mine, None)
+
+
 METHODS = {
     "match": "MyPrefixCache",
     "register": "MyPrefixCache",
@@ -71,6 +84,15 @@ def test_a_piece_that_does_not_pass_is_left_to_the_engine(monkeypatch, capsys):
     monkeypatch.setattr("course.progress.check_of", fails)
     assert own_piece("05", "my_scheduler") is None
     assert "the engine's own, as yours does not pass: no loop ends" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", ["class MyScheduler(:", "class MyScheduler(Schedule): ..."])
+def test_a_page_half_written_is_left_to_the_engine(source, monkeypatch, capsys):
+    monkeypatch.setattr("course.exercises.here", lambda: "solutions")
+    monkeypatch.setattr("course.exercises.code_of", lambda *_: source)
+    assert own_piece("05", "my_scheduler") is None
+    said = capsys.readouterr().out
+    assert re.search("the engine's own, as yours does not run: (Syntax|Name)Error: ", said)
 
 
 def test_without_a_piece_of_ones_own_the_last_exercise_is_open(monkeypatch):

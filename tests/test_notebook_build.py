@@ -201,6 +201,50 @@ def test_the_command_builds_checks_and_names_what_is_not_built(job, monkeypatch,
     assert "no source starts with '07'" in capsys.readouterr().err
 
 
+def write_in(path, cell, text):
+    notebook = json.loads(path.read_text())
+    notebook["cells"][cell]["source"] = text
+    path.write_text(json.dumps(notebook))
+
+
+@pytest.mark.parametrize("cell", [0, 1])
+def test_a_page_that_somebody_wrote_in_is_overwritten_only_by_force(cell, job, monkeypatch, capsys):
+    monkeypatch.setattr(build, "ROOT", job.target.parent)
+    monkeypatch.setattr(build, "all_jobs", lambda: [job])
+    fresh = job.target.read_bytes()
+    write_in(job.target, cell, "mine")
+    before = job.target.read_bytes()
+    assert next(differences(job)).endswith("in its source: course build --force")
+    assert main(["build"]) == main(["build", "--run"]) == 0
+    assert job.target.read_bytes() == before
+    printed = capsys.readouterr().out
+    assert printed.count("was worked in; --force writes it anew") == 2
+    assert main(["build", "--force"]) == 0
+    rebuilt = nbformat.read(job.target, as_version=4)
+    assert rebuilt.cells[1].outputs == [] if cell else job.target.read_bytes() == fresh
+
+
+def test_a_page_that_is_no_notebook_is_built_by_force(job, monkeypatch, capsys):
+    monkeypatch.setattr(build, "ROOT", job.target.parent)
+    monkeypatch.setattr(build, "all_jobs", lambda: [job])
+    for text in ("", "{bad", "[]", "{}"):
+        job.target.write_text(text)
+        assert main(["build"]) == 0
+        assert job.target.read_text() == text
+        assert list(differences(job)) == ["is no notebook any more; --force writes it anew"]
+        assert main(["build", "--force"]) == 0
+        assert len(nbformat.read(job.target, as_version=4).cells) == 3
+
+
+def test_outputs_alone_are_no_reason_to_leave_a_lesson(job):
+    """`--store-outputs` and a reader's run change these: the next build takes them over."""
+    notebook = nbformat.read(job.target, as_version=4)
+    notebook.cells[2].outputs = []
+    write_notebook(notebook, job.target)
+    edit(job, "# # Title", "# # Another title")
+    assert not build.was_worked_in(job)
+
+
 def lists(job, plain):
     """Make the stored run of the job's second code cell list code."""
     from nbformat.v4 import new_output

@@ -22,6 +22,14 @@ def sequence(prompt: int | Many[int], max_length: int = 64) -> Sequence:
     return Sequence("some id", None, ids, SamplingParams(), max_length=max_length)
 
 
+def check_base(kind: Any, base: type, name: str) -> None:
+    """Before anything is made of it: else it fails in a line that is not the learner's."""
+    expect(
+        isinstance(kind, type) and issubclass(kind, base),
+        f"{name} no longer inherits from {base.__name__}: class {name}({base.__name__}).",
+    )
+
+
 @cache
 def _prompts() -> tuple[tuple[int, ...], ...]:
     tokenizer = start_engine().get_tokenizer()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from course.checks import attempt, check, compare, expect
-from course.checks.engines import check_answers, sequence, three_prompts
+from course.checks.engines import check_answers, check_base, sequence, three_prompts
 from nanovllm.engine.block_manager import BlockManager
 
 __all__ = [
@@ -67,9 +67,13 @@ def slots_of(slot_mapping: Any, rows: Rows, block_size: int) -> Tensor:
     block_tables = torch.tensor(tables, dtype=torch.int32)
     result = attempt(slot_mapping, block_tables, starts, torch.tensor(contexts), block_size)
     expect(
-        isinstance(result, Tensor) and result.shape == (sum(new),),
-        f"One slot for each new token is wanted, {sum(new)} of them; yours is "
-        f"{tuple(result.shape) if isinstance(result, Tensor) else result!r}.",
+        isinstance(result, Tensor),
+        f"A tensor of int64 is wanted; yours is a {type(result).__name__}.",
+    )
+    expect(
+        result.shape == (sum(new),),
+        f"One slot for each new token is wanted, {sum(new)} of them; yours has shape "
+        f"{list(result.shape)}.",
     )
     return result
 
@@ -150,12 +154,8 @@ def check_padding_and_size(slot_mapping: Any) -> None:
 
 @check
 def check_my_blocks(MyBlocks: Any) -> None:
-    manager = attempt(MyBlocks, 8, 4)
-    expect(
-        isinstance(manager, BlockManager),
-        "MyBlocks no longer inherits from BlockManager: class MyBlocks(BlockManager).",
-    )
-    check_allocate(manager)
+    check_base(MyBlocks, BlockManager, "MyBlocks")
+    check_allocate(attempt(MyBlocks, 8, 4))
     check_free(attempt(MyBlocks, 8, 4))
     check_shared(attempt(MyBlocks, 8, 4))
     check_at_random(attempt(MyBlocks, 40, 4))
@@ -165,13 +165,24 @@ def check_my_blocks(MyBlocks: Any) -> None:
 def check_allocate(manager: BlockManager) -> None:
     seq = sequence(20)
     for num_tokens, count in ((3, 1), (4, 1), (5, 2), (5, 2), (13, 4)):
+        before = list(seq.block_table)
         attempt(manager.allocate, seq, num_tokens)
         table = seq.block_table
+        expect(
+            table[: len(before)] == before,
+            f"The table was {before} and is {table}. Blocks it had must stay first in the table: "
+            "take only what is missing.",
+        )
         expect(
             len(table) <= count,
             f"With blocks of 4, {num_tokens} tokens need {count} blocks; the table has "
             f"{len(table)}. "
             "Count what the table holds already, and round up once.",
+        )
+        expect(
+            (num_tokens, len(table)) != (13, 3),
+            "A table of 2 blocks of 4 was to hold 13 tokens, and has 3 blocks: 13 tokens need two "
+            "blocks more at once.",
         )
         expect(
             len(table) == count,
@@ -254,6 +265,7 @@ def check_at_random(manager: BlockManager) -> None:
 
 @check
 def check_border(Border: Any) -> None:
+    check_base(Border, BlockManager, "Border")
     manager = attempt(Border, 8, 4)
     for num_tokens in range(1, 30):
         wanted = -(-num_tokens // 4)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from course.checks import CheckFailed, attempt, check, compare, expect
-from course.checks.engines import check_answers, sequence
+from course.checks.engines import check_answers, check_base, sequence
 from course.checks.prefixes import ask_about_the_dragon, ask_twice, dragons, second_time
 from course.serving import ask, start_engine
 from nanovllm.engine.block_manager import BlockManager, hash_block
@@ -72,6 +72,7 @@ ONE, TWO = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [9, 9, 9, 9, 5, 6, 7, 8, 9, 10]
 
 @check
 def check_my_prefix_cache(MyPrefixCache: Any) -> None:
+    check_base(MyPrefixCache, BlockManager, "MyPrefixCache")
     check_found(attempt(MyPrefixCache, 16, 4))
     check_eviction(attempt(MyPrefixCache, 4, 4))
     check_history(attempt(MyPrefixCache, 16, 4))
@@ -95,6 +96,11 @@ def check_found(manager: BlockManager) -> None:
         "full blocks are shared.",
     )
     expect(
+        hits or not manager._cached,
+        "register entered keys, and match finds none of them. Are both methods' keys the same? And "
+        "block 0 is a block, not nothing: ask `is None`.",
+    )
+    expect(
         hits, "Ten tokens were entered, and nothing of them is found. Does register enter a key?"
     )
     expect(
@@ -106,7 +112,11 @@ def check_found(manager: BlockManager) -> None:
     part = hits_of(manager, [*ONE[:7], 0, 9, 10])
     expect(part == hits[:1], f"Seven common tokens fill one block of 4; yours found {len(part)}.")
     exact = hits_of(manager, ONE[:8])
-    expect(exact == hits, f"A text of 8 tokens has two full blocks; yours found {len(exact)}.")
+    expect(
+        exact == hits,
+        f"A text of 8 tokens has two full blocks; yours found {len(exact)}. The last token is the "
+        "scheduler's matter, not match's.",
+    )
 
 
 def check_history(manager: BlockManager) -> None:
@@ -188,15 +198,24 @@ def check_twins(manager: BlockManager) -> None:
 
 def check_in_the_engine(manager_class: type) -> None:
     check_answers(block_manager_class=manager_class)
-    found = []
+    found, turns = [], []
     for kind in (BlockManager, manager_class):
         engine = start_engine(kind, block_size=4)
         seqs = [ask(engine, [ids], count=4)[0] for ids in (ONE * 2, ONE * 2, ONE + TWO, ONE * 3)]
         found.append([seq.metrics.num_cached_tokens for seq in seqs])
+        [first] = ask(engine, [ONE * 2], count=12)
+        [second] = ask(engine, [ONE * 2 + first.output_ids], count=4)
+        turns.append(second.metrics.num_cached_tokens)
     expect(
         found[0] == found[1],
-        f"In the engine four requests find {found[0]} tokens; with yours {found[1]}. Are answers "
-        "entered, too, as they grow?",
+        f"In the engine four requests find {found[0]} tokens; with yours {found[1]}. Is "
+        "each full block entered, and found from the first on?",
+    )
+    expect(
+        turns[0] == turns[1],
+        f"A chat's second turn begins with the first one's 20 tokens and its answer of 12. In the "
+        f"engine it finds {turns[0]} tokens, with yours {turns[1]}: an answer is found as a prompt "
+        "is. Its blocks are entered as they grow full.",
     )
 
 

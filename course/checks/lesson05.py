@@ -5,7 +5,7 @@ import random
 from typing import Any
 
 from course.checks import attempt, check, compare, expect
-from course.checks.engines import check_answers, three_prompts
+from course.checks.engines import check_answers, check_base, three_prompts
 from course.checks.loads import Load, rows_of
 from course.serving import ask, start_engine
 from nanovllm.engine.block_manager import BlockManager
@@ -62,6 +62,7 @@ def check_four_requests(
 
 @check
 def check_my_scheduler(MyScheduler: Any) -> None:
+    check_base(MyScheduler, Scheduler, "MyScheduler")
     check_running(MyScheduler)
     check_admission(MyScheduler)
     check_in_flight(MyScheduler)
@@ -216,6 +217,7 @@ def tell_with_a_failed_step(kind: type) -> None:
 
 @check
 def check_early(Early: Any) -> None:
+    check_base(Early, Scheduler, "Early")
     scheduler = Load([("A", 10, 3)], budget=4).make(Early)
     seq = scheduler.waiting[0]
     batch = attempt(scheduler.schedule)

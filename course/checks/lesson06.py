@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from course.checks import CheckFailed, attempt, check, compare, expect, need
+from course.checks.core import plain
 from course.checks.engines import answers_of
 from course.labs.kernel_lab import device, has_triton
 
@@ -34,8 +35,8 @@ def check_bytes_and_time(store_bytes: Any, decode_us: Any, idle: Any, first_slot
         1: "That is one row: there are 64.",
         64_000: "That is in nanoseconds: 4,096 GB/s are 4,096,000 bytes in a microsecond.",
     }
-    is_number = isinstance(decode_us, float)
-    given = round(decode_us, 6) if is_number else decode_us
+    given = plain(decode_us)
+    given = round(given, 6) if isinstance(given, float) else given
     look = "64 rows of 1,000 tokens, 4,096 bytes each, by 4,096,000 bytes in a microsecond."
     compare("decode_us", given, 64 * 1000 * token / 4_096_000, wrong, look)
     wrong = {

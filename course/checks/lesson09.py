@@ -6,6 +6,7 @@ from contextlib import redirect_stdout
 from typing import Any
 
 from course.checks import CheckFailed, attempt, check, expect
+from course.checks.core import plain
 from course.checks.engines import check_answers, three_prompts
 from course.learner import own_pieces
 from course.serving import ask, start_engine
@@ -19,6 +20,7 @@ WEIGHTS, CACHE = 0.6 * 2, 128 * 1000 * 2 * 28 * 8 * 128 * 2 / 1e9  # GB
 def near(name: str, given: Any, truth: float, wrong: list[tuple[float, str]], look: str) -> None:
     """As compare, within 1%."""
     expect(given is not None, f"Predict first: write your number in place of None, `{name} = ...`.")
+    given = plain(given)
     is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
     expect(is_number, f"{name} should be a number, got {given!r}.")
     if abs(given - truth) <= 0.01 * truth:
@@ -155,10 +157,14 @@ def race(my_engine: Any, pieces: dict[str, Any], rounds: int = 2) -> None:
 
 
 class PaperEngine:
-    """100 tokens a second, 5 s of compiling at first; `lost` tokens of its last answer are lost."""
+    """100 tokens a second, 5 s of compiling at first.
 
-    def __init__(self, lost: int = 0):
-        self.now, self.done, self.warm, self.lost = 0.0, 0.0, False, lost
+    `lost` tokens of its last answer are lost, or `astray`, in the first answer.
+    """
+
+    def __init__(self, lost: int = 0, astray: bool = False):
+        self.now, self.done, self.warm = 0.0, 0.0, False
+        self.lost, self.astray = lost, astray
 
     def clock(self) -> float:
         return self.now
@@ -167,7 +173,9 @@ class PaperEngine:
         self.now += 0.125 + (0 if self.warm else 5)
         self.warm = True
         answers = [[9] * count for _ in prompts]
-        answers[-1] = answers[-1][: count - self.lost]
+        lost = min(self.lost, count)
+        answers[-1] = answers[-1][lost:]
+        answers[0] += [9] * lost if self.astray else []
         start = max(self.now, self.done)
         self.done = start + len(prompts) * count / 100 - 0.125
         return answers
@@ -215,13 +223,26 @@ def check_benchmark(benchmark: Any) -> None:
         got >= 99,
         f"{says}The GPU was busy with the warm-up when the clock started: wait for it before, too.",
     )
-    for lost in (1, 40):
-        try:
-            told = benchmark(PaperEngine(lost), PROMPTS, COUNT)
-        except ValueError:
-            continue
+    for lost, astray in ((1, False), (40, False), (40, True)):
+        check_refused(benchmark, lost, astray)
+
+
+def check_refused(benchmark: Any, lost: int, astray: bool) -> None:
+    try:
+        told = benchmark(PaperEngine(lost, astray), PROMPTS, COUNT)
+    except ValueError:
+        return expect(True, "short answers are refused")
+    except Exception as error:
         raise CheckFailed(
-            f"A request lost {lost} of its tokens, and it says {told:,.1f} tok/s. An engine that "
-            "delivers less is not measured: raise ValueError unless each got `count` tokens."
+            "A short answer is to be a ValueError; yours raises " + type(error).__name__
+        ) from error
+    told = f"{told:,.1f} tok/s" if isinstance(told, (int, float)) else repr(told)
+    if astray:
+        raise CheckFailed(
+            f"A request lost {lost} of its tokens to another one, and it says {told}: the sum is "
+            "as it should be. Look at each answer's length."
         )
-    expect(True, "short answers are refused")
+    raise CheckFailed(
+        f"A request lost {lost} of its tokens, and it says {told}. An engine that delivers less is "
+        "not measured: raise ValueError unless each got `count` tokens."
+    )

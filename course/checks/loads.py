@@ -45,8 +45,8 @@ class Load:
         return scheduler
 
     def run(self, kind: type) -> list[list[Row]]:
-        """The rows of every step until all are answered; a token is made up for each that "
-        "samples."""
+        """The rows of every step until all are answered; a token is made up for each that
+        samples."""
         scheduler = self.make(kind)
         self.steps = []
         while scheduler.has_work:

@@ -1,13 +1,14 @@
-"""Build the notebooks from their sources; --run stores outputs, --check compares.
+"""For authors: build the notebooks from their sources; --run stores outputs, --check compares.
 
 course build                write all notebooks; cells that did not change keep their outputs
 course build --run 00 02    the same for these lessons, run top to bottom to store what they print
 course build --check        write nothing; exit 1 if a notebook is not what its source says
 course build exercises/03 solutions/03     only these
+course build --force 03     also a lesson or solution page that somebody wrote in
 
 notebooks/source/NN.py makes notebooks/NN.ipynb. solutions/NN.py makes solutions/NN.ipynb and
-exercises/NN.ipynb. Lessons and solutions store the outputs of a run, exercises none. An exercise
-notebook that somebody has worked in is left alone.
+exercises/NN.ipynb. Lessons and solutions store the outputs of a run, exercises none. A notebook
+that somebody has worked in is left alone; `course reset` puts an exercise notebook aside.
 """
 
 import argparse
@@ -73,8 +74,8 @@ def built(job: Job) -> Any:
     notebook = read_source(job.source)
     if job.kind != "notebooks":
         make_exercises(notebook, job.kind)
-    if job.stores_a_run and job.target.exists():
-        keep_outputs(notebook, read_notebook(job.target))
+    if job.stores_a_run and (old := stored_page(job)) is not None:
+        keep_outputs(notebook, old)
     return notebook
 
 
@@ -89,7 +90,7 @@ def make_exercises(notebook: Any, kind: str) -> None:
 
 def keep_outputs(notebook: Any, old: Any) -> None:
     """Take over from an older build what its run stored, cell by cell."""
-    stored = {cell.get("id"): cell for cell in old.cells if cell.cell_type == "code"}
+    stored = dict(zip(cell_ids(old.cells), old.cells, strict=True))  # by what they hold now
     for cell in notebook.cells:
         if cell.cell_type == "code" and cell.id in stored:
             cell.outputs = [current(output) for output in stored[cell.id].outputs]
@@ -108,12 +109,31 @@ def current(output: Any) -> Any:
     return output
 
 
-def was_worked_in(path: Path) -> bool:
-    """Whether somebody changed an exercise notebook's code since it was built."""
-    if not path.exists():
+def was_worked_in(job: Job) -> bool:
+    """Whether a notebook holds anything that a build would lose: a build has nothing else in it.
+
+    A cell's id is made of its content, so one that somebody wrote, or wrote in, has another. An
+    exercise notebook that was run counts as well, and so does a file that cannot be read.
+    """
+    if not job.target.exists():
         return False
-    notebook = read_notebook(path)
-    return notebook.metadata.get("course", {}).get("built") != code_digest(notebook)
+    page = stored_page(job)
+    if page is None or [cell.get("id") for cell in page.cells] != cell_ids(page.cells):
+        return True
+    if job.stores_a_run:
+        return False
+    built_from = page.metadata.get("course", {}).get("built")
+    return built_from != code_digest(page) or any(cell.get("outputs") for cell in page.cells)
+
+
+def stored_page(job: Job) -> Any:
+    """The notebook as it stands; None if there is none, or what is there is no notebook."""
+    if not job.target.exists():
+        return None
+    try:
+        return read_notebook(job.target)
+    except Exception:  # nbformat raises what a broken file happens to lead to
+        return None
 
 
 def read_notebook(path: Path) -> Any:
@@ -135,17 +155,21 @@ def differences(job: Job) -> Iterator[str]:
     if not job.target.exists():
         yield "is not built yet: course build"
         return
-    if job.kind == "exercises" and was_worked_in(job.target):
-        yield f"was worked in; `course reset {job.name[:2]}` keeps that beside a fresh one"
+    if job.kind == "exercises" and was_worked_in(job):
+        yield f"was worked in; {way_out(job)}"
         return
-    stored, wanted = read_notebook(job.target), built(job)
+    stored, wanted = stored_page(job), built(job)
+    if stored is None:
+        yield f"is no notebook any more; {way_out(job)}"
+        return
+    command = f"course build{' --force' * was_worked_in(job)}"
     if [c.get("id") for c in stored.cells] != [c.id for c in wanted.cells]:
-        yield f"differs from {job.source.name} in its cells: course build"
+        yield f"differs from {job.source.name} in its cells: {command}"
         return
     for index, (have, want) in enumerate(zip(stored.cells, wanted.cells, strict=True)):
         for field in ("cell_type", "source", "metadata"):
             if have[field] != want[field]:
-                yield f"cell {index} differs from {job.source.name} in its {field}: course build"
+                yield f"cell {index} differs from {job.source.name} in its {field}: {command}"
         if want.cell_type == "code":
             yield from run_differences(job, index, have)
             if have.outputs != want.outputs:
@@ -155,6 +179,13 @@ def differences(job: Job) -> Iterator[str]:
     run_of = stored.metadata.get("course", {}).get("run_of")
     if job.stores_a_run and run_of != code_digest(stored):
         yield f"its code changed after the stored run: course build --run {job.source.stem}"
+
+
+def way_out(job: Job) -> str:
+    """How to build a notebook that was worked in all the same."""
+    if job.kind == "exercises":
+        return f"`course reset {job.name[:2]}` keeps that beside a fresh one"
+    return "--force writes it anew"
 
 
 def run_differences(job: Job, index: int, cell: Any) -> Iterator[str]:
@@ -168,6 +199,9 @@ def run_differences(job: Job, index: int, cell: Any) -> Iterator[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", help="which: 00, or exercises/02 (default: all)")
+    parser.add_argument(
+        "--force", action="store_true", help="overwrite what was written in lessons and solutions"
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--run", action="store_true", help="run them and store the outputs")
     how.add_argument("--check", action="store_true", help="only compare")
@@ -182,8 +216,8 @@ def main(args: argparse.Namespace) -> int:
         print("\n".join(problems) or f"{len(jobs)} notebooks are what their sources say.")
         return 1 if problems else 0
     for job in jobs:
-        if job.kind == "exercises" and was_worked_in(job.target):
-            print(f"exercises/{job.name}: left alone, as {next(differences(job))}")
+        if was_worked_in(job) and not (args.force and job.stores_a_run):
+            print(f"{job.kind}/{job.name}: left alone, since it was worked in; {way_out(job)}")
             continue
         notebook = built(job)
         if args.run:

@@ -84,6 +84,16 @@ CASES = {
                 "wrapped around",
             ),
             ("return slots", "return slots[None]", "One slot for each new token"),
+            (
+                "(context_lens[row] == 0, -1)",
+                "(context_lens[row] == 0, -1).tolist()",
+                "yours is a list",
+            ),
+            (
+                ", context_lens, block_size):",
+                ", context_lens):",
+                "slot_mapping raised an error\nType",
+            ),
             ("positions % block_size", "positions % (block_size + 1)", "Table [5, 2, 7]"),
         ],
         other=slot_mapping,
@@ -109,6 +119,18 @@ CASES = {
             ("                self._free[block_id] = None", "                pass", "0 are free"),
             ("self._take_oldest_free()", "next(iter(self._free))", "stands in the table twice"),
             (
+                "while len(seq.block_table) *",
+                "if len(seq.block_table) *",
+                "two blocks more at once",
+            ),
+            (
+                "while len(seq.block_table) * self.block_size < num_tokens:\n",
+                "seq.block_table = []\n"
+                "        for _ in range(-(-num_tokens // self.block_size)):\n",
+                "must stay first in the table",
+            ),
+            ("class MyBlocks(BlockManager)", "class MyBlocks", "no longer inherits"),
+            (
                 "self._free[block_id] = None",
                 "self._free[block_id] = None; self._free.move_to_end(block_id, last=False)",
                 "first",
@@ -123,6 +145,7 @@ CASES = {
             (NEEDED, "num_tokens // self.block_size + 1", "needs no next one yet"),
             ("max(0, needed - len(seq.block_table))", "needed", "Blocks it has are not missing"),
             ("max(0, needed - len(seq.block_table))", "needed - len(seq.block_table)", "never are"),
+            ("class Border(BlockManager)", "class Border", "no longer inherits"),
         ],
         other=Border,
     ),

@@ -65,6 +65,22 @@ CASES = {
             ),
             ("len(seq.token_ids)) // size", "len(seq.token_ids)) // size + 1", "only full blocks"),
             ("hits.append(self._cached[key])", "hits.insert(0, self._cached[key])", "in the order"),
+            (
+                "if key not in self._cached:\n                break",
+                "if not self._cached.get(key):\n                break",
+                "block 0 is a block",
+            ),
+            (
+                "len(seq.token_ids) - self.block_size + 1,",
+                "(len(seq.token_ids) - 1) // self.block_size * self.block_size,",
+                "the scheduler's matter",
+            ),
+            (
+                "min(seq.num_scheduled, len(seq.token_ids))",
+                "min(seq.num_prompt_tokens, seq.num_scheduled)",
+                "an answer is found",
+            ),
+            ("class MyPrefixCache(BlockManager)", "class MyPrefixCache", "no longer inherits"),
         ],
         other=MyPrefixCache,
     ),

@@ -89,6 +89,7 @@ CASES = {
     ),
     "my_scheduler": Case(
         mutants=[
+            ("class MyScheduler(Scheduler)", "class MyScheduler", "no longer inherits"),
             ("            budget -= num_tokens\n", "", "come off the budget"),
             ("min(seq.num_unscheduled, budget)", "seq.num_unscheduled", "under a budget"),
             ("            budget -= min(missing, budget)", "", "come off the budget"),
@@ -143,6 +144,7 @@ CASES = {
     ),
     "early": Case(
         mutants=[
+            ("class Early(Scheduler)", "class Early", "no longer inherits"),
             (
                 "self.block_manager.register(seq)\n        samples",
                 "seq.num_computed += num_tokens\n        samples",

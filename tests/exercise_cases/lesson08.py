@@ -25,6 +25,16 @@ def row_linear(x, weight, bias, residual, ranks, units):
     return total.add_(residual)
 
 
+def shared_out(x, weight, bias, residual, ranks, units):
+    """Each rank brings its part of the product, and a share of all else."""
+    shard = ranks.shard(units, weight.shape[1] // units)
+    part = F.linear(x, weight[:, shard.start : shard.start + shard.count])
+    part = part + residual / ranks.size
+    if bias is not None:
+        part = part + bias / ranks.size
+    return ranks.all_reduce(part)
+
+
 def cache_blocks(ranks, free_bytes, block_bytes, needed):
     """Bytes are agreed on, not blocks."""
     num_blocks = ranks.minimum(free_bytes) // block_bytes
@@ -84,12 +94,18 @@ CASES = {
             ("part = part + bias", "pass", "the bias is missing"),
         ],
         other={"column_linear": column_linear, "row_linear": row_linear},
+        more=({"row_linear": shared_out},),
     ),
     "cache_blocks": Case(
         mutants=[
             (AGREES, OWN, "plans differ"),
             (AGREES, "num_blocks = ranks.share(free_bytes // block_bytes)", "has no memory"),
             ("return num_blocks", "return needed", "could have"),
+            (
+                AGREES,
+                f"{OWN}\n    if ranks.rank == 0:\n        num_blocks = ranks.minimum(num_blocks)",
+                "entered by all ranks or none",
+            ),
             (AGREES, f"{OWN}\n    agreed = ranks.minimum(num_blocks)", "plans differ"),
         ],
         other=cache_blocks,

@@ -4,6 +4,7 @@ from course.learner import joined
 from course.serving import start_engine
 from exercise_cases import Case
 from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.scheduler import Scheduler
 
 
 def my_engine(pieces, **options):
@@ -17,6 +18,16 @@ def my_engine(pieces, **options):
     if pieces["my_scheduler"]:
         options["scheduler_class"] = pieces["my_scheduler"]
     return start_engine(store_kv=pieces["my_store"], **options)
+
+
+def literally(pieces, **options):
+    """As the page says it: where a piece is None, the engine's own takes its place."""
+    return start_engine(
+        joined(pieces["my_blocks"] or BlockManager, pieces["my_prefix_cache"] or BlockManager),
+        scheduler_class=pieces["my_scheduler"] or Scheduler,
+        store_kv=pieces["my_store"],
+        **options,
+    )
 
 
 def benchmark(engine, prompts, count):
@@ -56,12 +67,13 @@ CASES = {
         mutants=[
             ('("my_prefix_cache", "my_blocks")', '("my_blocks",)', "is not in the engine's block"),
             ("joined(*managers)", "managers[0]", "Both count"),
-            (" if pieces[name]]", "]", "raised an error"),
+            (" if pieces[name]]", "]", "leave out what is None"),
             ('pieces["my_scheduler"] or Scheduler', "Scheduler", "its own scheduler"),
             ('store_kv=pieces["my_store"]', "store_kv=None", "not called"),
             ("        **options,\n", "", "options do not reach"),
         ],
         other=my_engine,
+        more=({"my_engine": literally},),
     ),
     "benchmark": Case(
         mutants=[
@@ -74,6 +86,12 @@ CASES = {
             (WAIT + "    seconds", "    seconds", "nothing is done"),
             (WAIT + "    start", "    start", "before, too"),
             ("        raise ValueError", "        print", "delivers less"),
+            ("raise ValueError", "raise AssertionError", "yours raises AssertionError"),
+            (
+                "any(len(answer) != count for answer in answers)",
+                "sum(len(answer) for answer in answers) != count * len(prompts)",
+                "the sum is as it should be",
+            ),
         ],
         other=benchmark,
     ),
