@@ -84,7 +84,7 @@ def test_building_leaves_a_notebook_alone_that_was_worked_in(course, capsys):
     before = path.read_text()
     assert main(["build", "exercises/01", "solutions/01"]) == 0
     assert path.read_text() == before
-    assert "left alone, as was worked in" in capsys.readouterr().out
+    assert "left alone, since it was worked in" in capsys.readouterr().out
     assert any("course reset 01" in text for text in differences(job_of(course)))
     assert main(["build", "--check", "exercises/01"]) == 1
 
