@@ -12,7 +12,7 @@ from course.lessons import FILES_OF_LESSON
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "nanovllm"
-LIMITS = {"core": 1617, "front door": 574, "kernels": 541}
+LIMITS = {"core": 1616, "front door": 574, "kernels": 541}
 NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

@@ -208,8 +208,7 @@ class ModelRunner:
         decodes = min(1, num_rows - 1)
         tokens = min(max_num_batched_tokens, (num_rows - decodes) * longest)
         counts = [1] * decodes + [longest] * (tokens // longest) + [tokens % longest]
-        table = [0] * -(-longest // self.block_size)
-        seq = Namespace(block_table=table, num_cached=longest, token_ids=[0] * tokens)
+        seq = Namespace(block_table=[0] * longest, num_cached=longest, token_ids=[0] * tokens)
         batch: Any = [Namespace(seq=seq, start=0, end=n, num_tokens=n) for n in counts if n]
         self.rows.positions.zero_()
         hidden, _ = self._mixed(batch, decodes, [0] * num_rows)

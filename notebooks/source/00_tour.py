@@ -183,8 +183,8 @@ print(f"in the time to read one byte it can do {peaks.flops / peaks.bandwidth:.0
 #
 # ## Count on a toy
 #
-# To a matrix of a model, a token is a vector. Multiply the two number by number, adding to sums that begin at 0. **Predict** for 4 × 4: how
-# many FLOPs, and how many bytes of matrix in float32?
+# To a matrix of a model, a token is a vector. Multiply the two number by number, adding to sums that begin
+# at zero. **Predict** for 4 × 4: how many FLOPs, and how many bytes of matrix in float32?
 
 # %% tags=["nbval-check-output"]
 W = torch.arange(16.0).reshape(4, 4)
@@ -256,7 +256,8 @@ print(f"{int((behind == 0).sum())} of {len(ids)} tokens are the reference's firs
 assert behind.max() < 1e-3
 
 # %% [markdown]
-# The matrices are equal to the last FLOP. Attention multiplies $100 \times 100$ queries and keys, and the result with the values.
+# The matrices are equal to the last FLOP. Attention multiplies $100 \times 100$ queries and keys, and the
+# result with the values.
 #
 # ## Predict decode
 #
@@ -302,10 +303,10 @@ drawn = {"bound": bounds, "bound + hollow": sums, "measured": steps}
 show(tour_plots.step_times(batches, drawn, f"{Path(choice.path).name}, {HERE}"))
 
 # %% [markdown]
-# **One request.** The fixed cost is of the bound's size; kernels also read more slowly than $\beta$. (Where the sum is too much, part of the weights stayed in a cache: the dotted line in the bandwidth
-# curve.) **More requests** share the fixed cost. Then products
-# of few rows are slower than the large one that gave $F$, and the bound leaves out norms and softmax. (A GPU has
-# faster kernels for one row: hence its rise from 1 to 4.)
+# **One request.** The fixed cost is of the bound's size; kernels also read more slowly than $\beta$. (Where the
+# sum is too much, part of the weights stayed in a cache: the dotted line in the bandwidth curve.) **More
+# requests** share the fixed cost. Then products of few rows are slower than the large one that gave $F$, and
+# the bound leaves out norms and softmax. (A GPU has faster kernels for one row: hence its rise from 1 to 4.)
 #
 # 64 times the tokens for at most a few times the step: that is what a batch is worth. It does *not* help a single
 # user, who now waits longer.

@@ -64,9 +64,9 @@ print(f"8 times as many tokens took {clock[255] / clock[31]:.1f} times as long")
 #
 # ## Step 1: from text to ids to logits
 #
-# A **byte-level BPE** (byte-pair) tokenizer begins with bytes and joins the pairs that were most frequent in its training
-# text. A space (`·`) belongs to the next word. The last line is our prompt; below it stand the best
-# **logits**, the $V$ scores of the next token, as probabilities.
+# A **byte-level BPE** (byte-pair) tokenizer begins with bytes and joins the pairs that were most frequent in
+# its training text. A space (`·`) belongs to the next word. The last line is our prompt; below it stand the
+# best **logits**, the $V$ scores of the next token, as probabilities.
 #
 # **Predict**: ü is two bytes, and rare in English. Can *Zürich* be one token?
 

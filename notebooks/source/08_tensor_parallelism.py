@@ -212,8 +212,8 @@ for rank, (mine, chosen) in enumerate(on_ranks(2, best_on)):
 #
 # ## Assemble: the layers
 #
-# `ColumnLinear` is Step 1, for several matrices of one input (query, key, value; gate, up). `RowLinear` is Step 2; bias and residual
-# would come in $n$ times, so only rank 0 adds them.
+# `ColumnLinear` is Step 1, for several matrices of one input (query, key, value; gate, up). `RowLinear` is Step 2;
+# bias and residual would come in $n$ times, so only rank 0 adds them.
 
 # %%
 from nanovllm.model.parallel import ColumnLinear, RowLinear, VocabEmbedding
@@ -263,9 +263,9 @@ from nanovllm.llm_engine import LLMEngine, run_worker
 show_source(Ranks.share, LLMEngine._on_all_ranks, run_worker)
 
 # %% [markdown]
-# Commands go through a key-value store; tensors through gloo, or with a GPU a rank **NCCL**, NVIDIA's library,
-# which graphs can capture. (`torchrun` starts a script once a rank.) A collective, a call of all ranks together, that one rank never enters blocks the others: so rank 0 looks whether its workers live,
-# and a step of 25 s is an error.
+# Commands go through a key-value store; tensors through gloo, or with a GPU a rank **NCCL**, NVIDIA's library, which
+# graphs can capture. (`torchrun` starts a script once a rank.) A collective, a call of all ranks together, that one
+# rank never enters blocks the others: so rank 0 looks whether its workers live, and a step of 25 s is an error.
 #
 # ## Check
 #
