@@ -256,9 +256,16 @@ def test_the_ladder_shows_both_sources_up_to_a_stage(two_sources, tmp_path):
         plots.ladder(records=[])
 
 
+def test_a_shipped_record_says_that_it_was_not_measured_here(two_sources):
+    shipped, *_, own = map(str, two_sources)
+    assert shipped.endswith("live, as recorded")
+    assert own.endswith("live")
+
+
 def test_many_machines_fit_above_the_ladder(two_sources):
     plots.use_style()
-    makers = ("Intel(R) Xeon(R) Platinum 8480+", "AMD EPYC 9654 96-Core", "NVIDIA H100 80GB HBM3")
+    makers = ("Intel(R) Xeon(R) Platinum 8480+", "AMD EPYC 9654 96-Core", "NVIDIA H100 80GB HBM3",
+              "NVIDIA RTX 6000 Ada Generation", "2 x NVIDIA A100-SXM4-80GB")  # fmt: skip
     rows = [replace(row, machine=maker) for row in two_sources for maker in makers]
     figure = plots.ladder(records=rows)
     figure.canvas.draw()

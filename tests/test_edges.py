@@ -345,12 +345,14 @@ def test_a_rehearsed_step_is_the_largest_and_leaves_no_trace(
     """What a GPU does before it sizes the cache: one decode row, and prompts to the budget."""
     options = {"max_num_seqs": num_seqs, "max_num_batched_tokens": 200, "max_model_len": length}
     with make(folder, **options) as llm:
-        runner, seen = llm.llm_engine.core.runner, []
-        plain = runner.model.forward
-        runner.model.forward = lambda ids, *rest: seen.append(len(ids)) or plain(ids, *rest)
+        runner, seen, scored = llm.llm_engine.core.runner, [], []
+        forward, logits = runner.model.forward, runner.model.logits
+        runner.model.forward = lambda ids, *rest: seen.append(len(ids)) or forward(ids, *rest)
+        runner.model.logits = lambda hidden: scored.append(len(hidden)) or logits(hidden)
         runner.rehearse(200)
         assert seen == [tokens]
-        runner.model.forward = plain
+        assert scored == [num_seqs, num_seqs], "all rows, and those with filters once more"
+        runner.model.forward, runner.model.logits = forward, logits
         assert ids(answer(llm)) == expected
 
 
