@@ -114,7 +114,7 @@ def test_the_device_waits_where_no_step_runs():
 
 def test_the_recorded_run_is_drawn_and_said():
     report = step_drawings.recorded()
-    _, words = step_drawings.timelines(report, 740)
+    _, words = step_drawings.timelines(report)
     assert "of 210 kernels" in words
     _, words = step_drawings.ladder(report)
     for row in report["rows"]:

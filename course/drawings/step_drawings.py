@@ -1,7 +1,7 @@
 """Lesson 07's pictures, and the padding of a captured step.
 
-report = recorded()                          # the shipped H200 run of course.benchmarks.step_ladder
-show(*timelines(report, microseconds=740))   # a step's kernels, launched one by one and replayed
+report = recorded()         # the shipped run of course.benchmarks.step_ladder, on a GPU
+show(*timelines(report))    # a step's kernels, launched one by one and replayed
 show(*loops({"plain": begun}, plan=3, run=5))      # host and device on one clock
 """
 
@@ -15,7 +15,7 @@ from course import plots
 from course.pictures.svg import GREY, ORANGE, SKY, Picture
 from course.records import SHIPPED
 
-RECORDED = SHIPPED / "h200_step_ladder.json"
+RECORDED = SHIPPED / "h100_step_ladder.json"
 GROUPS = ("product", "attention", "RoPE and store", "norm, gate", "sampling", "other")
 Report = Mapping[str, Any]
 
@@ -25,10 +25,11 @@ def recorded(file: Path = RECORDED) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def timelines(report: Report, microseconds: float) -> tuple[Any, str]:
-    """The first part of one decode step of one row, both ways, kernel by kernel; and its words."""
+def timelines(report: Report) -> tuple[Any, str]:
+    """One decode step of one row, both ways, until the faster has ended; and its words."""
     import matplotlib.pyplot as plt
 
+    microseconds = min(line["span_us"] for line in report["timelines"].values())
     fig, axes = plt.subplots(2, 1, figsize=(plots.WIDTH, 3.6), sharex=True)
     words = []
     for ax, (name, line) in zip(axes, report["timelines"].items(), strict=True):

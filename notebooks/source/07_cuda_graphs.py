@@ -55,7 +55,7 @@ assert plain["tokens_per_second"]["1"][0] < 0.2 * 1e6 / step["busy_us"]
 # ## The picture, and the symbols
 
 # %%
-show(*timelines(report, microseconds=740))
+show(*timelines(report))
 
 # %% [markdown]
 # White is a GPU that waits. (The profiler that recorded this slows the host down.) In the lower row kernels overlap: each
