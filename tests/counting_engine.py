@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+import course.labs.rank_lab  # noqa: F401  (it prepares the process for ranks as threads)
 from nanovllm import EngineArgs, LLMEngine
 from nanovllm.model import loader
 from nanovllm.model.ranks import Ranks

@@ -1,6 +1,8 @@
 """Ranks as threads, recorded measurements, and their drawing."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -17,12 +19,28 @@ from course.labs.rank_lab import (
     recorded,
 )
 
+ROOT = rank_lab.SHIPPED.parents[1]
+
 
 def test_threads_reduce_and_failures_are_raised():
     results = on_ranks(2, lambda ranks: ranks.all_reduce(torch.tensor([1.0 + ranks.rank])))
     assert [result.item() for result in results] == [3.0, 3.0]
     with pytest.raises(ZeroDivisionError):
         on_ranks(2, lambda ranks: 1 / 0)
+
+
+def test_collectives_of_threads_are_not_recorded():
+    """torch 2.11's recorder, one a process, dies of two threads that write to it."""
+    script = """if True:
+        import torch
+        from course.labs.rank_lab import on_ranks
+
+        on_ranks(2, lambda ranks: ranks.all_reduce(torch.ones(1)))
+        print(torch._C._distributed_c10d._dump_fr_trace_json(True).decode())
+    """
+    command = [sys.executable, "-c", script]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "entries" not in json.loads(printed)
 
 
 def test_only_reports_of_the_command_are_found(tmp_path):

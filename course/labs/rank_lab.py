@@ -6,6 +6,7 @@ engines_in_words(recorded("ranks")[0])                          # what real GPUs
 """
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,10 @@ from typing import Any
 
 from course import plots
 from course.records import SHIPPED
+
+# torch records collectives for all groups of a process in one place, which in 2.11 two threads
+# corrupt: crashes, and waits without end. So nothing is recorded where ranks are threads.
+os.environ["TORCH_FR_BUFFER_SIZE"] = "0"  # read when the first group of the process computes
 
 
 def on_ranks(size: int, function: Callable[[Any], Any]) -> list[Any]:
