@@ -13,7 +13,7 @@
 # ## What hurts now
 #
 # Lesson 06's kernels are fast. A decode step of Qwen3-0.6B's shape for **one** request launches 210 of them.
-# On an H200 they keep the GPU busy for 0.8 ms in all, one after the other.
+# On an H100 they keep the GPU busy for 0.95 ms in all, one after the other.
 #
 # **Predict** before you run: how many tokens a second is that, with no gap between kernels? And how many does
 # lesson 06's engine reach? Write both down.
@@ -42,7 +42,7 @@ assert plain["tokens_per_second"]["1"][0] < 0.2 * 1e6 / step["busy_us"]
 # %% [markdown]
 # <details><summary>A tenth of it</summary>
 #
-# A step takes 7.5 ms, 35 µs a kernel. That is how long Python needs to launch one, which then runs for 4 µs.
+# A step takes 9.2 ms, 44 µs a kernel. That is how long Python needs to launch one, which then runs for 4.5 µs.
 #
 # </details>
 #
@@ -368,7 +368,7 @@ for stage in (ContinuousBatching, Overlapped):
 # %% [markdown]
 # ## Measure
 #
-# Prompts of 64 tokens, answers of 128; planning 256 rows takes over a millisecond, planning one a tenth. **Predict** from
+# Prompts of 64 tokens, answers of 128; planning 256 rows takes nearly 2 ms, planning one 0.1. **Predict** from
 # Step 1 and Step 7: which gains more from graphs, one request or 256? Which from overlap? (Thin lines: slowest to fastest
 # run.)
 
@@ -378,14 +378,14 @@ show(*ladder(report))
 # %% [markdown]
 # <details><summary>Graphs: one request. Overlap: 256</summary>
 #
-# One request: 8 times by graphs, an eighth more by overlap: $p$ is 0.1 ms, $g$ 0.8. 256: 2.2 times, and 1.4: $p$ is
-# 1.4 ms, $g$ 3.2. *Without* graphs kernels already run beside their launching, so overlap has nothing to gain. (Why it
-# loses, we have not measured.)
+# One request: 9 times by graphs, a twelfth more by overlap: $p$ is 0.1 ms, $g$ 0.9. 256: 2.8 times, and 1.5: $p$ is
+# 1.9 ms, $g$ 3.6. *Without* graphs kernels already run beside their launching, so overlap has little to gain: less
+# than one run differs from the next.
 #
 # </details>
 #
 # **torch.compile** fuses the operations *around* the matrix products. For one request our kernels fuse them
-# *into* the products: twice as fast; and the engine starts in 2.0 s instead of 5.0.
+# *into* the products: 1.7 times as fast; and in a new process the engine starts in 8 s instead of 19.
 #
 # Now the ladder's workload. Stage 07 needs a GPU; elsewhere this runs stage 05 once more. **Predict** what graphs and overlap
 # gain over stage 06: in tokens a second, and in TTFT?
