@@ -93,7 +93,8 @@ def ladder(upto: int | None = None, records: list[Record] | None = None) -> Any:
         groups.setdefault(row.source, []).append(row)
     stages = sorted({row.stage: row.name for row in rows}.items())
     height = 2.6 + (0.22 + 0.2 * len(groups)) * len(stages)
-    fig, (speed, memory) = plt.subplots(1, 2, figsize=(WIDTH, height), sharey=True)
+    room = {"figsize": (WIDTH, height), "gridspec_kw": {"wspace": 0.1}}
+    fig, (speed, memory) = plt.subplots(1, 2, sharey=True, **room)
     for i, (source, group) in enumerate(groups.items()):
         offset = (i - (len(groups) - 1) / 2) * 0.8 / max(2, len(groups))
         at = [[n for n, _ in stages].index(row.stage) + offset for row in group]

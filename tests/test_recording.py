@@ -1,5 +1,7 @@
 """Capture and replay by hand, and what lesson 07 watches an engine do."""
 
+import os
+
 import pytest
 import torch
 
@@ -119,6 +121,11 @@ def test_the_recorded_run_is_drawn_and_said():
     _, words = step_drawings.ladder(report)
     for row in report["rows"]:
         assert f"{row['name']}: {row['tokens_per_second']['1'][0]:,.0f} tok/s" in words
+
+
+def test_each_engine_is_measured_in_a_process_of_its_own():
+    processes = {step_ladder.alone(os.getpid) for _ in range(2)}
+    assert len(processes | {os.getpid()}) == 3
 
 
 def test_a_moment_counts_as_busy_once():
