@@ -116,6 +116,7 @@ def counting_engine(ranks: Ranks | None = None, **options: Any) -> LLMEngine:
 def engine_of(size: int, **options: Any) -> Iterator[LLMEngine]:
     """An engine of one rank; or rank 0 of several, the others in threads of this process."""
     store, failures = dist.HashStore(), []
+    model_folder()  # made before two threads ask for it at once
 
     def follow(rank: int) -> None:
         try:

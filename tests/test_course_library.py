@@ -274,6 +274,23 @@ def test_many_machines_fit_above_the_ladder(two_sources):
     assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
 
 
+@pytest.mark.parametrize("upto", range(1, 9))
+def test_ticks_of_the_ladders_panels_keep_apart(upto):
+    """ "10,000" beside "0.1" would read as one number."""
+    plots.use_style()
+    figure = plots.ladder(
+        upto=upto, records=records.load(own=ROOT / "figures/data/h100_stages.json")
+    )
+    figure.canvas.draw()
+    left, right = (
+        [label.get_window_extent() for label in a.get_xticklabels()] for a in figure.axes
+    )
+    speed, memory = (axes.bbox for axes in figure.axes)
+    last = max(box.x1 for box in left if box.x0 < speed.x1)
+    first = min(box.x0 for box in right if box.width and box.x1 > memory.x0)
+    assert first - last > 0.2 * figure.dpi
+
+
 def test_the_same_figure_gives_the_same_bytes(two_sources, tmp_path):
     plots.use_style()
     for name in ("a.svg", "b.svg"):

@@ -29,17 +29,20 @@ def test_threads_reduce_and_failures_are_raised():
         on_ranks(2, lambda ranks: 1 / 0)
 
 
-def test_collectives_of_threads_are_not_recorded():
-    """torch 2.11's recorder, one a process, dies of two threads that write to it."""
-    script = """if True:
-        import torch
-        from course.labs.rank_lab import on_ranks
+THREADS = {
+    "on_ranks": "import course.labs.rank_lab as r; r.on_ranks(2, lambda ranks: ranks.minimum(1))",
+    "counting engine": "from counting_engine import engine_of\nwith engine_of(2):\n    pass",
+}
 
-        on_ranks(2, lambda ranks: ranks.all_reduce(torch.ones(1)))
-        print(torch._C._distributed_c10d._dump_fr_trace_json(True).decode())
-    """
-    command = [sys.executable, "-c", script]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+@pytest.mark.parametrize("threads", THREADS.values(), ids=THREADS)
+def test_collectives_of_threads_are_not_recorded(threads, monkeypatch):
+    """torch 2.11's recorder, one a process, dies of two threads that write to it."""
+    monkeypatch.delenv("TORCH_FR_BUFFER_SIZE", raising=False)  # this process has it, too
+    dump = "import torch; print(torch._C._distributed_c10d._dump_fr_trace_json(True).decode())"
+    command = [sys.executable, "-c", f"{threads}\n{dump}"]
+    folder = ROOT / "tests"  # where counting_engine.py is
+    printed = subprocess.run(command, cwd=folder, capture_output=True, check=True).stdout
     assert "entries" not in json.loads(printed)
 
 

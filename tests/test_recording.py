@@ -117,7 +117,8 @@ def test_the_device_waits_where_no_step_runs():
 def test_the_recorded_run_is_drawn_and_said():
     report = step_drawings.recorded()
     _, words = step_drawings.timelines(report)
-    assert "of 210 kernels" in words
+    assert "captured, plain loop: 210 of 210 kernels" in words, "until the faster has ended"
+    assert "launched one by one, plain loop: 210 of" not in words
     _, words = step_drawings.ladder(report)
     for row in report["rows"]:
         assert f"{row['name']}: {row['tokens_per_second']['1'][0]:,.0f} tok/s" in words
