@@ -43,6 +43,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+def environment() -> dict[str, str]:
+    """The variables for a Python started from here, which then imports this copy of the course.
+
+    The packages need not be installed, and the new process may start in any folder.
+    """
+    path = [str(Path(__file__).resolve().parent.parent), *filter(None, [os.getenv("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
 def resident_bytes() -> int:
     """Memory this process holds now (its peak, where the system tells only that)."""
     try:

@@ -5,6 +5,7 @@ with a small byte-level tokenizer, in the user's cache (0.6B: 1.2 GB; 8B: 16.4 G
 
     python -m course.random_model     # prints the folder; makes it if need be, in under a minute
     python -m course.random_model qwen3-8b
+    python -m course.random_model hollow      # next to no weights: to try the rest in a second
 """
 
 import argparse
@@ -13,13 +14,17 @@ import math
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from course import machine
 from course.smollm2 import cache_dir
 
 FOLDER = "qwen3-0.6b-random-1"  # another recipe, another number
 SEED = 0
+LAST_WORDS = 20  # lines of a failed attempt that its error repeats
 SHAPE: dict[str, Any] = {
     "vocab_size": 151_936,
     "hidden_size": 1024,
@@ -51,20 +56,44 @@ HOLLOW = {  # next to no weights: a step's time is what a step costs whatever th
     "max_position_embeddings": 4096,
 }
 
-
-SHAPES = {"qwen3-0.6b": (FOLDER, SHAPE), "qwen3-8b": ("qwen3-8b-random-1", QWEN3_8B)}
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3-0.6b": (FOLDER, SHAPE),
+    "qwen3-8b": ("qwen3-8b-random-1", QWEN3_8B),
+    "hollow": ("hollow-random-1", {**SHAPE, **HOLLOW, "num_hidden_layers": 2}),
+}
 
 
 def random_model_dir(name: str = "qwen3-0.6b") -> Path:
-    """A model's folder, complete; it is made on the first call, in a process of its own.
+    """Return the folder of a complete model, which the first call makes in a process of its own.
 
-    So whoever measures memory or imports afterwards finds nothing of the making.
+    Code that measures memory or imports afterwards then finds nothing of the making. The process
+    reports its progress, and each line appears on sys.stderr as soon as it is written. The
+    lines come through a pipe, because sys.stderr need not be a file: in a notebook's kernel under
+    pytest it has no file number. A RuntimeError says why a model could not be made.
     """
     folder = cache_dir() / SHAPES[name][0]
-    if not folder.exists():
-        command = [sys.executable, "-m", "course.random_model", name]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+    if folder.exists():
+        return folder
+    command = [sys.executable, "-u", "-m", "course.random_model", name]
+    options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    lines = []
+    with subprocess.Popen(command, env=machine.environment(), **options) as process:
+        for line in process.stdout or ():
+            lines.append(line)
+            print(line, end="", file=sys.stderr, flush=True)
+    if process.returncode:
+        raise RuntimeError(
+            f"the random model {name} could not be made in {folder}: {' '.join(command)} ended "
+            f"with exit code {process.returncode} and these words:\n{''.join(lines[-LAST_WORDS:])}"
+        )
     return folder
+
+
+Progress = Callable[[str], None]  # takes one line about how far the work is
+
+
+def quiet(line: str) -> None:
+    """Report nothing, because a lesson's page keeps every line that is printed."""
 
 
 def make(folder: Path, shape: dict[str, Any] = SHAPE) -> None:
@@ -72,7 +101,7 @@ def make(folder: Path, shape: dict[str, Any] = SHAPE) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         fresh = Path(scratch) / "fresh"
-        (write_quickly if shape is QWEN3_8B else write)(fresh, shape)
+        (write_quickly if shape is QWEN3_8B else write)(fresh, shape, print)
         try:
             fresh.rename(folder)
         except OSError:  # another process was quicker
@@ -86,7 +115,7 @@ def hollow_model(folder: Path, layers: int) -> str:
     return str(folder)
 
 
-def write(folder: Path, shape: dict[str, Any]) -> None:
+def write(folder: Path, shape: dict[str, Any], progress: Progress = quiet) -> None:
     """Weights ~ N(0, 0.02) in bfloat16 as transformers initialises them, and a tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen3Config
@@ -95,12 +124,14 @@ def write(folder: Path, shape: dict[str, Any]) -> None:
     logging.disable_progress_bar()  # a notebook keeps what is written to stderr
     torch.manual_seed(SEED)
     ends = {"bos_token_id": 0, "eos_token_id": 0}
+    progress("Drawing the weights ...")
     model = AutoModelForCausalLM.from_config(Qwen3Config(**shape, **ends), dtype=torch.bfloat16)
+    progress(f"Writing {model.num_parameters():,} weights, 2 bytes each ...")
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
 
 
-def write_quickly(folder: Path, shape: dict[str, Any]) -> None:
+def write_quickly(folder: Path, shape: dict[str, Any], progress: Progress = quiet) -> None:
     """As `write`, but all weights are stretches of one random block, in one file of plain bytes.
 
     A 16 GB file then takes as long as the disk needs, and never stands in memory. Norms are 1.
@@ -117,6 +148,8 @@ def write_quickly(folder: Path, shape: dict[str, Any]) -> None:
     config.architectures = ["Qwen3ForCausalLM"]
     config.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
+    num_weights = sum(weight.numel() for weight in weights.values())
+    progress(f"Writing {num_weights:,} weights, 2 bytes each ...")
     with (folder / "model.safetensors").open("wb") as file:
         header = safetensors_header({name: list(w.shape) for name, w in weights.items()})
         file.write(header)
@@ -167,5 +200,7 @@ if __name__ == "__main__":
     target = cache_dir() / name
     if not target.exists():
         print(f"Making a random model of {chosen}'s shape in {target} (once) ...")
+        start = time.monotonic()
         make(target, model_shape)
+        print(f"Done in {time.monotonic() - start:.0f} s.")
     print(target)
