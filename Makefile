@@ -2,12 +2,17 @@
 # make test   every check                 make lint   the quick checks alone
 # make clean  remove what was made here       make test-gpu  the tests that need an NVIDIA GPU
 # make screens  pictures of every page of the lessons, as Chromium shows them, in .course/screens
+# make test-gpu-list  the parts of test-gpu, each under ten minutes; `make test-gpu-PART` runs one,
+#                     and `make test-gpu-report` reports on all that have run
 #
 # The first call makes .venv and installs into it, under the pins of constraints.txt; later calls
 # find it done. Variables, all optional:
 #   PYTHON=python3.12   the Python to make .venv with (3.11 to 3.13)
 #   MODEL=...           for run and lab: a model's folder or Hugging Face id; it sets COURSE_MODEL
-#   ARGS=...            for run: more arguments of `course run`; for test-gpu: of pytest's, on lessons
+#   ARGS=...            for run: more arguments of `course run`; for test-gpu: of course.gpu_tests,
+#                       which hands those that are pytest's to the lessons
+#   USE_PYTHON=python3  for test-gpu: a Python that has all packages. Nothing is installed, and .venv
+#                       is neither made nor used
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu    take torch's CPU build from there
 
 VENV := .venv
@@ -18,6 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTHON ?=
 MODEL ?=
 ARGS ?=
+USE_PYTHON ?=
 TORCH_INDEX ?=
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=180
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -41,13 +47,11 @@ test: lint $(SMOLLM2)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_exercises.py -k "06 or 09"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadscope notebooks solutions
 
-test-gpu: $(STAMP)
-	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('make test-gpu needs an NVIDIA GPU that torch sees')"
-	rm -f gpu-tests.xml gpu-notebooks.xml
-	failed=0; \
-	$(BIN)/python -m pytest tests/test_gpu.py tests/test_kernels.py tests/test_toy_kernels.py --junitxml=gpu-tests.xml || failed=1; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) $(ARGS) notebooks --junitxml=gpu-notebooks.xml || failed=1; \
-	$(BIN)/python -m course.gpu_report gpu-tests.xml gpu-notebooks.xml && exit $$failed
+test-gpu: test-gpu-all
+
+# The parts are those of course/gpu_tests.py.
+test-gpu-%: $(if $(USE_PYTHON),,$(STAMP))
+	@$(or $(USE_PYTHON),$(BIN)/python) -m course.gpu_tests $* $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

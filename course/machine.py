@@ -43,6 +43,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def line() -> str:
+    """This machine and its versions in one line: the head of a report."""
+    used = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return f"{describe()}; {used}"
+
+
 def environment() -> dict[str, str]:
     """The variables for a Python started from here, which then imports this copy of the course.
 
