@@ -2,17 +2,16 @@
 
 import gc
 import json
-import os
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from reference import assert_same_greedy, greedy_reference
 
+from course import machine
 from nanovllm import LLM, SamplingParams
 
 pytest.importorskip("triton", reason="Triton has no build for this system")
@@ -25,7 +24,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
-ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9], [*range(40)], [*range(40), 1]]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
 
@@ -301,7 +299,7 @@ def test_two_gpus_under_torchrun(tiny_model, tmp_path):
     subprocess.run(
         [*command, script, folder, json.dumps(PROMPTS), tmp_path],
         timeout=180,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=machine.environment(),
         check=True,
     )
     for rank in (0, 1):
