@@ -1,7 +1,8 @@
 """EngineArgs: what an engine may be told, under vLLM's names, and the checks it must pass."""
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from nanovllm.validation import check_fields, check_type, flag, number, only
 
@@ -9,7 +10,7 @@ LARGEST = 2**31 - 1
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-@dataclass
+@dataclass(slots=True)  # a misspelt attribute is an error, as a misspelt argument is
 class EngineArgs:
     """Arguments of `LLM` and `LLMEngine`. Raises TypeError or ValueError for a bad one."""
 
@@ -42,15 +43,24 @@ class EngineArgs:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("model", "tokenizer", "revision"):  # a Path is welcome
-            value = getattr(self, name)
-            if value is not None or name == "model":
-                check_type(name, str(value) if isinstance(value, Path) else value, str)
-        self.model = str(self.model)
-        self.tokenizer = self.tokenizer and str(self.tokenizer)
+        self.model = as_name("model", self.model)
+        self.tokenizer = None if self.tokenizer is None else as_name("tokenizer", self.tokenizer)
+        self.revision = None if self.revision is None else as_name("revision", self.revision)
         self.dtype = str(self.dtype).removeprefix("torch.")
         check_type("device", self.device, str)
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.enforce_eager and self.enable_torch_compile:
             raise ValueError("enforce_eager=True compiles nothing, enable_torch_compile=True does")
+
+
+def as_name(name: str, value: Any) -> str:
+    """A folder or a name on the Hugging Face hub as a str. A Path, or another os.PathLike, is one.
+
+    Raises TypeError for other types, such as bytes, and ValueError for an empty name.
+    """
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    check_type(name, text, str)
+    if not text:
+        raise ValueError(f"{name} must not be empty, got {value!r}")
+    return text

@@ -20,7 +20,7 @@ from nanovllm.engine.sequence import Sequence
 from nanovllm.llm_engine import LLMEngine
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.validation import check_type
+from nanovllm.validation import check_type, check_unicode
 
 Params = SamplingParams | list[SamplingParams] | None
 
@@ -100,6 +100,10 @@ class LLM:
         many = bool(messages) and isinstance(messages[0], (list, tuple))
         options = {"chat_template": chat_template, "add_generation_prompt": add_generation_prompt}
         options |= chat_template_kwargs or {}
+        check_type("add_generation_prompt", options["add_generation_prompt"], bool)
+        check_type("chat_template", options["chat_template"] or "", str)
+        for name, value in {"messages": messages, **options}.items():
+            check_unicode(name, value)
         prompts = [self._template(talk, options) for talk in (messages if many else [messages])]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
@@ -168,7 +172,8 @@ class LLM:
             raise ValueError(
                 f"messages={conversation!r:.200} do not fit the chat template: {error!r}"
             ) from error
-        ids = tokenizer.encode(text, add_special_tokens=False)
+        check_unicode("the chat template's text", text)  # a template can write "\ud800" itself
+        ids = self.llm_engine.encode(text, add_special_tokens=False)
         return {"prompt": text, "prompt_token_ids": ids}
 
     def get_tokenizer(self) -> Any:

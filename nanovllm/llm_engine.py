@@ -29,7 +29,7 @@ from nanovllm.ops.attention import rope_store
 from nanovllm.ops.backend import choose_backend, compiled
 from nanovllm.outputs import RequestOutput, StepRecord
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.validation import check_number, check_type
+from nanovllm.validation import check_number, check_type, check_unicode, tokenizer_errors
 
 Request = dict[str, Any]  # the arguments of a Sequence, as rank 0 tells them to the others
 
@@ -53,6 +53,8 @@ class LLMEngine:
         store_kv: Any = None,
     ):
         self.closed = True  # until it stands
+        check_type("engine_args", args, EngineArgs)
+        args = replace(args)  # a checked copy: an attribute may have been set since the last check
         folder = loader.find_model(args.model, args.revision)
         config = ModelConfig.from_folder(folder)
         check_divisible(config, args.tensor_parallel_size)
@@ -145,14 +147,18 @@ class LLMEngine:
         text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
         if text is not None:
             check_type("prompt", text, str)
+            check_unicode("prompt", text)
         if token_ids is None and text is not None:
-            try:
-                token_ids = self.get_tokenizer().encode(text)
-            except TypeError as error:  # of half a surrogate pair
-                raise ValueError(f"prompt={text!r:.80} is no valid Unicode: {error}") from error
+            token_ids = self.encode(text)
         if not isinstance(token_ids, (list, tuple)):
             raise TypeError(f"a prompt is a str, token ids, or a dict of one, got {prompt!r:.80}")
         return text, list(token_ids)
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        """The token ids of a text; options are those of the tokenizer's own `encode`."""
+        tokenizer = self.get_tokenizer()
+        with tokenizer_errors(getattr(tokenizer, "name_or_path", "")):
+            return tokenizer.encode(text, **options)
 
     def add(self, requests: list[Request]) -> list[Sequence]:
         """Queue checked requests, on every rank."""

@@ -7,14 +7,23 @@ temperature from 1e-5 to 0.01 is taken as it is; vLLM raises it to 0.01.)
 import math
 from dataclasses import dataclass
 
-from nanovllm.validation import as_list, check_fields, check_number, check_type, flag, number, only
+from nanovllm.validation import (
+    as_list,
+    check_fields,
+    check_number,
+    check_type,
+    check_unicode,
+    flag,
+    number,
+    only,
+)
 
 GREEDY_BELOW = 1e-5  # vLLM's threshold: a smaller temperature means greedy
 LARGEST_FLOAT = 3.0e38  # float32's, about
 LARGEST_INT = 2**31 - 1
 
 
-@dataclass
+@dataclass(slots=True)  # a misspelt attribute is an error, as a misspelt argument is
 class SamplingParams:
     """One request's sampling parameters. Raises TypeError or ValueError for what it cannot honour.
 
@@ -50,6 +59,7 @@ class SamplingParams:
         self.stop_token_ids = as_list("stop_token_ids", self.stop_token_ids)
         for text in self.stop:
             check_type("every item of stop", text, str)
+            check_unicode("every item of stop", text)
         if "" in self.stop:
             raise ValueError("every item of stop must have text, got ''")
         if self.stop and not self.detokenize:

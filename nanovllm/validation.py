@@ -3,7 +3,8 @@
 A parameter's field says beside its default what it accepts; `check_fields` holds it to that.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import field, fields
 from typing import Any, get_args
 
@@ -21,6 +22,52 @@ def check_type(name: str, value: Any, kind: type) -> None:
     """Raise TypeError unless `value` is a `kind`."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be of type {kind.__name__}, got {value!r}")
+
+
+def check_unicode(name: str, value: Any) -> None:
+    """Raise ValueError for half a surrogate pair in a text, or in any text inside a dict or list.
+
+    JSON can spell such a half ("\\ud800"). It stands for no character, so no tokenizer encodes it.
+    """
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            check_unicode(f"a key of {name}", key)
+            check_unicode(f"{name}[{key!r:.80}]", inner)
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            check_unicode(f"{name}[{index}]", inner)
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = value[error.start]
+            raise ValueError(
+                f"{name} must be valid Unicode, but its character {error.start} is {half!r}, half "
+                f"of a surrogate pair; got {value[max(0, error.start - 20) :]!r:.80}"
+            ) from None
+
+
+@contextmanager
+def tokenizer_errors(source: Any) -> Iterator[None]:
+    """Turn what the tokenizers library raises of its own into a ValueError that names `source`.
+
+    A damaged tokenizer.json can load and fail later. An error of the library is a bare Exception
+    or a panic. Other exceptions, such as KeyboardInterrupt, pass.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not (type(error) is Exception or is_panic(error)):
+            raise
+        raise ValueError(
+            f"the tokenizer of {str(source)!r} failed: {error}. Its tokenizer.json is probably "
+            f"damaged; download it again, or name another folder with tokenizer="
+        ) from error
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether Rust code has panicked. The class cannot be imported, and it is no Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 def as_list(name: str, value: Any) -> list:

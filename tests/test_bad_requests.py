@@ -1,14 +1,20 @@
 """Every parameter at its borders and beyond: messages name the parameter, the value, the limit."""
 
+import inspect
 import math
-from dataclasses import fields
+import pickle
+from copy import copy, deepcopy
+from dataclasses import asdict, fields, replace
+from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import pytest
 
-from nanovllm import LLM, EngineArgs, SamplingParams
+from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
 
 NAN, INF = float("nan"), float("inf")
+LENGTH, VOCAB = 20, 300
 TOP = 2**31 - 1
 NEAR_ONE = math.nextafter(1.0, 2.0)
 WRONG = ["1", [1], {}, object(), 1j]
@@ -116,9 +122,87 @@ def test_vllms_other_parameters_take_their_default_alone(kind, name):
         build(kind, name, [float("nan")])
 
 
-# -- requests to a whole engine ------------------------------------------------------------------
+# -- attributes set after the check ---------------------------------------------------------------
 
-LENGTH, VOCAB = 20, 300
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(SamplingParams, "logit_bias"), (SamplingParams, "temprature"), (EngineArgs, "enable_lora")],
+)
+def test_an_attribute_that_is_no_parameter_is_refused_as_an_argument_is(kind, name):
+    parameters = build(kind, "seed", 1)
+    with pytest.raises(AttributeError, match=f"{kind.__name__}.*{name}"):
+        setattr(parameters, name, 1)
+    with pytest.raises(TypeError, match=f"{kind.__name__}.*{name}"):
+        build(kind, name, 1)
+
+
+@pytest.mark.parametrize("kind", [SamplingParams, EngineArgs])
+def test_parameters_can_be_copied_pickled_and_inspected(kind):
+    given = build(kind, "seed", 7)
+    copies = [replace(given), copy(given), deepcopy(given), pickle.loads(pickle.dumps(given))]
+    assert all(other == given and other is not given for other in copies)
+    assert list(inspect.signature(kind).parameters) == [f.name for f in fields(kind)]
+    assert list(asdict(given)) == [f.name for f in fields(kind)]
+    assert "seed=7" in repr(given)
+    assert kind(**asdict(given)) == given
+
+
+def bad_values():
+    """Every parameter of both classes with one value that its constructor refuses."""
+    for kind, table in TABLES:
+        for name in table:
+            yield kind, name, object()
+        yield from ((kind, f.name, "another") for f in fields(kind) if not f.repr)
+    yield from ((EngineArgs, name, 5) for name in sorted(NAMES))
+    yield from ((EngineArgs, name, "") for name in ("model", "tokenizer", "revision"))
+    yield EngineArgs, "tensor_parallel_size", 0
+    yield SamplingParams, "stop", "half \ud800"
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), bad_values(), ids=in_words)
+def test_a_bad_value_set_later_is_refused_where_it_is_used(llm, kind, name, value):
+    use = partial(llm.generate, [1]) if kind is SamplingParams else LLMEngine
+    parameters = kind() if kind is SamplingParams else kind(llm.llm_engine.args.model)
+    setattr(parameters, name, value)
+    with pytest.raises((TypeError, ValueError), match=f"{name}[ =]"):
+        use(parameters)
+
+
+def test_what_is_appended_to_a_checked_list_is_checked(llm):
+    params = SamplingParams(stop=["a"])
+    params.stop.append(5)
+    with pytest.raises(TypeError, match=r"stop.*5"):
+        llm.generate([1], params, use_tqdm=False)
+
+
+@pytest.mark.parametrize("args", [None, "m", {"model": "m"}, SamplingParams()], ids=in_words)
+def test_an_engine_is_made_of_its_arguments_alone(args):
+    with pytest.raises(TypeError, match=r"engine_args must be of type EngineArgs, got"):
+        LLMEngine(args)
+
+
+class APath:
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return self.path
+
+
+@pytest.mark.parametrize("name", ["model", "tokenizer", "revision"])
+def test_a_path_of_any_class_is_taken_and_bytes_are_not(name):
+    model = {} if name == "model" else {"model": "m"}
+    for value in (Path("a/b"), APath("a/b"), "a/b"):
+        assert getattr(EngineArgs(**model, **{name: value}), name) == "a/b"
+    for value in (b"a/b", APath(b"a/b"), 5, ["a/b"]):
+        with pytest.raises(TypeError, match=f"{name} must be of type str"):
+            EngineArgs(**model, **{name: value})
+    with pytest.raises(ValueError, match=f"{name} must not be empty"):
+        EngineArgs(**model, **{name: ""})
+
+
+# -- requests to a whole engine ------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +271,46 @@ def test_no_prompts_no_outputs(llm, prompts):
     assert list(llm.stream(prompts, GOOD)) == []
 
 
+HALF = "a\ud800b"  # half of a surrogate pair, as JSON can spell it
+
+
+def a_talk(content="a"):
+    return [{"role": "user", "content": content}]
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda llm: llm.generate(HALF), "prompt"),
+        (lambda llm: llm.generate(["a", {"prompt": HALF}]), "prompt"),
+        (lambda llm: llm.generate({"prompt": HALF, "prompt_token_ids": [1]}), "prompt"),
+        (lambda llm: llm.stream(HALF), "prompt"),
+        (lambda llm: llm.generate("a", SamplingParams(stop=HALF)), "stop"),
+        (lambda llm: llm.generate("a", SamplingParams(stop=["a", HALF])), "stop"),
+        (lambda llm: llm.chat(a_talk(HALF)), r"messages\[0\]\['content'\]"),
+        (lambda llm: llm.chat([a_talk(), a_talk(HALF)]), r"messages\[1\]\[0\]\['content'\]"),
+        (lambda llm: llm.chat([{"role": HALF, "content": "a"}]), r"messages\[0\]\['role'\]"),
+        (lambda llm: llm.chat([a_talk()[0] | {HALF: "a"}]), r"a key of messages\[0\]"),
+        (lambda llm: llm.chat(a_talk(), chat_template=HALF), "chat_template"),
+        (lambda llm: llm.chat(a_talk(), chat_template="{{ '\\ud800' }}"), "chat template's text"),
+        (lambda llm: llm.chat(a_talk(), chat_template_kwargs={"tools": [{"name": HALF}]}),
+         r"tools\[0\]\['name'\]"),
+        (lambda llm: llm.chat(a_talk(), chat_template_kwargs={"documents": (HALF,)}),
+         r"documents\[0\]"),
+    ],
+)  # fmt: skip
+def test_half_a_surrogate_pair_is_named_wherever_it_stands(llm, call, name):
+    with pytest.raises(ValueError, match=rf"{name} must be valid Unicode.*'\\ud800'") as caught:
+        call(llm)
+    str(caught.value).encode()  # the message itself can be printed
+    assert not llm.llm_engine.sequences
+
+
+def test_whole_surrogate_pairs_and_every_other_character_are_taken(llm):
+    text = "\N{GRINNING FACE}\0\ufffe\U0010ffff\N{COMBINING ACUTE ACCENT}"
+    llm.generate(text, GOOD, use_tqdm=False)
+
+
 TALKS = [None, 5, {}, {"role": "user"}, [None], [5], [[5]], ["a"], [["a"]], [{}], [[{}]],
          [{"role": "user"}], [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
          [{"role": "user", "content": "a"}, [{"role": "user", "content": "b"}]],
@@ -209,6 +333,16 @@ def test_bad_conversations_are_named(llm, messages):
 def test_bad_templates_are_named(llm, options):
     with pytest.raises((TypeError, ValueError), match=r"messages|chat_template|prompt"):
         llm.chat([{"role": "user", "content": "a"}], GOOD, use_tqdm=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("chat_template", 5), ("chat_template", b"a"), ("add_generation_prompt", "yes")],
+)
+def test_chat_options_of_a_wrong_type_are_named(llm, name, value):
+    for options in ({name: value}, {"chat_template_kwargs": {name: value}}):
+        with pytest.raises(TypeError, match=f"^{name} must be of type"):
+            llm.chat(a_talk(), GOOD, use_tqdm=False, **options)
 
 
 @pytest.mark.parametrize(
