@@ -3,17 +3,22 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from reference import _greedy, assert_same_greedy, greedy_reference, reference_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nanovllm import LLM, SamplingParams
 from nanovllm.config import EngineArgs
+from nanovllm.model import loader
 from nanovllm.model.decoder import Decoder
 from nanovllm.model.loader import find_model, load_model, load_tokenizer
 from nanovllm.model.model_config import ModelConfig
@@ -23,6 +28,8 @@ from nanovllm.ops.backend import TORCH
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 DOWN_PROJ = "model.layers.1.mlp.down_proj.weight"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+MEANT = r"config\.json says tie_word_embeddings=true, but lm_head\.weight differs"
 INDEX = "model.safetensors.index.json"
 
 
@@ -65,6 +72,13 @@ def refuses(folder: Path, *messages: str) -> None:
     for message in messages:
         assert message in str(caught.value)
     assert torch.get_default_dtype() == torch.float32
+
+
+@contextmanager
+def no_warning() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        yield
 
 
 # -- what fits -------------------------------------------------------------------------------------
@@ -125,11 +139,87 @@ def test_a_tied_head_is_the_embedding(tiny_model):
     assert not torch.equal(untied.lm_head.weight, untied.embed_tokens.weight)
 
 
-def test_a_tied_checkpoint_may_carry_its_head(copy):
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("names", [(EMBEDDING, HEAD), (HEAD,)], ids=["both names", "head alone"])
+def test_a_tied_checkpoint_may_carry_its_weight_as_the_head(copy, recwarn, names, size):
     folder = copy(tied=True)
-    weights = weights_of(folder)
-    rewrite(folder, **{"lm_head.weight": weights["model.embed_tokens.weight"].clone()})
-    assert torch.equal(load(folder).lm_head.weight, weights["model.embed_tokens.weight"])
+    embedding = weights_of(folder)[EMBEDDING]
+    rewrite(folder, **{EMBEDDING: None} | {name: embedding.clone() for name in names})
+    for rank in range(size):
+        model = load(folder, rank, size)
+        assert model.lm_head.weight is model.embed_tokens.weight
+        heads = {"kv": 2}
+        assert torch.equal(model.lm_head.weight, share(EMBEDDING, embedding, rank, size, heads))
+    assert not [str(warning.message) for warning in recwarn if "tie" in str(warning.message)]
+
+
+def other_rows(embedding: Tensor) -> Tensor:
+    return embedding.roll(1, 0)
+
+
+def another_last_row(embedding: Tensor) -> Tensor:
+    return torch.cat([embedding[:-1], embedding[-1:] + 3])
+
+
+def another_dtype(embedding: Tensor) -> Tensor:
+    return embedding.to(torch.bfloat16)  # rounded: another value in float32
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("make", [other_rows, another_last_row, another_dtype])
+def test_a_head_that_differs_from_the_embedding_is_not_tied_to_it(copy, make, size):
+    """On every rank, even if only another rank's rows differ; and rank 0 warns."""
+    folder = copy(tied=True)
+    embedding = weights_of(folder)[EMBEDDING]
+    head = make(embedding)
+    rewrite(folder, **{HEAD: head})
+    for rank in range(size):
+        with pytest.warns(UserWarning, match=MEANT) if rank == 0 else no_warning():
+            model = load(folder, rank, size)
+        assert model.lm_head.weight is not model.embed_tokens.weight
+        for name, whole in (("lm_head", head.float()), ("embed_tokens", embedding)):
+            weight = model.get_submodule(name).weight
+            assert torch.equal(weight, share(f"{name}.weight", whole, rank, size, {"kv": 2}))
+
+
+def test_values_are_compared_in_the_dtype_that_is_computed_in(copy):
+    folder = copy(tied=True)
+    rewrite(folder, **{HEAD: another_dtype(weights_of(folder)[EMBEDDING])})
+    with no_warning():
+        model = load(folder, dtype=torch.bfloat16)
+    assert model.lm_head.weight is model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("make", [lambda w: w.clone(), other_rows, another_last_row])
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
+def test_a_head_in_the_file_gives_transformers_tokens(copy, make):
+    """transformers 5 unties a head that differs, and says so; older ones took the embedding."""
+    folder = copy(tied=True)
+    tied = greedy_reference(folder, [[5, 6, 7]], 12)[0]
+    rewrite(folder, **{HEAD: make(weights_of(folder)[EMBEDDING])})
+    reference_model.cache_clear()
+    _greedy.cache_clear()
+    expected = greedy_reference(folder, [[5, 6, 7]], 12)
+    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+    with LLM(str(folder), max_model_len=64, use_tqdm_on_load=False) as llm:
+        output = llm.generate([[5, 6, 7]], params, use_tqdm=False)[0].outputs[0]
+    assert_same_greedy([output.token_ids], expected)
+    changed = make in (other_rows, another_last_row)
+    assert (expected[0].tokens != tied.tokens) == changed, "the head must matter"
+
+
+def test_comparing_a_head_holds_a_few_rows_and_ends_at_the_first_that_differ(copy, monkeypatch):
+    folder = copy(tied=True)
+    rewrite(folder, **{HEAD: another_last_row(weights_of(folder)[EMBEDDING])})
+    compared, equal = [], torch.equal
+    monkeypatch.setattr(loader, "ROWS_COMPARED", 7)
+    monkeypatch.setattr(torch, "equal", lambda a, b: compared.append(len(a)) or equal(a, b))
+    assert loader.head_differs([folder / "model.safetensors"], torch.float32)
+    assert compared == [7] * 42 + [300 - 42 * 7]
+    compared.clear()
+    rewrite(folder, **{HEAD: other_rows(weights_of(folder)[EMBEDDING])})
+    assert loader.head_differs([folder / "model.safetensors"], torch.float32)
+    assert compared == [7]
 
 
 def test_rotary_buffers_of_old_checkpoints_are_no_weights(copy):
@@ -151,6 +241,40 @@ def test_weights_are_converted(copy, dtype):
 
 
 # -- what does not ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (torch.ones(299, 64), "misshapen: lm_head.weight is [299, 64], not [300, 64]"),
+        (torch.ones(300), "misshapen: lm_head.weight is [300], not [300, 64]"),
+        (torch.ones(()), "misshapen: lm_head.weight is [], not [300, 64]"),
+        (torch.ones(0, 64), "misshapen: lm_head.weight is [0, 64], not [300, 64]"),
+        (torch.ones(300, 64, dtype=torch.int8), "of another type: lm_head.weight is I8"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
+def test_a_head_that_cannot_be_one_is_refused_where_the_config_ties_it(copy, head, message):
+    folder = copy(tied=True)
+    rewrite(folder, **{HEAD: head})
+    refuses(folder, message)
+
+
+@pytest.mark.parametrize("again", [HEAD, EMBEDDING])
+def test_a_tied_weight_that_is_there_twice(copy, again):
+    folder = copy(tied=True, sharded=True)
+    weights = weights_of(folder)
+    for number, name in enumerate([HEAD, again]):
+        file = f"model-{99990 + number}-of-99999.safetensors"
+        save_file({name: weights[EMBEDDING].clone()}, folder / file)
+        edit_index(folder, lambda files, file=file: files.update({file: file}))
+    refuses(folder, f"there twice: {again}")
+
+
+def test_a_tied_weight_under_neither_name(copy):
+    folder = copy(tied=True)
+    rewrite(folder, **{EMBEDDING: None})
+    refuses(folder, f"missing: {EMBEDDING}")
 
 
 def test_missing(copy):
@@ -278,17 +402,41 @@ def test_an_index_that_is_none(copy, text):
     refuses(folder, INDEX)
 
 
-def test_no_weights(copy):
-    folder = copy()
-    (folder / "model.safetensors").unlink()
-    refuses(folder, "'model.safetensors'", str(folder))
+def test_an_index_into_another_folder_is_told_so(copy):
+    folder = copy(sharded=True)
+    (folder / "part").mkdir()
+    for file in folder.glob("*.safetensors"):
+        shutil.move(file, folder / "part")
+    edit_index(folder, lambda files: files.update({k: f"part/{v}" for k, v in files.items()}))
+    refuses(folder, f"{INDEX} names the weights file 'part/", "only name files beside it")
 
 
-def test_pickles_are_never_read(copy):
+def test_a_whole_file_beside_an_index_of_others(copy):
+    """transformers would read the whole one, other tools the others; the weights may differ."""
+    folder = copy(sharded=True)
+    save_file(weights_of(folder), folder / "model.safetensors")
+    refuses(folder, "model.safetensors", INDEX, "remove the one that is not meant")
+    edit_index(folder, lambda files: files.update(dict.fromkeys(files, "model.safetensors")))
+    load(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "q4.gguf", "x.txt"])
+@pytest.mark.parametrize("with_config", [True, False])
+def test_a_folder_without_safetensors_is_told_what_is_read(copy, name, with_config):
     folder = copy()
-    torch.save(weights_of(folder), folder / "pytorch_model.bin")
+    torch.save(weights_of(folder), folder / name)
     (folder / "model.safetensors").unlink()
-    refuses(folder, "'model.safetensors'")
+    if not with_config:
+        (folder / "config.json").unlink()
+    missing = "'model.safetensors'" if with_config else f"{folder}/config.json"
+    held = "no weights" if name == "x.txt" else name
+    refuses(folder, missing, str(folder), "safetensors", f"This folder holds {held}.")
+
+
+def test_shards_without_their_index(copy):
+    folder = copy(sharded=True)
+    (folder / INDEX).unlink()
+    refuses(folder, INDEX, "This folder holds model-00001-of-")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])
@@ -303,6 +451,33 @@ def test_a_file_cut_short(copy, keep):
 
 def test_a_local_folder_is_taken_as_it_is(tmp_path):
     assert find_model(str(tmp_path), None) == tmp_path
+
+
+def test_a_tilde_is_the_users_home(tiny_model, monkeypatch, tmp_path):
+    (tmp_path / "models").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_model("~/models", None) == tmp_path / "models"
+    shutil.copytree(tiny_model(), tmp_path / "tiny")
+    args = EngineArgs(str(tiny_model()), tokenizer="~/tiny")
+    assert load_tokenizer(args, Path("elsewhere")).name_or_path == str(tmp_path / "tiny")
+    with LLM("~/tiny", max_model_len=64, use_tqdm_on_load=False, skip_tokenizer_init=True):
+        pass
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("role", ["model", "tokenizer"])
+def test_a_file_in_place_of_its_folder(tiny_model, name, role):
+    with pytest.raises(ValueError, match=rf"^{role}='.*{name}' is a file; give the folder"):
+        find_model(str(tiny_model() / name), None, role)
+
+
+def test_a_folder_without_a_tokenizer(copy):
+    """transformers would make an empty one, which encodes every text as nothing."""
+    folder = copy()
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"is tokenizer\.json missing.*skip_tokenizer_init"):
+        load_tokenizer(EngineArgs(str(folder)), folder)
 
 
 def test_a_folder_of_the_tokenizer_that_is_not_there(tiny_model):

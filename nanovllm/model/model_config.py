@@ -25,6 +25,7 @@ ONLY = {  # fields that change the arithmetic, and what this engine does; None a
     "sliding_window": None,
     "quantization_config": None,
 }
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".npz")
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")
 LIMITS = {  # beyond these a file is damaged, and would cost hours or all the memory to find out
     **dict.fromkeys(SIZES, (1, 2**24)),
@@ -62,21 +63,22 @@ class ModelConfig:
     @classmethod
     def from_folder(cls, folder: Path) -> "ModelConfig":
         """Read `folder`/config.json. ValueError for what is missing, wrong or not supported."""
+        raw = _read_config(Path(folder))
+        family = _family_of(raw)
         try:
-            raw = dict(json.loads((Path(folder) / "config.json").read_text()))
             for name in LIMITS.keys() & {k for k, v in raw.items() if v is not None}:
                 check_number(name, raw[name], *LIMITS[name])
             found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # json, transformers and huggingface_hub raise many kinds
             raise ValueError(f"cannot use {folder}/config.json: {error}") from error
         _refuse_what_is_not_here(found)
-        family, heads = found.model_type, found.num_attention_heads
+        heads = found.num_attention_heads
         if getattr(found, "head_dim", None) is None:
             found.head_dim = found.hidden_size // heads
         _need(found.head_dim % 2 == 0, f"head_dim={found.head_dim} must be even, for RoPE")
         frequencies, rope_scale = _frequencies_of(found)
         bias = getattr(found, "attention_bias", False)  # Qwen2 has no such field: q, k, v always do
-        derived = {
+        derived: dict[str, Any] = {
             "qk_norm": family == "qwen3",
             "qkv_bias": bias or family == "qwen2",
             "o_bias": bias and family != "qwen2",
@@ -110,9 +112,46 @@ def _one_of(name: str, value: Any, supported: tuple) -> None:
     _need(value in supported, f"{name}={value!r} is not supported, only {supported}")
 
 
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        raw = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"cannot use {file}: there is no such file. {files_read(folder)}"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"cannot use {file}: it cannot be read as JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"cannot use {file}: it must hold a JSON object, got {raw!r:.80}")
+    return raw
+
+
+def files_read(folder: Path) -> str:
+    """The end of a message about a missing file: what is read, and which weights `folder` holds."""
+    held = sorted(file.name for file in folder.glob("*") if file.suffix in WEIGHT_SUFFIXES)
+    more = [f"{len(held) - 3} more"] if len(held) > 3 else []
+    return (
+        f"Only folders in Hugging Face format are read, with config.json and weights as "
+        f"safetensors: model.safetensors, or several files and model.safetensors.index.json. "
+        f"This folder holds {', '.join([*held[:3], *more]) or 'no weights'}. To convert a model "
+        f"of another format, load it with transformers and call its save_pretrained."
+    )
+
+
+def _family_of(raw: dict[str, Any]) -> str:
+    """The model_type of a supported architecture.
+
+    This is asked before transformers reads the file, because transformers would advise to run the
+    Python code that comes with a model of an architecture that it does not know.
+    """
+    _one_of("architectures", raw.get("architectures"), tuple([name] for name in FAMILIES))
+    family = FAMILIES[raw["architectures"][0]]
+    _one_of("model_type", raw.get("model_type"), (family,))
+    return family
+
+
 def _refuse_what_is_not_here(found: Any) -> None:
-    _one_of("architectures", found.architectures, tuple([name] for name in FAMILIES))
-    _one_of("model_type", found.model_type, (FAMILIES[found.architectures[0]],))
     for name, value in ONLY.items():
         _one_of(name, getattr(found, name, None), (value, None))
     for kind in getattr(found, "layer_types", None) or ():
