@@ -61,12 +61,15 @@ def stream_answers(llm: Any, prompts: list[str], params: Any) -> None:
 
 def as_chat(tokenizer: Any, prompt: str) -> Any:
     """The prompt's token ids in the model's chat format; the prompt itself if it has none."""
+    from nanovllm.validation import tokenizer_errors
+
     if not tokenizer.chat_template:
         return prompt
     talk = [{"role": "user", "content": prompt}]
-    ids = tokenizer.apply_chat_template(
-        talk, tokenize=True, return_dict=False, add_generation_prompt=True
-    )
+    with tokenizer_errors(tokenizer.name_or_path):
+        ids = tokenizer.apply_chat_template(
+            talk, tokenize=True, return_dict=False, add_generation_prompt=True
+        )
     return {"prompt_token_ids": ids}
 
 

@@ -1,20 +1,27 @@
 """Broken, absurd and hostile checkpoints: each is one clear ValueError, soon, and runs nothing."""
 
 import json
+import random
 import shutil
 import struct
+from collections import Counter
 from contextlib import nullcontext
+from copy import deepcopy as copy_of
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
-from nanovllm import LLM, SamplingParams
+from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
+from nanovllm.engine.detokenizer import Detokenizer
 from nanovllm.model import loader
 from nanovllm.model.model_config import ModelConfig
+from nanovllm.validation import tokenizer_errors
 
 INDEX = "model.safetensors.index.json"
 FUZZED = 200  # examples each
@@ -110,7 +117,7 @@ def test_weights_that_are_not_numbers_are_not_executed(copy):
     """A pickle beside them, or in their place, is never opened."""
     (copy / "model.safetensors").unlink()
     (copy / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch executed'\ntR.")
-    refused(copy, r"model\.safetensors' is not in")
+    refused(copy, r"model\.safetensors' is not in .* holds pytorch_model\.bin")
     assert not Path("executed").exists()
 
 
@@ -174,6 +181,42 @@ def test_contradictions_in_config(copy, fields, match):
     assert not Path("executed").exists()
 
 
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"architectures": ["NewForCausalLM"], "model_type": "new"}, "architectures=.*'New"),
+        ({"architectures": ["NewForCausalLM"]}, "architectures=.*'NewForCausalLM'.*'Qwen3"),
+        ({"architectures": "DEL", "model_type": "new"}, "architectures=None"),
+        ({"model_type": "new"}, "model_type='new' is not supported.*qwen3"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("auto_map", [{"AutoConfig": "new.Config"}, "DEL"])
+def test_a_model_with_code_of_its_own_is_not_advised_to_run_it(copy, fields, match, auto_map):
+    (copy / "new.py").write_text("open('executed', 'w')")
+    change(copy / "config.json", **fields, auto_map=auto_map)
+    with pytest.raises(ValueError, match=match) as caught:
+        make(copy)
+    assert "trust_remote_code" not in str(caught.value)
+    assert not Path("executed").exists()
+
+
+def test_a_tokenizer_with_code_of_its_own_is_not_advised_to_run_it(copy, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "new.py").write_text("open('executed', 'w')")
+    change(other / "config.json", model_type="new", auto_map={"AutoConfig": "new.Config"})
+    change(
+        other / "tokenizer_config.json",
+        tokenizer_class="NewTokenizer",
+        auto_map={"AutoTokenizer": ["new.Tokenizer", None]},
+    )
+    with pytest.raises(ValueError, match=r"no tokenizer .* code of its own.*tokenizer=") as caught:
+        make(copy, tokenizer=str(other))
+    assert "trust_remote_code" not in str(caught.value)
+    assert not Path("executed").exists()
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", "[" * 100_000, "\x00", '"x"'])
 def test_a_config_that_is_none(copy, text):
     (copy / "config.json").write_text(text)
@@ -198,6 +241,124 @@ def test_ends_that_are_no_ids_in_generation_config(copy, fields):
 def test_a_broken_tokenizer_is_named(copy, text):
     (copy / "tokenizer.json").write_text(text)
     refused(copy, "no tokenizer could be read")
+
+
+PROMPTS = ["the a<|im_end|>", [0, 64, 64, 6]]  # token 64 is "a"
+STRIP = {"type": "Strip", "content": "a", "start": 1, "stop": 5}
+DAMAGES = {  # the library panicked at each of these in version 0.23, found by 16,000 mutations
+    "load": ("model", {"continuing_subword_prefix": "Strip"}),
+    "encode": ("normalizer", {"type": "Replace", "pattern": {"String": ""}, "content": "x"}),
+    "decode": ("decoder", STRIP),
+}
+
+
+def panics(copy, damage):
+    """Whether the library itself still panics: later versions may refuse or read such a file."""
+    try:
+        tokenizer = Tokenizer.from_file(str(copy / "tokenizer.json"))
+        tokenizer.encode(PROMPTS[0])
+        tokenizer.decode(PROMPTS[1])
+    except BaseException as error:
+        return not isinstance(error, Exception)
+    return False
+
+
+@pytest.mark.parametrize("stops", [None, ["never said"]])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_tokenizer_that_panics_is_a_value_error_and_leaves_no_request(copy, damage, stops):
+    name, fields = DAMAGES[damage]
+    content = json.loads((copy / "tokenizer.json").read_text())
+    change(copy / "tokenizer.json", **{name: (content[name] if name == "model" else {}) | fields})
+    params = SamplingParams(max_tokens=4, ignore_eos=True, stop=stops)
+    calls = [lambda llm, prompt=prompt: llm.generate(prompt, params, use_tqdm=False)
+             for prompt in PROMPTS]  # fmt: skip
+    calls += [
+        lambda llm: list(llm.stream(PROMPTS, params)),
+        lambda llm: llm.chat([{"role": "user", "content": "a"}], params, use_tqdm=False),
+    ]
+    refusals = []
+    try:
+        with make(copy) as llm:
+            for call in calls:
+                try:
+                    call(llm)
+                except ValueError as error:
+                    refusals.append(str(error))
+                assert not llm.llm_engine.has_unfinished_requests()
+                assert not llm.llm_engine.sequences
+    except ValueError as error:
+        refusals.append(str(error))
+    assert all("tokenizer" in refusal and str(copy) in refusal for refusal in refusals)
+    assert refusals or not panics(copy, damage)
+
+
+class PanicException(BaseException):
+    """As pyo3 makes one: in a module that cannot be imported, and no Exception."""
+
+
+def fails_with(monkeypatch, copy, error):
+    def fail(*_, **__):
+        raise error("why")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
+    with pytest.raises(BaseException, match="why") as caught:
+        loader.load_tokenizer(EngineArgs(str(copy)), copy)
+    with pytest.raises(BaseException, match="why") as later, tokenizer_errors("/a/folder"):
+        fail()
+    return caught.type, later.type
+
+
+def test_panics_and_nothing_else_that_is_no_exception_are_turned_into_errors(copy, monkeypatch):
+    for error in (PanicException, Exception):
+        assert fails_with(monkeypatch, copy, error) == (ValueError, ValueError)
+    for error in (KeyboardInterrupt, SystemExit, GeneratorExit):
+        assert fails_with(monkeypatch, copy, error) == (error, error)
+    assert fails_with(monkeypatch, copy, MemoryError)[1] is MemoryError
+
+
+def damaged(rng, good):
+    """tokenizer.json with some of its values, or of its bytes, replaced."""
+    if rng.random() < 0.3:
+        data = bytearray(json.dumps(good).encode())
+        for _ in range(rng.choice([1, 2, 8])):
+            data[rng.randrange(len(data))] = rng.randrange(32, 127)
+        return bytes(data)
+    content = copy_of(good)
+    for _ in range(rng.choice([1, 1, 2])):
+        holder, names = content, []
+        while isinstance(holder, dict) and holder and len(names) < 3:
+            names.append(rng.choice([*holder]))
+            holder, parent = holder[names[-1]], holder
+            if rng.random() < 0.4:
+                break
+        value = rng.choice([None, True, -1, 2**32, "", "a", "Strip", [], {}, STRIP,
+                            DAMAGES["encode"][1], DAMAGES["load"][1]])  # fmt: skip
+        parent[names[-1]] = copy_of(value)
+    return json.dumps(content).encode()
+
+
+def use_tokenizer(folder):
+    """Load it as the engine does, encode a text and decode some ids."""
+    tokenizer = loader.load_tokenizer(EngineArgs(str(folder)), folder)
+    LLMEngine.encode(SimpleNamespace(get_tokenizer=lambda: tokenizer), PROMPTS[0])
+    detokenizer = Detokenizer(tokenizer, SamplingParams())
+    for token_id in PROMPTS[1]:
+        detokenizer.append(token_id)
+    return detokenizer.text
+
+
+def test_no_damage_to_a_tokenizer_escapes_except_exception(copy):
+    """Whatever the library makes of the file, using it gives a text or a ValueError."""
+    rng, good = random.Random(0), json.loads((copy / "tokenizer.json").read_text())
+    ends = Counter()
+    for _ in range(300):
+        (copy / "tokenizer.json").write_bytes(damaged(rng, good))
+        try:
+            ends[type(use_tokenizer(copy))] += 1
+        except ValueError:
+            ends[ValueError] += 1
+    assert set(ends) == {str, ValueError}
+    assert min(ends.values()) > 10, ends
 
 
 def test_a_tokenizer_larger_than_the_embedding(copy, tiny_model):

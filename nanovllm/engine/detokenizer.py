@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.validation import tokenizer_errors
 
 REPLACEMENT = "\ufffd"  # what a tokenizer decodes an incomplete character to
 LONGEST_WINDOW = 64  # ids re-decoded at most; only garbage bytes ever get here
@@ -27,7 +28,8 @@ class Detokenizer:
         self._text = ""
         self._tail = ""  # text of the ids after _settled, as far as it cannot change
         self._searched = 0  # characters before this one cannot begin a stop string
-        self._closed = False
+        self._ended = False  # no more ids will come
+        self._closed = False  # the text is whole
 
     def append(self, token_id: int) -> bool:
         """Take the next id; True if it completes a stop string."""
@@ -40,15 +42,17 @@ class Detokenizer:
         return self._cut_at_stop()
 
     def finish(self) -> None:
-        """No more ids will come: show the last ones, complete characters or not."""
-        if not self._closed:
-            self._catch_up(hold_incomplete=False)
-            self._closed = True
+        """No more ids will come: `text` shows the last ones, complete characters or not.
+
+        Decoding can fail, and the end of a request must not, so nothing is decoded here.
+        """
+        self._ended = True
 
     @property
     def text(self) -> str:
         if not self._closed:
-            self._catch_up()
+            self._catch_up(hold_incomplete=not self._ended)
+            self._closed = self._ended
         return self._text + self._tail
 
     @property
@@ -64,11 +68,12 @@ class Detokenizer:
         return text
 
     def _decode(self, start: int, stop: int) -> str:
-        return self._tokenizer.decode(
-            self._ids[start:stop],
-            skip_special_tokens=self._params.skip_special_tokens,
-            clean_up_tokenization_spaces=False,
-        )
+        with tokenizer_errors(getattr(self._tokenizer, "name_or_path", "")):
+            return self._tokenizer.decode(
+                self._ids[start:stop],
+                skip_special_tokens=self._params.skip_special_tokens,
+                clean_up_tokenization_spaces=False,
+            )
 
     def _catch_up(self, hold_incomplete: bool = True) -> None:
         end = len(self._ids)
