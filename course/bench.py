@@ -14,6 +14,7 @@ workload's first run is a warm-up.
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -47,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", default=3, help="of each workload (default: 3)", **count)
     parser.add_argument("--threads", help="torch's CPU threads (default: torch's own)", **count)
     parser.add_argument("--max-num-seqs", help="requests running at once", **count)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here as well")
+    parser.add_argument(
+        "--json", type=local_path, metavar="FILE", help="write the numbers here as well"
+    )
     workloads = parser.add_argument_group("W1, W2, W3 and attention")
     workloads.add_argument("--scale", type=fraction, help="of requests and lengths (GPU: 1)")
     workloads.add_argument("--attention-backend", default="auto", metavar="NAME")
@@ -71,6 +74,11 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def local_path(text: str) -> Path:
+    """A path whose leading `~` is the user's home. In `--json=~/x` no shell replaces it."""
+    return Path(os.path.expanduser(text))
 
 
 def fraction(text: str) -> float:

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from course.bench import positive
+from course.bench import local_path, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--requests", type=positive, metavar="N", help="only the first N requests; needs --json"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="record there instead")
+    parser.add_argument("--json", type=local_path, metavar="FILE", help="record there instead")
     draw = parser.add_argument_group("drawing")
-    draw.add_argument("--draw", type=Path, nargs="+", metavar="FILE", help="to .svg, .png or both")
+    draw.add_argument(
+        "--draw", type=local_path, nargs="+", metavar="FILE", help="to .svg, .png or both"
+    )
     draw.add_argument("--shipped", action="store_true", help="only what the course brings along")
 
 

@@ -39,7 +39,12 @@ class ModelChoice:
 
 def pick_model(named: str | None = None) -> str:
     """A model's folder or Hugging Face id: the one named, else $COURSE_MODEL, else the course's."""
-    return named or os.environ.get(VARIABLE) or str(own_model())
+    return os.path.expanduser(named) if named else chosen_model() or str(own_model())
+
+
+def chosen_model() -> str | None:
+    """What COURSE_MODEL says, with a leading `~` as the user's home; None if it says nothing."""
+    return os.path.expanduser(os.environ.get(VARIABLE) or "") or None
 
 
 def own_model(make: bool = True) -> Path:
@@ -54,7 +59,7 @@ def text_model(make: bool = True) -> ModelChoice:
 
     make: the model is there when this returns; else it is only named.
     """
-    if chosen := os.environ.get(VARIABLE):
+    if chosen := chosen_model():
         return ModelChoice(chosen, f"Text: {Path(chosen).name}, named by {VARIABLE}.")
     if has_gpu() and is_downloaded(GPU_MODEL):
         return ModelChoice(GPU_MODEL, f"Text: {GPU_MODEL}.")
@@ -64,7 +69,7 @@ def text_model(make: bool = True) -> ModelChoice:
 
 def measured_model(make: bool = True) -> ModelChoice:
     """For cells that measure: on a GPU the model that is the same for everybody. make: as above."""
-    if not has_gpu() or os.environ.get(VARIABLE):
+    if not has_gpu() or chosen_model():
         choice = text_model(make)
         return ModelChoice(choice.path, choice.says.replace("Text:", "Measured:"))
     says = "Measured: a random model of Qwen3-0.6B's shape. It is as fast; its text means nothing."

@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from course.bench import local_path
 from course.exercises import ROOT, Place, all_places, lesson_of
 
 FILE = ROOT / ".course" / "progress.json"
@@ -169,7 +170,9 @@ def show_progress() -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("lesson", nargs="?", help="only this one, such as 03")
     parser.add_argument("--run", action="store_true", help="run the checks on your saved notebooks")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture to this file")
+    parser.add_argument(
+        "--svg", type=local_path, metavar="FILE", help="write the picture to this file"
+    )
 
 
 def main(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import matplotlib
 import pytest
 
 from course import doctor, machine, models, pictures, plots, records, timing
-from course.cli import main
+from course.cli import build_parser, main
 from course.lessons import FILES_OF_LESSON
 from course.pictures.svg import Picture
 from course.stages import Recompute
@@ -102,6 +102,26 @@ def test_one_variable_decides_for_everything(own, monkeypatch, gpu):
     chosen = [models.pick_model(), models.text_model().path, models.measured_model().path]
     assert chosen == ["some/model"] * 3
     assert models.pick_model("named") == "named"
+
+
+def test_a_tilde_in_a_models_path_is_the_users_home(own, monkeypatch, tmp_path):
+    """No shell replaces it in `make run MODEL=~/x` inside quotes, nor in `--model=~/x`."""
+    monkeypatch.setattr(models, "has_gpu", lambda: False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("COURSE_MODEL", "~/mine")
+    chosen = [models.pick_model(), models.text_model().path, models.measured_model().path]
+    assert chosen == [str(tmp_path / "mine")] * 3
+    assert models.pick_model("~/named") == str(tmp_path / "named")
+
+
+def test_a_tilde_in_a_file_that_a_command_writes_is_the_users_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "x.json"
+    for command, option in (("bench", "json"), ("ladder", "json"), ("progress", "svg")):
+        parsed = build_parser().parse_args([command, f"--{option}=~/x.json"])
+        assert getattr(parsed, option) == file
+    drawn = build_parser().parse_args(["ladder", "--draw", "~/x.json", "~nobody-here/x"])
+    assert drawn.draw == [file, Path("~nobody-here/x")]
 
 
 def test_make_passes_its_variable_on():

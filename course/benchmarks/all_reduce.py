@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from course import machine
-from course.bench import positive
+from course.bench import local_path, positive
 
 SMALLEST = 2**10
 LARGEST = {"nccl": 2**26, "gloo": 2**24}
@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", default=2, type=positive)
     parser.add_argument("--largest", type=positive, metavar="BYTES")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=local_path, metavar="FILE")
     parser.add_argument("--join", nargs=2, type=int, metavar=("PORT", "RANK"), help="internal")
     args = parser.parse_args()
     if args.join:

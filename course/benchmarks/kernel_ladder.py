@@ -14,7 +14,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from course import machine
+from course.bench import local_path
 from course.benchmarks.attention import (
     BLOCK_SIZE,
     HEAD_DIM,
@@ -314,7 +314,7 @@ def print_report(report: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the report here")
+    parser.add_argument("--json", type=local_path, help="write the report here")
     args = parser.parse_args()
     with torch.inference_mode():
         report = measure_all()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from course import machine
-from course.bench import fraction, positive
+from course.bench import fraction, local_path, positive
 from course.benchmarks import all_reduce, measure
 from course.random_model import SHAPES
 
@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--workloads", default="W1,W2", type=lambda text: text.split(","))
     parser.add_argument("--runs", default=3, type=positive, help="counted, of each workload")
     parser.add_argument("--scale", type=fraction, help="of requests and lengths (GPU: 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=local_path, metavar="FILE")
     args = parser.parse_args()
     report = compare(args)
     if args.json:

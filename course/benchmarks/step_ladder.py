@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from course import machine
-from course.bench import command_line, positive
+from course.bench import command_line, local_path, positive
 from course.models import measured_model, own_model
 from course.timing import measure
 from nanovllm import LLM, SamplingParams
@@ -65,7 +65,7 @@ def main() -> int:
     parser.add_argument("--batches", default=[1, 256], type=positive, nargs="+", metavar="N")
     parser.add_argument("--tokens", default=128, type=positive, metavar="N", help="a request")
     parser.add_argument("--runs", default=3, type=positive, metavar="N")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=local_path, metavar="FILE")
     args = parser.parse_args()
     report = ladder(args)
     if args.json:

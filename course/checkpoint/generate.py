@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from course.bench import option, positive
+from course.bench import local_path, option, positive
 from course.checkpoint.shards import add_up, shard_file, write_shard, write_whole
 
 SHARD = {"cuda": 2048, "cpu": 64}  # stories drawn for one file
@@ -148,7 +148,9 @@ def check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, prog="course.checkpoint.generate")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("folder", type=Path, help="where the stories go; may hold some already")
+    parser.add_argument(
+        "folder", type=local_path, help="where the stories go; may hold some already"
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="then stop (default: 8)")
     parser.add_argument("--stories", type=positive, help="stop when there are so many")
     parser.add_argument("--shard", type=positive, help="stories drawn for one file")

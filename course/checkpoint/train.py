@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from course.bench import positive
+from course.bench import local_path, positive
 from course.checkpoint.prepare import LENGTH, Rows, prepare
 from course.checkpoint.tokenizer import VOCAB_SIZE, save_tokenizer
 
@@ -414,7 +414,7 @@ def describe(trainer: Trainer, folder: Path) -> dict[str, Any]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, prog="course.checkpoint.train")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("folder", type=Path, help="the one that generate wrote to")
+    parser.add_argument("folder", type=local_path, help="the one that generate wrote to")
     parser.add_argument("--minutes", type=float, default=8.0, help="then stop (default: 8)")
     parser.add_argument(
         "--reserve", type=float, default=1.0, help="of them for judging (default: 1)"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from course.bench import local_path
 from course.notebooks.lab import browser, jupyterlab, why_not
 from course.notebooks.source import ROOT
 
@@ -162,7 +163,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="which, such as 00 (default: all)")
     parser.add_argument("--run", action="store_true", help="run each notebook first")
     parser.add_argument("--dark", action="store_true", help="in JupyterLab's dark theme")
-    parser.add_argument("--out", type=Path, default=ROOT / ".course/screens")
+    parser.add_argument("--out", type=local_path, default=ROOT / ".course/screens")
     args = parser.parse_args()
     if reason := why_not():
         parser.error(reason)
