@@ -118,7 +118,7 @@ class LLM:
             while True:
                 finished = all(seq.is_finished for seq in seqs)
                 for index, seq in enumerate(seqs):
-                    text = seq.detokenizer.streamable if seq.detokenizer else ""
+                    text = seq.detokenizer.text if seq.detokenizer else ""
                     if len(text) > sent[index]:
                         yield index, text[sent[index] :]
                         sent[index] = len(text)

@@ -28,7 +28,7 @@ class RequestMetrics:
 @dataclass
 class CompletionOutput:
     index: int
-    text: str
+    text: str  # while it runs, only the text that later tokens cannot change
     token_ids: list[int]  # with the stop token, if one ended it
     finish_reason: str | None  # "stop", "length", "abort"; None while it runs
 

@@ -160,7 +160,7 @@ def drive(engine: LLMEngine, requests: list[dict], rng: random.Random) -> list[S
 def look(seq: Sequence) -> None:
     """What a stream may show now must stand to the end."""
     shown = getattr(seq, "shown", "")
-    seq.shown = seq.detokenizer.streamable  # type: ignore[attr-defined]
+    seq.shown = seq.detokenizer.text  # type: ignore[attr-defined]
     assert seq.shown.startswith(shown), (shown, seq.shown)  # type: ignore[attr-defined]
 
 

@@ -1,101 +1,245 @@
-"""Detokenizer: one request's token ids as text, as they arrive, and the stop strings found in it.
+"""Detokenizer: turns one request's token ids into text as they arrive, and finds its stop strings.
 
-A token may end in the middle of a character, so the text of a prefix of ids is not always a prefix
-of the text. Decoding is therefore incremental over a small window of ids, and what could still
-change is held back. Nothing is decoded until somebody looks, unless there are stop strings.
+The text of an answer is one decode of all its ids behind the prompt. It does not depend on when
+somebody reads it, and a character that was shown is never taken back. More exactly, the text is
+what `decode(context + ids)` adds to `decode(context)`, where the context comes from the prompt:
+
+- The context is the prompt's last tokens. Many decoders drop the space of the first token that they
+  see, so the answer " a time" keeps its space behind any prompt. It loses that space only if the
+  prompt shows nothing at all, for example because it holds only a skipped special token.
+- If the prompt ends within a character and the answer completes it, then the whole character
+  belongs to the answer. An incomplete character that the answer does not complete stays the
+  prompt's, and so do all the complete ones.
+
+We do not decode the whole text for every new token. Two things decide how little is enough:
+
+- Between two tokens that are complete characters, a decoder looks back no further than one token.
+  A character has at most four bytes, so the last four tokens are always enough context. Only an
+  incomplete character at the end, which shows as U+FFFD, waits for the next tokens.
+- A byte-fallback decoder (Llama 2's, for example) decodes a run of byte tokens like `<0xC3>` as a
+  whole: one wrong byte turns every character of the run into U+FFFD. Nothing of a run is therefore
+  certain before the run has ended, which is why its text waits for the next token that is no byte.
+
+Nothing is decoded before somebody reads the text, unless the request has stop strings. A request
+ends as soon as the decode of its ids holds a stop string, even within a run of byte tokens.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import weakref
+from codecs import getincrementaldecoder
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, ClassVar
 
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.validation import tokenizer_errors
 
 REPLACEMENT = "\ufffd"  # what a tokenizer decodes an incomplete character to
-LONGEST_WINDOW = 64  # ids re-decoded at most; only garbage bytes ever get here
-PROMPT_IDS = 8  # of the prompt, before the first window: a token's leading space needs a context
+CONTEXT = 4  # tokens decoded again with the new ones, because a character has at most four bytes
 
 
 class Detokenizer:
-    """Text of the ids appended so far, behind those of a prompt, cut at the first stop string."""
+    """The text of the ids appended so far, behind those of a prompt, cut at the first stop string.
+
+    `tokenizer` is a Hugging Face tokenizer. `params` gives the stop strings, and says whether they
+    stay in the text and whether special tokens are skipped.
+    """
 
     def __init__(self, tokenizer: Any, params: SamplingParams, prompt_ids: Sequence[int] = ()):
-        self._tokenizer = tokenizer
+        self._decoder = TokenDecoder.of(tokenizer, params.skip_special_tokens)
+        self._tokenizer = tokenizer  # keeps it alive: the decoder, which is shared, does not
         self._params = params
-        self._ids = list(prompt_ids[-PROMPT_IDS:])
-        self._window = 0  # ids before this one are never decoded again
-        self._settled = len(self._ids)  # [_window, _settled) gives context; _text ends with it
-        self._text = ""
-        self._tail = ""  # text of the ids after _settled, as far as it cannot change
+        self._unread: list[int] = []  # appended since the last read
+        self._pending: list[int] = []  # read, but with no text so far
+        self._text = ""  # what is certain
+        self._context, begun = self._decoder.context_of(prompt_ids)
+        self._context_text = self._decoder.decode(self._context)  # as far as it cannot change
+        self._run = ByteRun(begun)
+        self._longest_stop = max(map(len, params.stop), default=0)
         self._searched = 0  # characters before this one cannot begin a stop string
         self._ended = False  # no more ids will come
         self._closed = False  # the text is whole
+
+    @property
+    def text(self) -> str:
+        """The text that is certain to stand; after `finish` or a stop string, all of it."""
+        if not self._closed:
+            self._read(final=self._ended)
+            if self._ended:
+                self._cut_at_stop()
+                self._closed = True
+        if self._closed or self._params.include_stop_str_in_output:
+            return self._text
+        for start in range(max(0, len(self._text) - self._longest_stop + 1), len(self._text)):
+            if any(stop.startswith(self._text[start:]) for stop in self._params.stop):
+                return self._text[:start]
+        return self._text
 
     def append(self, token_id: int) -> bool:
         """Take the next id; True if it completes a stop string."""
         if self._closed:
             return False
-        self._ids.append(token_id)
+        self._unread.append(token_id)
         if not self._params.stop:
             return False
-        self._catch_up()
+        self._read()
         return self._cut_at_stop()
 
     def finish(self) -> None:
-        """No more ids will come: `text` shows the last ones, complete characters or not.
+        """No more ids will come, so `text` shows the last ones, complete characters or not.
 
         Decoding can fail, and the end of a request must not, so nothing is decoded here.
         """
         self._ended = True
 
-    @property
-    def text(self) -> str:
-        if not self._closed:
-            self._catch_up(hold_incomplete=not self._ended)
-            self._closed = self._ended
-        return self._text + self._tail
+    def _read(self, final: bool = False) -> None:
+        """Decode what has arrived, as far as its text is certain, or all of it if it is `final`."""
+        unread, self._unread = self._unread, []
+        for token_id in unread:
+            if self._decoder.is_skipped(token_id):
+                continue
+            if token_id in self._decoder.byte_of:
+                self._extend_run(token_id)
+            else:
+                self._pending += [*self._run.ids, token_id]
+                self._run = ByteRun()
+        if final:
+            self._pending += self._run.ids
+            self._run = ByteRun()
+        if self._pending or final:
+            self._decode_pending(final)
 
-    @property
-    def streamable(self) -> str:
-        """The text that is certain to stand: without a suffix that could begin a stop string."""
-        text = self.text
-        if self._closed:
-            return text
-        longest = max((len(s) for s in self._params.stop), default=1) - 1
-        for start in range(max(0, len(text) - longest), len(text)):
-            if any(s.startswith(text[start:]) for s in self._params.stop):
-                return text[:start]
-        return text
-
-    def _decode(self, start: int, stop: int) -> str:
-        with tokenizer_errors(getattr(self._tokenizer, "name_or_path", "")):
-            return self._tokenizer.decode(
-                self._ids[start:stop],
-                skip_special_tokens=self._params.skip_special_tokens,
-                clean_up_tokenization_spaces=False,
-            )
-
-    def _catch_up(self, hold_incomplete: bool = True) -> None:
-        end = len(self._ids)
-        if end == self._settled:
+    def _decode_pending(self, final: bool) -> None:
+        """Move the text of the pending ids to the certain text, but not what may still change."""
+        decoder = self._decoder
+        decoded = decoder.decode(self._context + self._pending)
+        added = text_behind(self._context_text, decoded)
+        if not added:  # these ids would be no context: a decoder may still see its first token
             return
-        known = len(self._decode(self._window, self._settled))
-        fresh = self._decode(self._window, end)[known:]
-        self._tail = fresh.rstrip(REPLACEMENT) if hold_incomplete else fresh
-        if self._tail == fresh or end - self._settled > LONGEST_WINDOW:
-            self._text += fresh
-            self._tail = ""
-            self._window, self._settled = self._settled, end
+        self._searched = min(self._searched, max(0, len(self._text) - self._longest_stop + 1))
+        self._text += added if final else decoder.certain(added)
+        self._context = (self._context + self._pending)[-CONTEXT:]
+        self._context_text = decoder.certain(decoder.decode(self._context))
+        self._pending = []
+
+    def _extend_run(self, token_id: int) -> None:
+        had_text = bool(self._run.text)
+        self._run.append(token_id, self._decoder.byte_of[token_id])
+        if self._run.text and not had_text and not self._context:  # a first space may be dropped
+            self._run.text = self._decoder.decode(self._pending + self._run.ids)
 
     def _cut_at_stop(self) -> bool:
-        text = self._text + self._tail
-        found = [(text.find(s, self._searched), s) for s in self._params.stop]
-        found = [(at, s) for at, s in found if at >= 0]
-        self._searched = max(0, len(text) - max(map(len, self._params.stop)) + 1)
+        text = self._text + self._run.text
+        found = [(text.find(stop, self._searched), stop) for stop in self._params.stop]
+        found = [(at, stop) for at, stop in found if at >= 0]
+        self._searched = max(0, len(text) - self._longest_stop + 1)
         if not found:
             return False
         at, stop = min(found)
         self._text = text[: at + len(stop) if self._params.include_stop_str_in_output else at]
-        self._tail = ""
         self._closed = True
         return True
+
+
+class ByteRun:
+    """A run of byte tokens that may go on, and the text that it has if it ends here.
+
+    `begun` are bytes of the prompt that the run continues. The text is empty once a byte is wrong,
+    because a byte-fallback decoder then shows U+FFFD for every byte of the run.
+    """
+
+    def __init__(self, begun: bytes = b""):
+        self.ids: list[int] = []
+        self.text = ""
+        self._utf8: Any = getincrementaldecoder("utf-8")()
+        self._utf8.decode(begun)
+
+    def append(self, token_id: int, byte: int) -> None:
+        self.ids.append(token_id)
+        try:
+            self.text += self._utf8.decode(bytes([byte])) if self._utf8 else ""
+        except UnicodeDecodeError:
+            self.text, self._utf8 = "", None
+
+
+class TokenDecoder:
+    """What one tokenizer makes of ids, with or without special tokens. All requests share it."""
+
+    _made: ClassVar[Any] = weakref.WeakKeyDictionary()  # tokenizer -> {skip_special_tokens: this}
+
+    @classmethod
+    def of(cls, tokenizer: Any, skip_special_tokens: bool) -> "TokenDecoder":
+        made = cls._made.setdefault(tokenizer, {})
+        if skip_special_tokens not in made:
+            made[skip_special_tokens] = cls(tokenizer, skip_special_tokens)
+        return made[skip_special_tokens]
+
+    def __init__(self, tokenizer: Any, skip_special_tokens: bool):
+        self._tokenizer = weakref.proxy(tokenizer)
+        self._skip_special_tokens = skip_special_tokens
+        self._skipped: dict[int, bool] = {}
+        self.byte_of = self._find_byte_tokens()  # id -> byte; empty without byte fallback
+
+    def decode(self, ids: list[int]) -> str:
+        with tokenizer_errors(getattr(self._tokenizer, "name_or_path", "")):
+            return self._tokenizer.decode(
+                ids,
+                skip_special_tokens=self._skip_special_tokens,
+                clean_up_tokenization_spaces=False,
+            )
+
+    def certain(self, text: str) -> str:
+        """Text without the incomplete character at its end, if there may be one."""
+        return text if self.byte_of else text.removesuffix(REPLACEMENT)
+
+    def is_skipped(self, token_id: int) -> bool:
+        """Whether decode leaves this id out: a skipped special token, or no token at all.
+
+        We ask for three in a row, because a decoder may show nothing of a first space or byte.
+        """
+        if token_id not in self._skipped:
+            self._skipped[token_id] = not self.decode([token_id] * 3)
+        return self._skipped[token_id]
+
+    def context_of(self, prompt_ids: Sequence[int]) -> tuple[list[int], bytes]:
+        """The ids behind which an answer is decoded, and the incomplete byte run at their end."""
+        shown = (i for i in reversed(prompt_ids) if not self.is_skipped(i))
+        last = list(islice(shown, CONTEXT))[::-1]
+        if not last or last[-1] not in self.byte_of:
+            return last, b""
+        # The answer must not change the prompt's complete characters, which are in the same run.
+        for ids in (last[-3:], last[-2:], last[-1:]):
+            begun = bytes(self.byte_of[i] for i in ids if i in self.byte_of)
+            if len(begun) == len(ids) and is_incomplete(begun):
+                return [*self._plain_token(), *ids], begun
+        return self._plain_token(), b""
+
+    def _plain_token(self) -> list[int]:
+        """Some token that shows as text and is no byte."""
+        ids: Iterator[int] = (i for i in range(len(self._tokenizer)) if i not in self.byte_of)
+        return next(([i] for i in ids if self.decode([i])), [])
+
+    def _find_byte_tokens(self) -> dict[int, int]:
+        names = [f"<0x{byte:02X}>" for byte in range(256)]
+        ids = self._tokenizer.convert_tokens_to_ids(names)
+        unknown = (None, self._tokenizer.unk_token_id)
+        byte_of = {i: byte for byte, i in enumerate(ids) if i not in unknown}
+        falls_back = len(byte_of) == 256 and self.decode([ids[0xC3], ids[0xA9]]) == "é"
+        return byte_of if falls_back else {}
+
+
+def text_behind(known: str, text: str) -> str:
+    """The text without what it has in common with its beginning `known`.
+
+    They differ where `known` ends in an incomplete character that `text` completes.
+    """
+    while not text.startswith(known):
+        known = known[:-1]
+    return text[len(known) :]
+
+
+def is_incomplete(begun: bytes) -> bool:
+    """Whether these bytes begin one character that more bytes can complete."""
+    try:
+        return not getincrementaldecoder("utf-8")().decode(begun)
+    except UnicodeDecodeError:
+        return False
