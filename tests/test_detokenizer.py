@@ -4,6 +4,7 @@ import gc
 import random
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -357,6 +358,35 @@ def test_the_cost_of_a_token_does_not_grow_with_the_text(name, stop):
         assert streamed <= 10 * len(ids) + 50, (kind, streamed, len(ids))
         if not stop:
             assert num_decoded(family, ids, stop, NEVER) <= len(ids) + 50, kind
+
+
+class FailingTokenizer(CountingTokenizer):
+    """A tokenizer that fails the next time that it decodes, once told so."""
+
+    fails = False
+
+    def decode(self, ids: list[int], **options: Any) -> str:
+        if self.fails:
+            self.fails = False
+            raise MemoryError("planted")
+        return super().decode(ids, **options)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_decode_that_fails_loses_no_text(name):
+    family, rng = FAMILIES[name], random.Random(9)
+    for _ in range(50):
+        prompt, ids = family.draw(rng), family.draw(rng)
+        tokenizer = FailingTokenizer(family.tokenizer)
+        detokenizer = Detokenizer(tokenizer, SamplingParams(), prompt)
+        for token_id in ids:
+            detokenizer.append(token_id)
+            tokenizer.fails = True
+            with suppress(MemoryError):
+                detokenizer.text  # noqa: B018
+            tokenizer.fails = False
+        detokenizer.finish()
+        assert detokenizer.text == family.one_decode(family.context(prompt, True), ids, True)
 
 
 def test_a_tokenizer_is_not_kept_alive():

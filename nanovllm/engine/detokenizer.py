@@ -18,15 +18,16 @@ We do not decode the whole text for every new token. Two things decide how littl
   incomplete character at the end, which shows as U+FFFD, waits for the next tokens.
 - A byte-fallback decoder (Llama 2's, for example) decodes a run of byte tokens like `<0xC3>` as a
   whole: one wrong byte turns every character of the run into U+FFFD. Nothing of a run is therefore
-  certain before the run has ended, which is why its text waits for the next token that is no byte.
+  certain before the run has ended, which is why its text waits for the next token of another kind.
 
-Nothing is decoded before somebody reads the text, unless the request has stop strings. A request
+No output is decoded before somebody reads the text, unless the request has stop strings. A request
 ends as soon as the decode of its ids holds a stop string, even within a run of byte tokens.
 """
 
 import weakref
 from codecs import getincrementaldecoder
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -61,7 +62,7 @@ class Detokenizer:
 
     @property
     def text(self) -> str:
-        """The text that is certain to stand; after `finish` or a stop string, all of it."""
+        """The text that later ids cannot change. After the end it is the whole text."""
         if not self._closed:
             self._read(final=self._ended)
             if self._ended:
@@ -75,7 +76,7 @@ class Detokenizer:
         return self._text
 
     def append(self, token_id: int) -> bool:
-        """Take the next id; True if it completes a stop string."""
+        """Take the next id. Return True if it completes a stop string."""
         if self._closed:
             return False
         self._unread.append(token_id)
@@ -85,7 +86,7 @@ class Detokenizer:
         return self._cut_at_stop()
 
     def finish(self) -> None:
-        """No more ids will come, so `text` shows the last ones, complete characters or not.
+        """Take no more ids. From now on `text` is the text of all, incomplete characters included.
 
         Decoding can fail, and the end of a request must not, so nothing is decoded here.
         """
@@ -93,10 +94,9 @@ class Detokenizer:
 
     def _read(self, final: bool = False) -> None:
         """Decode what has arrived, as far as its text is certain, or all of it if it is `final`."""
-        unread, self._unread = self._unread, []
-        for token_id in unread:
-            if self._decoder.is_skipped(token_id):
-                continue
+        shown = [i for i in self._unread if not self._decoder.is_skipped(i)]
+        self._unread = []
+        for token_id in shown:
             if token_id in self._decoder.byte_of:
                 self._extend_run(token_id)
             else:
@@ -111,23 +111,24 @@ class Detokenizer:
     def _decode_pending(self, final: bool) -> None:
         """Move the text of the pending ids to the certain text, but not what may still change."""
         decoder = self._decoder
-        decoded = decoder.decode(self._context + self._pending)
-        added = text_behind(self._context_text, decoded)
-        if not added:  # these ids would be no context: a decoder may still see its first token
+        ids = self._context + self._pending
+        added = text_behind(self._context_text, decoder.decode(ids))
+        if not added:  # for a decoder that drops the first space, the first token is still to come
             return
+        context_text = decoder.certain(decoder.decode(ids[-CONTEXT:]))
         self._searched = min(self._searched, max(0, len(self._text) - self._longest_stop + 1))
         self._text += added if final else decoder.certain(added)
-        self._context = (self._context + self._pending)[-CONTEXT:]
-        self._context_text = decoder.certain(decoder.decode(self._context))
-        self._pending = []
+        self._context, self._context_text, self._pending = ids[-CONTEXT:], context_text, []
 
     def _extend_run(self, token_id: int) -> None:
+        """Add a byte token to the run at the end, whose text stop strings are searched in."""
         had_text = bool(self._run.text)
         self._run.append(token_id, self._decoder.byte_of[token_id])
         if self._run.text and not had_text and not self._context:  # a first space may be dropped
             self._run.text = self._decoder.decode(self._pending + self._run.ids)
 
     def _cut_at_stop(self) -> bool:
+        """Cut the text at its first stop string and take no more ids. Return whether it has one."""
         text = self._text + self._run.text
         found = [(text.find(stop, self._searched), stop) for stop in self._params.stop]
         found = [(at, stop) for at, stop in found if at >= 0]
@@ -162,12 +163,16 @@ class ByteRun:
 
 
 class TokenDecoder:
-    """What one tokenizer makes of ids, with or without special tokens. All requests share it."""
+    """Decodes with one tokenizer, with or without special tokens, and knows its kinds of tokens.
+
+    All requests share it, so that each fact about the vocabulary is found once.
+    """
 
     _made: ClassVar[Any] = weakref.WeakKeyDictionary()  # tokenizer -> {skip_special_tokens: this}
 
     @classmethod
     def of(cls, tokenizer: Any, skip_special_tokens: bool) -> "TokenDecoder":
+        """Return the one that was made for this tokenizer, or make it. It lives as long as that."""
         made = cls._made.setdefault(tokenizer, {})
         if skip_special_tokens not in made:
             made[skip_special_tokens] = cls(tokenizer, skip_special_tokens)
@@ -188,37 +193,42 @@ class TokenDecoder:
             )
 
     def certain(self, text: str) -> str:
-        """Text without the incomplete character at its end, if there may be one."""
+        """Drop the incomplete character at the end of the text, if there may be one."""
         return text if self.byte_of else text.removesuffix(REPLACEMENT)
 
     def is_skipped(self, token_id: int) -> bool:
-        """Whether decode leaves this id out: a skipped special token, or no token at all.
+        """Whether `decode` leaves this id out. It is a skipped special token, or no token at all.
 
-        We ask for three in a row, because a decoder may show nothing of a first space or byte.
+        We decode the id three times in a row, because a decoder may drop a first space.
         """
         if token_id not in self._skipped:
             self._skipped[token_id] = not self.decode([token_id] * 3)
         return self._skipped[token_id]
 
     def context_of(self, prompt_ids: Sequence[int]) -> tuple[list[int], bytes]:
-        """The ids behind which an answer is decoded, and the incomplete byte run at their end."""
+        """Return the ids behind which an answer is decoded, and bytes of an incomplete character.
+
+        Only a byte-fallback decoder needs these bytes. They are empty for all other decoders.
+        """
         shown = (i for i in reversed(prompt_ids) if not self.is_skipped(i))
         last = list(islice(shown, CONTEXT))[::-1]
         if not last or last[-1] not in self.byte_of:
             return last, b""
-        # The answer must not change the prompt's complete characters, which are in the same run.
+        # A wrong byte in the answer would break the prompt's complete characters: leave them out.
         for ids in (last[-3:], last[-2:], last[-1:]):
             begun = bytes(self.byte_of[i] for i in ids if i in self.byte_of)
             if len(begun) == len(ids) and is_incomplete(begun):
-                return [*self._plain_token(), *ids], begun
-        return self._plain_token(), b""
+                return ids, begun
+        return self._plain_token, b""
 
+    @cached_property
     def _plain_token(self) -> list[int]:
-        """Some token that shows as text and is no byte."""
+        """Some token that shows as text and is no byte token, in a list; else an empty list."""
         ids: Iterator[int] = (i for i in range(len(self._tokenizer)) if i not in self.byte_of)
         return next(([i] for i in ids if self.decode([i])), [])
 
     def _find_byte_tokens(self) -> dict[int, int]:
+        """The ids of the tokens `<0x00>` to `<0xFF>`, if the decoder makes characters of them."""
         names = [f"<0x{byte:02X}>" for byte in range(256)]
         ids = self._tokenizer.convert_tokens_to_ids(names)
         unknown = (None, self._tokenizer.unk_token_id)
@@ -228,9 +238,9 @@ class TokenDecoder:
 
 
 def text_behind(known: str, text: str) -> str:
-    """The text without what it has in common with its beginning `known`.
+    """Remove from the text the beginning that it has in common with `known`.
 
-    They differ where `known` ends in an incomplete character that `text` completes.
+    This is all of `known`, unless `known` ends in an incomplete character that `text` completes.
     """
     while not text.startswith(known):
         known = known[:-1]
