@@ -30,7 +30,8 @@ class CompletionOutput:
     index: int
     text: str  # while it runs, only the text that later tokens cannot change
     token_ids: list[int]  # with the stop token, if one ended it
-    finish_reason: str | None  # "stop", "length", "abort"; None while it runs
+    finish_reason: str | None  # "stop", "length", "abort", "error"; None while it runs
+    error: str | None = None  # what went wrong, if finish_reason is "error"
 
 
 @dataclass
@@ -60,7 +61,7 @@ class RequestOutput:
     def of(cls, seq: Any) -> "RequestOutput":
         """What there is to say of a Sequence now."""
         text = seq.detokenizer.text if seq.detokenizer else ""
-        completion = CompletionOutput(0, text, seq.output_ids, seq.finish_reason)
+        completion = CompletionOutput(0, text, seq.output_ids, seq.finish_reason, seq.error)
         ids = seq.token_ids[: seq.num_prompt_tokens]
         return cls(seq.request_id, seq.prompt, ids, [completion], seq.is_finished, seq.metrics)
 

@@ -21,7 +21,7 @@ from nanovllm.engine.scheduler import Batch
 from nanovllm.model.decoder import Decoder
 from nanovllm.model.ranks import Ranks
 from nanovllm.ops.attention import AttentionMetadata, Rows
-from nanovllm.ops.sampler import Filters, SamplingMetadata, sample, sample_filtered
+from nanovllm.ops.sampler import NO_TOKEN, Filters, SamplingMetadata, sample, sample_filtered
 from nanovllm.sampling_params import LARGEST_INT
 
 FILTERED_AT_ONCE = 64  # rows: filters need room for several copies of all logits
@@ -55,10 +55,12 @@ class PendingTokens:
             self._copied = torch.cuda.Event()
             self._copied.record()
 
-    def read(self) -> list[int]:
+    def read(self) -> list[int | None]:
+        """The ids; None in place of NO_TOKEN, for a row whose logits were not finite."""
         if self._copied is not None:
             self._ranks.wait_for(self._copied)
-        return [] if self._ids is None else self._ids.tolist()
+        ids = [] if self._ids is None else self._ids.tolist()
+        return [None if token_id == NO_TOKEN else token_id for token_id in ids]
 
 
 class ModelRunner:
@@ -177,8 +179,13 @@ class ModelRunner:
     def _sample(self, hidden: Tensor, rows: slice | Tensor) -> Tensor:
         logits, vocab_size = self.model.logits(hidden), self.model.vocab_size
         ids = sample(logits, self._asked(rows), self.ranks, vocab_size, self.backend.candidates)
-        self.rows.ids[rows] = ids.int()
+        self._feed_back(rows, ids)
         return ids
+
+    def _feed_back(self, rows: slice | Tensor, ids: Tensor) -> None:
+        """Make `ids` the next step's inputs. NO_TOKEN becomes 0, which the embedding can look up: the
+        request ends when the host reads its id, and what was launched for it meanwhile is dropped."""
+        self.rows.ids[rows] = ids.clamp(min=0).int()
 
     def _filter(
         self, batch: Batch, sampling: list[int], filtered: list[int], hidden: Tensor, ids: Tensor
@@ -197,7 +204,7 @@ class ModelRunner:
         logits, vocab_size = self.model.logits(hidden[chosen]), self.model.vocab_size
         sampled = sample_filtered(logits, self._asked(rows), filters, self.ranks, vocab_size)
         ids[chosen] = sampled
-        self.rows.ids[rows] = sampled.int()
+        self._feed_back(rows, sampled)
 
     # -- what a GPU prepares ---------------------------------------------------------------------
 

@@ -157,11 +157,14 @@ class Scheduler:
 
     # -- after the step --------------------------------------------------------------------------
 
-    def update(self, batch: Batch, token_ids: list[int]) -> list[Sequence]:
+    def update(self, batch: Batch, token_ids: list[int | None]) -> list[Sequence]:
         """Take in a finished step; `token_ids` holds one id for each row that samples, in order.
 
-        Returns the sequences that got a token. One that finished while its next token was in
-        flight keeps its blocks until that step, too, is taken in; the extra token is dropped.
+        None in place of an id: the row's logits were not finite. Its sequence ends with an error,
+        and the blocks that it computed leave the prefix cache.
+
+        Returns the sequences that got a token or ended. One that finished while its next token was
+        in flight keeps its blocks until that step, too, is taken in; the extra token is dropped.
         """
         sampled = iter(token_ids)
         updated = []
@@ -169,9 +172,12 @@ class Scheduler:
             seq = row.seq
             seq.num_computed += row.num_tokens
             token_id = next(sampled) if row.samples else None
-            if token_id is not None and not seq.is_finished:
+            if row.samples and not seq.is_finished:
                 seq.append(token_id)
-                self.block_manager.register(seq)
+                if seq.error is None:
+                    self.block_manager.register(seq)
+                else:
+                    self.block_manager.unregister(seq, seq.num_cached)
                 updated.append(seq)
             if seq.is_finished:
                 self._retire(seq)

@@ -20,6 +20,12 @@ from nanovllm.engine.detokenizer import Detokenizer
 from nanovllm.outputs import RequestMetrics
 from nanovllm.sampling_params import SamplingParams
 
+NOT_FINITE = (
+    "the logits after {} tokens are not finite (NaN or infinity), so no next token can be chosen; "
+    "numbers above 65,504 overflow in float16: try dtype='bfloat16' or 'float32'. If the logits are "
+    "not finite in float32 either, the model's weights are damaged"
+)
+
 
 class Status(enum.Enum):
     WAITING = "waiting"
@@ -41,7 +47,8 @@ class Sequence:
     tokenizer: Any = None  # None: token ids only
 
     status: Status = Status.WAITING
-    finish_reason: str | None = None  # "stop", "length" or "abort"
+    finish_reason: str | None = None  # "stop", "length", "abort" or "error"
+    error: str | None = None  # what went wrong, if it ended by an error
     num_computed: int = 0
     num_scheduled: int = 0
     num_admissions: int = 0  # times it was taken from the queue
@@ -83,8 +90,16 @@ class Sequence:
             return 0
         return max(1, len(self.token_ids) - self.num_scheduled)
 
-    def append(self, token_id: int) -> None:
-        """Take the token a step sampled, and finish if it is the last one."""
+    def append(self, token_id: int | None) -> None:
+        """Take the token a step sampled, and finish if it is the last one.
+
+        None: the logits were not finite. The request then ends with an error, and keeps the tokens
+        that it has.
+        """
+        if token_id is None:
+            self.error = NOT_FINITE.format(len(self.token_ids))
+            self.finish("error")
+            return
         self.token_ids.append(token_id)
         if self.metrics.first_token_time is None:
             self.metrics.first_token_time = time.perf_counter()

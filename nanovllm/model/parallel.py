@@ -106,7 +106,11 @@ class VocabHead(Sharded):
 
 
 class VocabEmbedding(VocabHead):
-    """Token ids to vectors: each rank looks up the ids it holds, and the others' add up."""
+    """Token ids to vectors: each rank looks up the ids it holds, and the sum over ranks has them all.
+
+    For an id that another rank holds, a vector is looked up too, and set to zero. It could hold NaN,
+    which a multiplication by zero would not remove.
+    """
 
     def forward(self, ids: Tensor) -> Tensor:  # type: ignore[override]
         if self.ranks.size == 1:
@@ -114,4 +118,4 @@ class VocabEmbedding(VocabHead):
         local = ids - self.shard.start
         held = (local >= 0) & (local < self.shard.count)
         vectors = F.embedding(local.clamp(0, self.shard.count - 1), self.weight)
-        return self.ranks.all_reduce(vectors * held[:, None])
+        return self.ranks.all_reduce(vectors.masked_fill(~held[:, None], 0))

@@ -18,6 +18,7 @@ from nanovllm.model.ranks import Ranks
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
+NO_TOKEN = -1  # the id of a row whose best score is not finite: nothing can be drawn from it
 Candidates = Callable[[Tensor, "SamplingMetadata", int], tuple[Tensor, Tensor]]
 
 
@@ -44,7 +45,9 @@ def sample(
 ) -> Tensor:
     """Next ids [num_rows] int64 of logits [num_rows, vocab_local]: this rank's share of each row.
 
-    Every rank returns the same ids; the lowest id wins a tie.
+    Every rank returns the same ids; the lowest id wins a tie. A row gets NO_TOKEN if a logit is NaN
+    or infinity, or if all are -infinity. The host learns of it when it reads the ids, so nothing
+    waits for the device.
     """
     first = ranks.shard(vocab_size).start
     return ranks.reduce_argmax(*candidates(logits, asked, first)).squeeze(1)
@@ -54,7 +57,8 @@ def candidates(logits: Tensor, asked: SamplingMetadata, first_id: int) -> tuple[
     """The best scores and their ids, both [num_rows, n], ids rising; here n is 1.
 
     A score is logit / temperature + Gumbel noise, or for a greedy row the logit alone. logits are
-    those of ids first_id and up.
+    those of ids first_id and up. A best score that is not finite has the id NO_TOKEN; NaN counts as
+    higher than any number, so that it wins over what other ranks found.
     """
     scores, greedy = logits.float(), asked.temperature == 0
     if not greedy.all():
@@ -62,8 +66,14 @@ def candidates(logits: Tensor, asked: SamplingMetadata, first_id: int) -> tuple[
         ids = torch.arange(first_id, first_id + logits.shape[1], device=logits.device)
         noise = gumbel_noise(asked.seeds, asked.positions, ids)
         scores = scores + noise.masked_fill(greedy, 0.0)
-    best = scores.argmax(dim=1, keepdim=True)  # the first of equal ones
-    return scores.gather(1, best), best + first_id
+    return best_of(scores, first_id)
+
+
+def best_of(scores: Tensor, first_id: int = 0) -> tuple[Tensor, Tensor]:
+    """Each row's highest score and its id, both [num_rows, 1]; see `candidates`."""
+    best = scores.argmax(dim=1, keepdim=True)  # the first of equal ones, and NaN before any number
+    values = scores.gather(1, best)
+    return values, (best + first_id).masked_fill(~values.isfinite(), NO_TOKEN)
 
 
 def sample_filtered(
@@ -74,7 +84,8 @@ def sample_filtered(
     whole = ranks.gather_columns(scaled, vocab_size)
     scores = filter_scores(whole, filters.top_k, filters.top_p, filters.min_p)
     ids = torch.arange(vocab_size, device=logits.device)
-    return (scores + gumbel_noise(asked.seeds, asked.positions, ids)).argmax(dim=1)
+    _, best = best_of(scores + gumbel_noise(asked.seeds, asked.positions, ids))
+    return best.squeeze(1)
 
 
 def filter_scores(scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
