@@ -74,6 +74,17 @@ def make_cache(lengths, shape, dtype, common=0):
     return *caches, tables
 
 
+def spoil(caches, tables, lengths):
+    """NaN in every slot that no row may read: 0 * NaN is NaN, so none of them may be multiplied."""
+    block_size = caches[0].shape[1]
+    readable = torch.zeros(caches[0].shape[:2], dtype=torch.bool, device=DEVICE).flatten()
+    for table, length in zip(tables.long(), lengths, strict=True):
+        at = torch.arange(length, device=DEVICE)
+        readable[table[at // block_size] * block_size + at % block_size] = True
+    for cache in caches:
+        cache.flatten(0, 1)[~readable] = torch.nan
+
+
 @pytest.mark.parametrize("crossed", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_store_kv(shape, crossed, dtype):
@@ -118,6 +129,7 @@ def test_decode_attention(shape, common, dtype, monkeypatch):
     monkeypatch.setattr(kernels, "SHARE_FROM", block_size)
     lengths = [n + common * block_size for n in LENGTHS] + [0, 0]
     k_cache, v_cache, tables = make_cache(lengths, shape, dtype, common)
+    spoil((k_cache, v_cache), tables, lengths)
     positions = torch.tensor(lengths, dtype=torch.int32, device=DEVICE) - 1
     query = random(len(lengths), heads, head_dim, dtype=dtype)
     plain = attention.plan_decodes(positions, tables, k_cache, heads)
@@ -125,10 +137,9 @@ def test_decode_attention(shape, common, dtype, monkeypatch):
     assert rows.slot_mapping.tolist() == plain.slot_mapping.tolist()
     assert rows.context_lens.tolist() == plain.context_lens.tolist()
     found = kernels.attend_decodes(query, k_cache, v_cache, rows, head_dim**-0.5)
+    wanted = attention.attend_decodes(query, k_cache, v_cache, plain, head_dim**-0.5)
+    assert_close(found, wanted, dtype)
     live = plain.context_lens > 0
-    rows = replace(plain, context_lens=plain.context_lens[live], block_tables=tables[live])
-    wanted = attention.attend_decodes(query[live], k_cache, v_cache, rows, head_dim**-0.5)
-    assert_close(found[live], wanted, dtype)
     assert not found[~live].any(), "a row that is not there gives zeros"
 
 
@@ -143,20 +154,41 @@ def test_a_common_prefix_is_read_once(dtype):
     assert tiles[tiles[:, 1] == 3, 3].max() == 80
 
 
+def prompt_rows(lengths, num_new, tables):
+    starts = torch.tensor([0, *num_new], device=DEVICE).cumsum(0).int()
+    lengths = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
+    return Rows(None, lengths, tables, starts, max(num_new))
+
+
 @pytest.mark.parametrize("num_new", [[7, 40, 1, 70], [80]])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_prefill_attention(shape, num_new, dtype):
     heads, _, head_dim, _ = shape
     lengths = [n + before for n, before in zip(num_new, (0, 13, 30, 5), strict=False)]
     k_cache, v_cache, tables = make_cache(lengths, shape, dtype)
-    starts = torch.tensor([0, *num_new], device=DEVICE).cumsum(0).int()
-    rows = Rows(
-        None, torch.tensor(lengths, dtype=torch.int32, device=DEVICE), tables, starts, max(num_new)
-    )
+    spoil((k_cache, v_cache), tables, lengths)
+    rows = prompt_rows(lengths, num_new, tables)
     query = random(sum(num_new), heads, head_dim, dtype=dtype)
     found = kernels.attend_prompts(query, k_cache, v_cache, rows, head_dim**-0.5)
     wanted = attention.attend_prompts(query, k_cache, v_cache, rows, head_dim**-0.5)
     assert_close(found, wanted, dtype)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("which", [0, 1], ids=["key", "value"])
+def test_a_bad_token_of_a_prompt_reaches_only_those_that_read_it(which, bad, dtype):
+    """Tokens before it may be shared with other requests. The bad one is in a second tile."""
+    shape, lengths, num_new = (4, 2, 16, 16), [150, 40], [130, 40]
+    *caches, tables = make_cache(lengths, shape, dtype)
+    rows = prompt_rows(lengths, num_new, tables)
+    query = random(sum(num_new), 4, 16, dtype=dtype)
+    wanted = attention.attend_prompts(query, *caches, rows, 0.25)
+    caches[which][tables[0, 100 // 16], 100 % 16, :, 3] = bad
+    found = kernels.attend_prompts(query, *caches, rows, 0.25)
+    before, reading = [*range(80), *range(130, 170)], range(80, 130)  # position 100 is new token 80
+    assert_close(found[before], wanted[before], dtype)
+    if which == 1 or bad != bad:  # an infinite key may give the score -infinity: a weight of 0
+        assert not found[reading].isfinite().all(dim=2).any()
 
 
 @pytest.mark.parametrize("normed", [True, False])
@@ -186,3 +218,19 @@ def test_sampling(first_id, dtype):
     found = Ranks().reduce_argmax(*kernels.candidates(logits, asked, first_id))
     assert found.tolist() == wanted.tolist()
     assert found[4] == first_id
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_a_row_whose_best_score_is_not_finite_gets_no_id(bad, dtype):
+    """One bad logit in the first or the last chunk, and a row of nothing else."""
+    logits = random(5, 1501, dtype=dtype)
+    logits[1, 7] = logits[2, 1500] = bad
+    logits[3] = bad
+    column = torch.arange(5, device=DEVICE)[:, None]
+    for temperature in (0.0, 0.8):
+        asked = sampler.SamplingMetadata(column * 0 + temperature, column * 77, column.int())
+        wanted = sampler.candidates(logits, asked, 0)[1].squeeze(1).tolist()
+        found = Ranks().reduce_argmax(*kernels.candidates(logits, asked, 0)).squeeze(1).tolist()
+        assert found == wanted
+        bad_rows = [3] if bad == -torch.inf else [1, 2, 3]
+        assert [row for row, token_id in enumerate(found) if token_id == -1] == bad_rows

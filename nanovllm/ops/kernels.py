@@ -279,7 +279,9 @@ def decode_attention_kernel(
         if (tl.load(tiles + i * 6 + 5) == 1) | (i + 1 == end):  # the last of this row's, here
             count = tl.load(rows + row * 2 + 1, held, 0)
             if tl.max(count, axis=0) == 1:
+                # No row here: nothing was read, and what was loaded all the same may be NaN.
                 result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+                result = tl.where((total == 0.0)[:, None], 0.0, result)
                 tl.store(out + at_query, result, mask)
             else:
                 part = tl.load(rows + row * 2, held, 0) + tl.load(tiles + i * 6 + 4)
@@ -327,6 +329,35 @@ def merge_parts_kernel(
 # -- prefill attention ---------------------------------------------------------------------------
 
 
+@triton.jit
+def attend_tile(
+    q, k_cache, v_cache, table, kv_head, first, end, newest, scale, best, total, acc,
+    KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+    DIM: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Queries q [QUERIES, DIM], the i-th at position newest[i], over tokens [first, first + TILE).
+
+    MASKED: some query may not read some of them, or they go beyond `end`.
+    """
+    token, d = first + tl.arange(0, TILE), tl.arange(0, DIM)
+    inside = token < end
+    block = tl.load(table + token // BLOCK_SIZE, inside, 0)
+    slot = block.to(tl.int64) * BLOCK_SIZE + token % BLOCK_SIZE
+    at = ((slot * KV_HEADS + kv_head) * HEAD_DIM)[:, None] + d[None, :]
+    mask = inside[:, None] & (d < HEAD_DIM)[None, :]
+    key, value = tl.load(k_cache + at, mask, 0.0), tl.load(v_cache + at, mask, 0.0)
+    scores = tl.dot(q, tl.trans(key), input_precision="ieee") * scale
+    if MASKED:
+        # A weight of 0 does not hide a value that is not finite, because 0 * NaN is NaN. So its
+        # token's scores become NaN and the value 0: what hides a score then hides it all.
+        size = tl.sum(tl.abs(value.to(tl.float32)), axis=1)
+        finite = size < float("inf")  # false for NaN, too
+        value = tl.where(finite[:, None], value, 0.0).to(value.dtype)
+        scores = tl.where(finite[None, :], scores, float("nan"))
+        scores = tl.where(token[None, :] <= newest[:, None], scores, float("-inf"))
+    return absorb(best, total, acc, scores, value)
+
+
 @triton.jit(do_not_specialize_on_alignment=["tables"])  # it depends on how many rows decode
 def prefill_attention_kernel(
     query, k_cache, v_cache, tables, query_starts, context_lens, out, scale, table_stride,
@@ -351,19 +382,18 @@ def prefill_attention_kernel(
     total = tl.zeros([QUERIES], tl.float32)
     acc = tl.zeros([QUERIES, DIM], tl.float32)
     end = num_before + tl.minimum(first_new + QUERIES, num_new)
-    for first in tl.range(0, end, TILE, num_stages=STAGES):
-        token = first + tl.arange(0, TILE)
-        inside = token < end
-        block = tl.load(tables + row * table_stride + token // BLOCK_SIZE, inside, 0)
-        slot = block.to(tl.int64) * BLOCK_SIZE + token % BLOCK_SIZE
-        at = ((slot * KV_HEADS + head // GROUP) * HEAD_DIM)[:, None] + d[None, :]
-        inside = inside[:, None] & (d < HEAD_DIM)[None, :]
-        key = tl.load(k_cache + at, inside, 0.0)
-        value = tl.load(v_cache + at, inside, 0.0)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee") * scale
-        causal = token[None, :] <= num_before + m[:, None]
-        scores = tl.where(causal, scores, float("-inf"))
-        best, total, acc = absorb(best, total, acc, scores, value)
+    read_by_all = (num_before + first_new) // TILE * TILE  # whole tiles before the first query
+    table, newest = tables + row * table_stride, num_before + m
+    for first in tl.range(0, read_by_all, TILE, num_stages=STAGES):
+        best, total, acc = attend_tile(
+            q, k_cache, v_cache, table, head // GROUP, first, end, newest, scale, best, total, acc,
+            KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE, DIM, False,
+        )  # fmt: skip
+    for first in tl.range(read_by_all, end, TILE, num_stages=1):
+        best, total, acc = attend_tile(
+            q, k_cache, v_cache, table, head // GROUP, first, end, newest, scale, best, total, acc,
+            KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE, DIM, True,
+        )  # fmt: skip
     tl.store(out + at_query, acc / total[:, None], mask)
 
 
@@ -464,11 +494,14 @@ def sample_kernel(
         words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [QUADS, 4])
         uniform = ((words >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
         scores = scores / temperature - tl.log(-tl.log(uniform))
+    # NaN counts as infinity, since `tl.max` may pass over it: so it wins over every other chunk.
+    scores = tl.where(scores == scores, scores, float("inf"))
     best = tl.max(tl.max(scores, axis=1), axis=0)
     winners = tl.where((scores == best) & mask, ids, first_id + num_ids - 1)
+    winner = tl.min(tl.min(winners, axis=1), axis=0)
     at = row * tl.num_programs(1) + chunk
     tl.store(scores_out + at, best)
-    tl.store(ids_out + at, tl.min(tl.min(winners, axis=1), axis=0))
+    tl.store(ids_out + at, tl.where(tl.abs(best) < float("inf"), winner, -1))
 
 
 # -- launching -----------------------------------------------------------------------------------
@@ -692,7 +725,7 @@ def attend_prompts(
 
 
 def candidates(logits: Tensor, asked: SamplingMetadata, first_id: int) -> tuple[Tensor, Tensor]:
-    """As `sampler.candidates`; here one for each 512 ids."""
+    """As `sampler.candidates`; here one for each 512 ids, and NaN has the score infinity."""
     (num_rows, num_ids), quads = logits.shape, 128
     chunks = triton.cdiv(num_ids + 3, 4 * quads)
     scores = torch.empty(num_rows, chunks, dtype=torch.float32, device=logits.device)
