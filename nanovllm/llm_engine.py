@@ -17,7 +17,13 @@ import torch
 from nanovllm.config import EngineArgs
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.engine import EngineCore
-from nanovllm.engine.memory import count_blocks, graph_sizes, make_kv_cache, reserved_bytes
+from nanovllm.engine.memory import (
+    count_blocks,
+    graph_sizes,
+    make_kv_cache,
+    most_blocks,
+    reserved_bytes,
+)
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
@@ -78,6 +84,10 @@ class LLMEngine:
         self.device = self.ranks.place(self.device)
         settled = replace(settled, device=str(self.device))
         try:
+            # What is sized by the longest request (the RoPE table, the rows of the persistent
+            # batch) need not follow the config's positions where no cache could hold so many.
+            capacity = most_blocks(config, settled, self.ranks) * args.block_size
+            settled = replace(settled, max_model_len=min(settled.max_model_len, capacity))
             reserved = reserved_bytes(self.device)
             model = loader.load_model(folder, config, backend, self.ranks, settled)
             self.ranks.connect(self.device)

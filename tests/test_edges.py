@@ -342,7 +342,8 @@ def test_enforce_eager_is_accepted(folder, expected):
 def test_a_rehearsed_step_is_the_largest_and_leaves_no_trace(
     folder, expected, num_seqs, length, tokens
 ):
-    """What a GPU does before it sizes the cache: one decode row, and prompts to the budget."""
+    """What a GPU does before it sizes the cache: a step of as many decode rows as are gathered at
+    once, then one of a decode row and prompts to the budget."""
     options = {"max_num_seqs": num_seqs, "max_num_batched_tokens": 200, "max_model_len": length}
     with make(folder, **options) as llm:
         runner, seen, scored = llm.llm_engine.core.runner, [], []
@@ -350,8 +351,8 @@ def test_a_rehearsed_step_is_the_largest_and_leaves_no_trace(
         runner.model.forward = lambda ids, *rest: seen.append(len(ids)) or forward(ids, *rest)
         runner.model.logits = lambda hidden: scored.append(len(hidden)) or logits(hidden)
         runner.rehearse(200)
-        assert seen == [tokens]
-        assert scored == [num_seqs, num_seqs], "all rows, and those with filters once more"
+        assert seen == [num_seqs, tokens]
+        assert scored == [num_seqs] * 3, "all rows, and those with filters once more"
         runner.model.forward, runner.model.logits = forward, logits
         assert ids(answer(llm)) == expected
 

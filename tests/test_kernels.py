@@ -5,7 +5,6 @@ TRITON_INTERPRET=1 pytest tests/test_kernels.py, as `make test` does.
 """
 
 import os
-from dataclasses import replace
 
 import pytest
 import torch

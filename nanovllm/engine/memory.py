@@ -34,6 +34,28 @@ def make_kv_cache(config: ModelConfig, args: EngineArgs, ranks: Ranks, num_block
         ) from error
 
 
+def most_blocks(config: ModelConfig, args: EngineArgs, ranks: Ranks) -> int:
+    """Blocks that the cache can have at the most, known before the model is loaded; at least 1.
+
+    On a CPU it will have no fewer, unless `count_blocks` needs fewer. On a GPU this is what fits if
+    the cache is all that the engine keeps there.
+    """
+    if args.num_gpu_blocks_override is not None:
+        return args.num_gpu_blocks_override
+    kv_heads = ranks.shard(config.num_key_value_heads).count
+    numbers = 2 * config.num_hidden_layers * args.block_size * kv_heads * config.head_dim
+    block_bytes = numbers * config.dtype.itemsize
+    device = torch.device(args.device)
+    budget = CPU_CACHE_BYTES if device.type == "cpu" else gpu_share(device, args, ranks)
+    return max(1, budget // block_bytes)
+
+
+def gpu_share(device: torch.device, args: EngineArgs, ranks: Ranks) -> int:
+    """Bytes of a GPU that one rank may take, for everything."""
+    _, total = torch.cuda.mem_get_info(device)
+    return int(args.gpu_memory_utilization * total / ranks.per_gpu())
+
+
 def reserved_bytes(device: torch.device) -> int:
     """GPU memory that torch holds in this process, for whichever engine is alive."""
     if device.type == "cpu":
@@ -84,7 +106,7 @@ def gpu_budget(runner: ModelRunner, args: EngineArgs, reserved_before: int) -> i
     free, total = torch.cuda.mem_get_info(device)
     reserved = torch.cuda.memory_reserved(device)
     context = min(total - free - reserved, MOST_CONTEXT_BYTES)
-    share = int(args.gpu_memory_utilization * total / runner.ranks.per_gpu())
+    share = gpu_share(device, args, runner.ranks)
     return min(share - context - (reserved - reserved_before), free) - graphs
 
 

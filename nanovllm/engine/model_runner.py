@@ -20,7 +20,7 @@ from nanovllm.engine.persistent_batch import PersistentBatch, upload
 from nanovllm.engine.scheduler import Batch
 from nanovllm.model.decoder import Decoder
 from nanovllm.model.ranks import Ranks
-from nanovllm.ops.attention import AttentionMetadata, Rows
+from nanovllm.ops.attention import SLOTS_AT_ONCE, AttentionMetadata, Rows
 from nanovllm.ops.sampler import NO_TOKEN, Filters, SamplingMetadata, sample, sample_filtered
 from nanovllm.sampling_params import LARGEST_INT
 
@@ -183,8 +183,11 @@ class ModelRunner:
         return ids
 
     def _feed_back(self, rows: slice | Tensor, ids: Tensor) -> None:
-        """Make `ids` the next step's inputs. NO_TOKEN becomes 0, which the embedding can look up: the
-        request ends when the host reads its id, and what was launched for it meanwhile is dropped."""
+        """Make `ids` the next step's inputs.
+
+        NO_TOKEN becomes 0, which the embedding can look up. The request ends when the host reads
+        its id; what a launched step computes for it meanwhile is dropped.
+        """
         self.rows.ids[rows] = ids.clamp(min=0).int()
 
     def _filter(
@@ -210,19 +213,36 @@ class ModelRunner:
 
     @on_its_device
     def rehearse(self, max_num_batched_tokens: int) -> None:
-        """Run the step that needs the most memory, over a cache whose block 0 may be spoiled."""
-        num_rows, longest = len(self.rows.ids), len(self.model.rope)  # as long as a request may be
+        """Run the steps that need the most memory, over a cache whose block 0 may be spoiled."""
+        num_rows = len(self.rows.ids)
+        longest = self.ranks.minimum(len(self.model.rope))  # no request will be longer
+        self._rehearse_decodes(num_rows, longest)
         decodes = min(1, num_rows - 1)
         tokens = min(max_num_batched_tokens, (num_rows - decodes) * longest)
         counts = [1] * decodes + [longest] * (tokens // longest) + [tokens % longest]
-        seq = Namespace(block_table=[0] * longest, num_cached=longest, token_ids=[0] * tokens)
-        batch: Any = [Namespace(seq=seq, start=0, end=n, num_tokens=n) for n in counts if n]
+        seq = Namespace(block_table=[0] * longest, num_cached=longest, token_ids=[0] * longest)
+        # Attention in torch copies what it reads, so its rows end where the longest context does.
+        ends = [n if self.backend.capturable else longest for n in counts]
+        batch: Any = [
+            Namespace(seq=seq, start=end - n, end=end, num_tokens=n)
+            for n, end in zip(counts, ends, strict=True)
+            if n
+        ]
         self.rows.positions.zero_()
         hidden, _ = self._mixed(batch, decodes, [0] * num_rows)
         chunk = slice(FILTERED_AT_ONCE)
         logits, asked = self.model.logits(hidden[chunk]), self._asked(chunk)
         filters = Filters(asked.seeds, asked.temperature, asked.temperature)
         sample_filtered(logits, asked, filters, self.ranks, self.model.vocab_size)
+
+    def _rehearse_decodes(self, num_rows: int, longest: int) -> None:
+        """Rows that together have SLOTS_AT_ONCE tokens, or one that is longer: no more are gathered
+        at once in torch."""
+        most = SLOTS_AT_ONCE[self.device.type]
+        rows = min(num_rows, -(-most // longest))
+        length = longest if rows == 1 else min(longest, most // rows)
+        self.rows.positions.fill_(length - 1)
+        self._decode(rows)
 
     @on_its_device
     def capture(self, sizes: list[int]) -> None:

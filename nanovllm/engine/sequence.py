@@ -21,9 +21,9 @@ from nanovllm.outputs import RequestMetrics
 from nanovllm.sampling_params import SamplingParams
 
 NOT_FINITE = (
-    "the logits after {} tokens are not finite (NaN or infinity), so no next token can be chosen; "
-    "numbers above 65,504 overflow in float16: try dtype='bfloat16' or 'float32'. If the logits are "
-    "not finite in float32 either, the model's weights are damaged"
+    "the logits after {} tokens are not finite (NaN or infinity), so no next token can be chosen. "
+    "Numbers above 65,504 overflow in float16: try dtype='bfloat16' or 'float32'. If the logits "
+    "are not finite in float32 either, the model's weights are damaged."
 )
 
 

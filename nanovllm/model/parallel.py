@@ -106,10 +106,10 @@ class VocabHead(Sharded):
 
 
 class VocabEmbedding(VocabHead):
-    """Token ids to vectors: each rank looks up the ids it holds, and the sum over ranks has them all.
+    """Token ids to vectors: each rank looks up the ids it holds, and the others' add up.
 
-    For an id that another rank holds, a vector is looked up too, and set to zero. It could hold NaN,
-    which a multiplication by zero would not remove.
+    For an id that another rank holds, some vector is looked up too, and then set to zero. It could
+    hold NaN, which a multiplication by zero would not remove.
     """
 
     def forward(self, ids: Tensor) -> Tensor:  # type: ignore[override]

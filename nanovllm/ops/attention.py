@@ -217,8 +217,9 @@ def masked_attention(
     """Query [rows, heads, new, head_dim] over keys and values [rows, kv_heads, length, head_dim].
 
     mask [rows, new, length]: who may read what. What it hides must be finite all the same. Heads
-    that share a KV head stand where more tokens would: nothing is copied for them. Not by cuDNN, which torch prefers on some GPUs: it makes a
-    plan for each new shape, in tens of milliseconds, and here every step brings new shapes.
+    that share a KV head stand where more tokens would: nothing is copied for them. Not by cuDNN,
+    which torch prefers on some GPUs: it makes a plan for each new shape, in tens of milliseconds,
+    and here every step brings new shapes.
     """
     group = query.shape[1] // key.shape[1]
     grouped = query.unflatten(1, (-1, group)).flatten(2, 3)  # [rows, kv_heads, group * new, ...]
