@@ -274,6 +274,7 @@ def test_attention_alone_runs_on_a_cpu(small_peaks, tmp_path, capsys):
     record = json.loads(file.read_text())
     assert record["backend"] == "torch"
     assert list(record["shapes"]) == list(attention.shapes())
+    assert list(record["mixes"]) == list(attention.mixes())
     row = record["shapes"]["256 x 900"]
     assert row["bytes"] == 8 * 28 * 2 * 8 * 128 * 4
     assert row["bytes_per_second"] == pytest.approx(row["bytes"] / row["microseconds"] * 1e6)

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from reference import assert_same_greedy, greedy_reference
+from tiny_models import write_overflowing
 
 from course import machine
 from nanovllm import LLM, SamplingParams
@@ -243,6 +244,96 @@ def test_a_failed_step_is_survived(tiny_model):
         assert_same_greedy(answer(llm), greedy_reference(folder, PROMPTS, 32))
 
 
+# -- numbers that are not finite, and lengths ------------------------------------------------------
+
+BAD, GOOD = [7] * 40, [20, 21, 22, 23, 24]
+ALIKE = [*range(30, 62)]  # two blocks, which the bad request stores and a good one shares
+SAMPLINGS = {
+    "greedy": {"temperature": 0.0},
+    "sampled": {"temperature": 0.8, "seed": 5},
+    "filtered": {"temperature": 0.8, "seed": 5, "top_k": 20, "top_p": 0.9},
+}
+
+
+@pytest.fixture(scope="module")
+def overflowing(tmp_path_factory):
+    return write_overflowing(tmp_path_factory.mktemp("overflows"))
+
+
+def completions(llm, prompts, name):
+    params = SamplingParams(max_tokens=12, ignore_eos=True, **SAMPLINGS[name])
+    return [o.outputs[0] for o in llm.generate(prompts, params, use_tqdm=False)]
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention_backend": "triton"},
+        {"attention_backend": "triton", "async_scheduling": False},
+        {"attention_backend": "triton", "enforce_eager": True},
+        {"attention_backend": "torch"},
+        {"attention_backend": "triton", "tensor_parallel_size": 2},
+    ],
+    ids=["captured", "plain", "eager", "torch", "two ranks"],
+)
+def test_a_request_whose_numbers_overflow_ends_alone(overflowing, options, name):
+    """Others are in its batch, share its beginning, or get its blocks later.
+
+    What NaN reached would end with an error. Rounding may part a row's tokens from those it has
+    alone, since batches of other sizes round otherwise.
+    """
+    options = {"dtype": "float16", "num_gpu_blocks_override": 20, **options}
+    prompts = [BAD, GOOD, [*ALIKE, *BAD], [*ALIKE, *GOOD], GOOD]
+    with make(overflowing, **options) as llm:
+        good, alike = (completions(llm, [p], name)[0].token_ids for p in (GOOD, [*ALIKE, *GOOD]))
+    with make(overflowing, **options) as llm:
+        for _ in range(2):  # all at once, then in blocks that hold NaN
+            found = completions(llm, prompts, name)
+            reasons = [output.finish_reason for output in found]
+            assert reasons == ["error", "length", "error", "length", "length"]
+            assert found[0].token_ids == found[2].token_ids == []
+            assert "not finite" in found[0].error
+            expected = zip(
+                (found[i].token_ids for i in (1, 3, 4)), (good, alike, good), strict=True
+            )
+            assert sum(a == b for a, b in expected) >= 2
+        blocks = llm.llm_engine.block_manager
+        assert blocks.num_free_blocks == blocks.num_blocks
+
+
+def test_tables_follow_the_cache_and_not_the_configs_positions(tiny_model):
+    folder = tiny_model(max_positions=1_000_000)
+    options = {"max_model_len": None, "num_gpu_blocks_override": 40}
+    with make(folder, **options) as llm:
+        runner = llm.llm_engine.core.runner
+        assert runner.graphs
+        assert len(runner.model.rope) == llm.llm_engine.max_model_len == 40 * 16
+        assert runner.rows.block_tables.shape[1] == 40
+        assert_same_greedy(answer(llm), greedy_reference(folder, PROMPTS, 32))
+
+
+def test_attention_in_torch_takes_no_more_than_was_rehearsed(tiny_model):
+    """Long rows beside many short ones, chunks at the end of long prompts, and all rows long."""
+    options = {"attention_backend": "torch", "max_model_len": 8192, "max_num_seqs": 64}
+    folder = tiny_model(max_positions=8192)
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    with make(folder, max_num_batched_tokens=2048, **options) as llm:
+
+        def peak(function, *args, **kwargs):
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            function(*args, **kwargs)
+            torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated() - before
+
+        rehearsed = peak(llm.llm_engine.core.runner.rehearse, 2048)
+        long = [[i, *range(250)] * 32 for i in range(32)]
+        short = [[i, 1, 2] for i in range(32)]
+        for prompts in (long[:1] + short, long + short, [prompt[:1024] for prompt in long]):
+            assert peak(llm.generate, prompts, params, use_tqdm=False) <= 1.05 * rehearsed
+
+
 # -- a GPU a rank, through NCCL --------------------------------------------------------------------
 
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
@@ -257,6 +348,18 @@ def test_two_gpus_give_one_gpus_tokens(tiny_model):
             assert llm.llm_engine.core.runner.graphs, "the collectives are captured"
             assert_same_greedy(answer(llm), greedy_reference(folder, PROMPTS, 32))
         assert [worker.poll() for worker in workers] == [0]
+
+
+@two_gpus
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_two_gpus_agree_on_a_request_whose_numbers_overflow(overflowing, name):
+    options = {"dtype": "float16", "attention_backend": "triton", "tensor_parallel_size": 2}
+    with make(overflowing, **options) as llm:
+        good = completions(llm, [GOOD], name)[0].token_ids
+        found = completions(llm, [BAD, GOOD], name)
+        assert [output.finish_reason for output in found] == ["error", "length"]
+        assert [len(output.token_ids) for output in found] == [0, 12]
+        assert completions(llm, [GOOD], name)[0].token_ids == good
 
 
 def answer_for_ever(llm):

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from tiny_models import TinyModel, tiny_tokenizer
+from tiny_models import write_overflowing
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from course.labs.rank_lab import on_ranks
@@ -17,7 +17,6 @@ from nanovllm.model.parallel import VocabEmbedding
 from nanovllm.model.ranks import Ranks
 from nanovllm.ops.sampler import Filters, SamplingMetadata, candidates, sample, sample_filtered
 
-LARGEST = 65_504.0  # of float16
 BAD = [7] * 40
 GOOD = [20, 21, 22, 23, 24]
 BEGINNING = [*range(30, 42)]  # three blocks
@@ -31,15 +30,7 @@ BOTH_LOOPS = pytest.mark.parametrize("overlap", [False, True], ids=["plain", "ov
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny model with finite weights, whose residual stream overflows in float16 for token 7."""
-    path = tmp_path_factory.mktemp("overflows")
-    model = TinyModel().build()
-    with torch.no_grad():
-        model.model.embed_tokens.weight[7] = LARGEST
-        model.model.layers[0].mlp.down_proj.weight *= 8
-    model.save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return str(path)
+    return write_overflowing(tmp_path_factory.mktemp("overflows"))
 
 
 def make(folder, **options):

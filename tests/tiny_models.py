@@ -129,6 +129,24 @@ def fill(model: PreTrainedModel, generator: torch.Generator) -> None:
             weight.copy_(2.0 * noise / weight.shape[1] ** 0.5)
 
 
+LARGEST_FLOAT16 = 65_504.0
+
+
+@torch.no_grad()
+def write_overflowing(folder: Path) -> str:
+    """A model whose weights are finite, and whose hidden state overflows in float16 for token 7.
+
+    Its first layer adds to 65,504. The second layer's keys and values of token 7 are then NaN, and
+    so are the logits of every text that holds it. In float32 the model is sound.
+    """
+    model = TinyModel().build()
+    model.model.embed_tokens.weight[7] = LARGEST_FLOAT16
+    model.model.layers[0].mlp.down_proj.weight *= 8
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
 def tiny_tokenizer(adds_bos: bool = False) -> PreTrainedTokenizerFast:
     """Byte-level BPE: 256 bytes, 41 merges, then the special tokens; 300 in all."""
     tokenizer = Tokenizer(models.BPE())

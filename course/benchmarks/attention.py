@@ -10,6 +10,10 @@ device's and not Python's, and each replay is timed by events; the median counts
 shape has an eighth of its requests and of its tokens, and time is the clock's.
 
 What is measured is a backend's `attend_decodes`; its plan, made once a step for all layers, is not.
+
+Three mixes of lengths follow, in full size on any machine: 255 short requests alone, then with one
+of 1,000 tokens, then with one of 8,000. A longer request should add the time of its own tokens. It
+adds much more where all rows are padded to the longest one.
 """
 
 import argparse
@@ -40,6 +44,16 @@ def shapes(scale: float = 1.0) -> dict[str, list[int]]:
     return {
         name: [max(1, round(scale * n)) for n in lens[: max(1, round(scale * len(lens)))]]
         for name, lens in full.items()
+    }
+
+
+def mixes() -> dict[str, list[int]]:
+    """Context lengths of many short requests, and of one long one among them."""
+    short = [10] * 255
+    return {
+        "255 x 10": short,
+        "255 x 10, 1 x 1,000": [*short, 1000],
+        "255 x 10, 1 x 8,000": [*short, 8000],
     }
 
 
@@ -118,6 +132,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             name: measure_shape(backend, lens, device, dtype, peak)
             for name, lens in shapes(scale).items()
         },
+        "mixes": {
+            name: measure_shape(backend, lens, device, dtype, peak)
+            for name, lens in mixes().items()
+        },
     }
 
 
@@ -188,7 +206,7 @@ def print_report(report: dict[str, Any]) -> None:
     if report["scale"] != 1:
         print(f"reduced: requests and lengths are {report['scale']:g} of the full shapes'")
     print(f"reads measured here: {peak:,.1f} GB/s")
-    for name, row in report["shapes"].items():
+    for name, row in {**report["shapes"], **report["mixes"]}.items():
         print(
             f"  {name:<26}{row['microseconds']:>12,.1f} us{row['bytes_per_second'] / 1e9:>12,.1f} "
             f"GB/s{row['share_of_read_bandwidth']:>10.1%} of it"

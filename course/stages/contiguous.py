@@ -72,11 +72,13 @@ class ContiguousCache(DecoderStage):
         """Compute all prompts, padded to the longest; logits [rows, vocab_size] after each.
 
         Padding stands to the right, so no real token sees it. What it leaves in the cache is
-        overwritten by the row's output before it can be read.
+        overwritten by the row's output before it can be read. It repeats the row's own last token:
+        a mask gives padding the weight 0, but 0 * NaN is NaN, and another token might give NaN.
         """
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         longest = int(lengths.max())
-        ids = torch.tensor([p + [0] * (longest - len(p)) for p in prompts], device=self.device)
+        padded = [p + p[-1:] * (longest - len(p)) for p in prompts]
+        ids = torch.tensor(padded, device=self.device)
         hidden = self.forward(ids, torch.zeros_like(lengths), cache)
         last = torch.arange(len(prompts), device=self.device) * longest + lengths - 1
         return self.model.logits(hidden[last])

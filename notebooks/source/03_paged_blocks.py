@@ -205,13 +205,22 @@ assert rows.slot_mapping.tolist() == [where[9], where[12], where[13]] == [29, 6,
 assert (k_cache[7, 3] == 99).all(), "slot 31, the last one, was written"
 
 # %%
-show_source(ops.attend_decodes, ops.attend_prompts, ops._attend_prompt, ops.masked_attention)
+show_source(ops.slots_of, ops.gather_kv, ops.group_by_length, ops.attend_decodes)
 
 # %% [markdown]
-# `attend_decodes`: cut the tables to the longest context (`-(-a // b)` rounds up), gather, mask, attend. A padded table may
-# name another's block; `readable` gives that weight 0. `masked_attention` is PyTorch's, with query heads that share a key
-# head placed where a prompt's tokens would stand (a prompt repeats the key heads, as in lesson 01). `diagonal`: of a row
-# whose first tokens were stored earlier, the $i$-th of `num_new` sees those up to `length - num_new + i`. Check it against keys never scattered, last a row with only 4 of its 10 tokens new.
+# `attend_decodes` gathers the keys and values of a row from its slots, masks, and attends. Rows of unequal length must be
+# padded, and padding all rows to the longest is expensive: one request of 1,000 tokens would make 255 requests of 10 tokens
+# a hundred times as long. That is why `group_by_length` puts rows of similar length together. Where a row has ended, it
+# gathers its own last token again. Another request's slot would not do, although the mask gives it the weight 0, because it
+# may hold a NaN, and $0 \cdot \text{NaN}$ is NaN.
+
+# %%
+show_source(ops.attend_prompts, ops._attend_prompt, ops.masked_attention)
+
+# %% [markdown]
+# `masked_attention` is PyTorch's, with query heads that share a key head placed where a prompt's tokens would stand (a
+# prompt repeats the key heads, as in lesson 01). `diagonal`: of a row whose first tokens were stored earlier, the $i$-th of
+# `num_new` sees those up to `length - num_new + i`. Check it against keys never scattered, last a row with only 4 of its 10 tokens new.
 
 
 # %%

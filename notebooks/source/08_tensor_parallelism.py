@@ -175,7 +175,7 @@ table, ids = torch.arange(12.0).view(6, 2), torch.tensor([1, 4, 5])
 def embed_on(ranks):
     local = ids - 3 * ranks.rank
     held = (local >= 0) & (local < 3)
-    vectors = table[3 * ranks.rank :][local.clamp(0, 2)] * held[:, None]
+    vectors = table[3 * ranks.rank :][local.clamp(0, 2)].masked_fill(~held[:, None], 0)
     return vectors.clone(), ranks.all_reduce(vectors)
 
 
