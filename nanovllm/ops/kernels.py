@@ -501,7 +501,7 @@ def sample_kernel(
     winner = tl.min(tl.min(winners, axis=1), axis=0)
     at = row * tl.num_programs(1) + chunk
     tl.store(scores_out + at, best)
-    tl.store(ids_out + at, tl.where(tl.abs(best) < float("inf"), winner, -1))
+    tl.store(ids_out + at, tl.where(tl.abs(best) < float("inf"), winner, -1))  # -1: NO_TOKEN
 
 
 # -- launching -----------------------------------------------------------------------------------
