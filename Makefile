@@ -43,7 +43,7 @@ test: lint $(SMOLLM2)
 	$(BIN)/python -m mypy
 	$(BIN)/python -m course build --check
 	$(BIN)/python -m pytest -n 2 --dist loadscope
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_kernels.py tests/test_toy_kernels.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_kernels.py tests/test_sampling_kernels.py tests/test_toy_kernels.py
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_exercises.py -k "06 or 09"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadscope notebooks solutions
 

@@ -37,6 +37,7 @@ import json, torch
 from course import machine
 print(json.dumps({"gpu": torch.cuda.is_available(), "machine": machine.line()}))
 """
+KERNEL_TESTS = ("kernels", "sampling_kernels", "toy_kernels")
 INTERRUPTED = 2  # as pytest says it
 PATIENCE = 30  # seconds for an interrupted pytest to write its results
 
@@ -72,7 +73,7 @@ def all_parts() -> list[Part]:
     )
     half, engine = len(lessons) // 2, ("tests/test_gpu.py",)
     return [
-        Part("kernels", ("tests/test_kernels.py", "tests/test_toy_kernels.py")),
+        Part("kernels", tuple(f"tests/test_{name}.py" for name in KERNEL_TESTS)),
         Part("engine-1", engine, ("-k", "transformers")),
         Part("engine-2", engine, ("-k", "not transformers")),
         Part("lessons-1", lessons[:half]),

@@ -20,7 +20,7 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
     "03_paged_blocks": ("ops/attention.py",),
     "04_prefix_hashing": ("engine/block_manager.py",),
     "05_scheduler": ("engine/sequence.py", "engine/scheduler.py"),
-    "06_triton_kernels": ("ops/kernels.py", "ops/backend.py"),
+    "06_triton_kernels": ("ops/kernels.py", "kernels/sampling.py", "ops/backend.py"),
     "07_cuda_graphs": (
         "engine/persistent_batch.py",
         "engine/model_runner.py",

@@ -33,7 +33,8 @@ CRASHES = GOOD + "\ndef test_crashes():\n    import os\n\n    os._exit(3)\n"
 
 def test_every_notebook_and_every_gpu_test_is_in_exactly_one_part():
     files = [file for part in PARTS.values() for file in part.files if not part.options]
-    wanted = {"tests/test_kernels.py", "tests/test_toy_kernels.py"}
+    names = ("kernels", "sampling_kernels", "toy_kernels")
+    wanted = {f"tests/test_{name}.py" for name in names}
     for folder in ("notebooks", "solutions"):
         wanted |= {f"{folder}/{path.name}" for path in (ROOT / folder).glob("*.ipynb")}
     assert len(wanted) > 20

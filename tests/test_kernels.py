@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from nanovllm.model.ranks import Ranks
 from nanovllm.model.rope import rope_frequencies, rope_table
-from nanovllm.ops import attention, sampler
+from nanovllm.ops import attention
 from nanovllm.ops import linear as products
 from nanovllm.ops.attention import AttentionMetadata, Rows
 
@@ -203,33 +202,3 @@ def test_linear(num_tokens, biased, normed, dtype):
         assert_close(found, wanted, dtype)
     wanted = products.gated_linear(x, weight, bias, norm)
     assert_close(kernels.gated_linear(x, weight, bias, norm), wanted, dtype)
-
-
-@pytest.mark.parametrize("first_id", [0, 1203])
-def test_sampling(first_id, dtype):
-    """The same winners as in torch; a rank's share may begin anywhere."""
-    logits = random(6, 1501, dtype=dtype) * 3
-    column = torch.arange(6, device=DEVICE)[:, None]
-    temperature = torch.tensor([0, 0.5, 1.0, 2.0, 0, 1.0], device=DEVICE)[:, None]
-    asked = sampler.SamplingMetadata(temperature, column * 12345678901 - 5, column.int() + 3)
-    logits[4] = 1.0  # all equal: the lowest id
-    wanted = sampler.candidates(logits, asked, first_id)[1]
-    found = Ranks().reduce_argmax(*kernels.candidates(logits, asked, first_id))
-    assert found.tolist() == wanted.tolist()
-    assert found[4] == first_id
-
-
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
-def test_a_row_whose_best_score_is_not_finite_gets_no_id(bad, dtype):
-    """One bad logit in the first or the last chunk, and a row of nothing else."""
-    logits = random(5, 1501, dtype=dtype)
-    logits[1, 7] = logits[2, 1500] = bad
-    logits[3] = bad
-    column = torch.arange(5, device=DEVICE)[:, None]
-    for temperature in (0.0, 0.8):
-        asked = sampler.SamplingMetadata(column * 0 + temperature, column * 77, column.int())
-        wanted = sampler.candidates(logits, asked, 0)[1].squeeze(1).tolist()
-        found = Ranks().reduce_argmax(*kernels.candidates(logits, asked, 0)).squeeze(1).tolist()
-        assert found == wanted
-        bad_rows = [3] if bad == -torch.inf else [1, 2, 3]
-        assert [row for row, token_id in enumerate(found) if token_id == -1] == bad_rows

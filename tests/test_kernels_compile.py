@@ -19,6 +19,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature  # no
 
 from nanovllm import EngineArgs, LLMEngine, SamplingParams, llm_engine  # noqa: E402
 from nanovllm.engine.memory import count_blocks  # noqa: E402
+from nanovllm.kernels import sampling  # noqa: E402
 from nanovllm.ops import attention, kernels, linear, sampler  # noqa: E402
 from nanovllm.ops.attention import AttentionMetadata, Rows  # noqa: E402
 from nanovllm.ops.backend import Backend  # noqa: E402
@@ -28,6 +29,7 @@ from nanovllm.ops.sampler import SamplingMetadata  # noqa: E402
 # "Technical Specifications per Compute Capability").
 MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
+MODULES = (kernels, sampling)
 
 
 class Recorder:
@@ -43,9 +45,10 @@ class Recorder:
 @pytest.fixture
 def launches(monkeypatch):
     found: list = []
-    for name, kernel in vars(kernels).copy().items():
-        if isinstance(kernel, JITFunction) and name.endswith("_kernel"):
-            monkeypatch.setattr(kernels, name, Recorder(kernel, found))
+    for module in MODULES:
+        for name, kernel in vars(module).copy().items():
+            if isinstance(kernel, JITFunction) and name.endswith("_kernel"):
+                monkeypatch.setattr(module, name, Recorder(kernel, found))
     if not hasattr(kernels.matvec_kernel, "launches"):
         pytest.skip("Triton's interpreter is on: nothing is compiled")
     return found
@@ -84,8 +87,9 @@ def launch_everything(heads, kv_heads, head_dim, block_size, dtype):
             kernels.linear(x, weight, None, None, residual)
             kernels.gated_linear(x, weight, bias, Norm(inputs, dtype))
     one = torch.zeros(rows, 1)
-    asked = SamplingMetadata(one, one.long(), one.int())
-    kernels.candidates(torch.zeros(rows, 999, dtype=dtype), asked, 0)
+    asked = SamplingMetadata(one, one.long(), one.int(), one.int(), one, one)
+    sampling.candidates(torch.zeros(rows, 999, dtype=dtype), asked, 0)
+    sampling.draw(torch.zeros(rows, 151_936, dtype=dtype), asked)
 
 
 def compile_for(kernel, args, options, capability):
@@ -122,7 +126,7 @@ def test_kernels_compile_and_fit(shape, dtype, capability, launches, monkeypatch
     monkeypatch.setattr(kernels.Card, "of", staticmethod(lambda device: card))
     launch_everything(*shape, dtype)
     assert {kernel.fn.__name__ for kernel, _, _ in launches} == {
-        name for name in vars(kernels) if name.endswith("_kernel")
+        name for module in MODULES for name in vars(module) if name.endswith("_kernel")
     }
     for kernel, args, options in launches:
         compiled = compile_for(kernel, args, options, capability)
@@ -169,7 +173,8 @@ def test_an_engine_that_has_started_compiles_nothing_more(
         plan_decodes=plan_both,
         attend_decodes=launching_too(kernels.attend_decodes, attention.attend_decodes),
         attend_prompts=launching_too(kernels.attend_prompts, attention.attend_prompts),
-        candidates=launching_too(kernels.candidates, sampler.candidates),
+        candidates=launching_too(sampling.candidates, sampler.candidates),
+        draw=launching_too(sampling.draw, sampler.draw),
     )
     monkeypatch.setattr(llm_engine, "choose_backend", lambda *args: backend)
     options = {"num_gpu_blocks_override": 64, "block_size": 8, "max_num_seqs": 6}
@@ -178,13 +183,14 @@ def test_an_engine_that_has_started_compiles_nothing_more(
     engine = LLMEngine(args)
     runner = engine.core.runner
     for size in (6, 4, 2, 1):  # as `capture` does on a GPU
-        runner._decode(size)
+        runner._decode(size, filters=False)
     runner.rehearse(args.max_num_batched_tokens)
     runner.kv_cache.zero_()
     started = {variant(*launch) for launch in launches}
     launches.clear()
     for n in range(1, 13):  # lengths differ, so that prompts stand behind decode rows
-        params = SamplingParams(max_tokens=2 * n, temperature=n % 2, ignore_eos=True)
+        filters = {"top_k": 5} if n % 3 == 0 else {}
+        params = SamplingParams(max_tokens=2 * n, temperature=n % 2, ignore_eos=True, **filters)
         engine.add([engine.make_request(str(n), [*range(4 * n)], params)])
     while engine.has_unfinished_requests():
         engine.advance()

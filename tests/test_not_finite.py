@@ -15,7 +15,8 @@ from course.labs.rank_lab import on_ranks
 from nanovllm import LLM, SamplingParams
 from nanovllm.model.parallel import VocabEmbedding
 from nanovllm.model.ranks import Ranks
-from nanovllm.ops.sampler import Filters, SamplingMetadata, candidates, sample, sample_filtered
+from nanovllm.ops.backend import TORCH
+from nanovllm.ops.sampler import SamplingMetadata, log_of, sample
 
 BAD = [7] * 40
 GOOD = [20, 21, 22, 23, 24]
@@ -218,14 +219,18 @@ def logits_with(changes):
 
 def draw(logits, temperature, limits, ranks):
     one = torch.ones(len(logits), 1)
-    asked = SamplingMetadata(one * temperature, (one * 11).long(), (one * 3).int())
+    top_k, top_p, min_p = limits or (0, 1.0, 0.0)
+    asked = SamplingMetadata(
+        temperature=one * temperature,
+        seeds=(one * 11).long(),
+        positions=(one * 3).int(),
+        top_k=(one * top_k).int(),
+        top_p=one * top_p,
+        log_min_p=one * log_of(min_p),
+    )
     shard = ranks.shard(10)
     part = logits[:, shard.start : shard.start + shard.count]
-    if limits is None:
-        return sample(part, asked, ranks, 10, candidates).tolist()
-    top_k, top_p, min_p = (one * limit for limit in limits)
-    filters = Filters(top_k.long(), top_p, min_p)
-    return sample_filtered(part, asked, filters, ranks, 10).tolist()
+    return sample(part, asked, ranks, 10, TORCH, limits is not None).tolist()
 
 
 @pytest.mark.parametrize("limits", FILTERS.values(), ids=FILTERS)
@@ -261,15 +266,10 @@ class Waits(TorchDispatchMode):
 
 
 def test_a_bad_row_is_found_without_waiting_for_the_device():
-    for limits, usual in ((None, 1), (FILTERS["top_p"], 0)):  # 1: whether all rows are greedy
-        for changes in ({}, BAD_LOGITS["a NaN"]):
+    for limits in FILTERS.values():
+        counts = []
+        for changes in ({}, *BAD_LOGITS.values()):
             with Waits() as waits:
-                one = torch.ones(3, 1)
-                asked = SamplingMetadata(one * 0.7, one.long(), one.int())
-                logits = logits_with(changes)
-                if limits is None:
-                    sample(logits, asked, Ranks(), 10, candidates)
-                else:
-                    filters = Filters(*(one * limit for limit in limits))
-                    sample_filtered(logits, asked, filters, Ranks(), 10)
-            assert waits.count == usual
+                draw(logits_with(changes), 0.7, limits, Ranks())
+            counts.append(waits.count)
+        assert len(set(counts)) == 1

@@ -4,35 +4,26 @@ import pytest
 import torch
 
 from nanovllm.model.ranks import Ranks
-from nanovllm.ops.sampler import (
-    Filters,
-    SamplingMetadata,
-    candidates,
-    filter_scores,
-    philox,
-    sample,
-    sample_filtered,
-)
+from nanovllm.ops.backend import TORCH
+from nanovllm.ops.sampler import SamplingMetadata, filter_scores, log_of, philox, sample
 
 VOCAB = 10
 
 
-def limits(rows, top_k=VOCAB, top_p=1.0, min_p=0.0):
-    return [torch.full((rows, 1), value) for value in (top_k, top_p, min_p)]
+def limits(rows, top_k=0, top_p=1.0, min_p=0.0):
+    return [torch.full((rows, 1), value) for value in (top_k, top_p, log_of(min_p))]
 
 
-def metadata(rows, temperature=1.0, seeds=None):
+def metadata(rows, temperature=1.0, seeds=None, **filters):
     seeds = torch.arange(rows) if seeds is None else seeds
     position = torch.full((rows, 1), 7)
-    return SamplingMetadata(torch.full((rows, 1), temperature), seeds[:, None], position)
+    temperature = torch.full((rows, 1), temperature)
+    return SamplingMetadata(temperature, seeds[:, None], position, *limits(rows, **filters))
 
 
 def draw(logits, filters=None, **options):
-    asked = metadata(len(logits), **options)
-    if filters:
-        filters = Filters(*limits(len(logits), **filters))
-        return sample_filtered(logits, asked, filters, Ranks(), logits.shape[1])
-    return sample(logits, asked, Ranks(), logits.shape[1], candidates)
+    asked = metadata(len(logits), **(filters or {}), **options)
+    return sample(logits, asked, Ranks(), logits.shape[1], TORCH, bool(filters))
 
 
 def test_philox_known_answers():
@@ -87,3 +78,65 @@ def test_a_filter_does_not_shift_the_noise():
     inside = (free[:, None] == top).any(dim=1)
     assert 0 < inside.sum() < 200
     assert free[inside].tolist() == filtered[inside].tolist()
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [{"top_k": 7}, {"top_p": 0.8}, {"min_p": 0.1}, {"top_k": 9, "top_p": 0.8, "min_p": 0.02}],
+    ids=str,
+)
+def test_filtered_draws_follow_the_exact_probabilities(filters):
+    rows, size = 200_000, 40
+    logits = torch.linspace(-2, 2, size)
+    order = logits.argsort(descending=True)
+    probs = logits[order].double().softmax(0)
+    probs[probs < filters.get("min_p", 0) * probs[0]] = 0
+    probs[filters.get("top_k", size) :] = 0
+    probs /= probs.sum()
+    probs[probs.cumsum(0) - probs >= filters.get("top_p", 2.0)] = 0
+    expected = torch.zeros(size).double().index_copy(0, order, probs / probs.sum()) * rows
+    counts = torch.cat(
+        [
+            draw(logits.repeat(10_000, 1), filters, seeds=torch.arange(first, first + 10_000))
+            for first in range(0, rows, 10_000)
+        ]
+    ).bincount(minlength=size)
+    likely = expected > 0
+    assert counts[~likely].sum() == 0
+    chi2 = float(((counts - expected)[likely] ** 2 / expected[likely]).sum())
+    freedom = int(likely.sum()) - 1
+    assert chi2 < freedom + 5 * (2 * freedom) ** 0.5, f"{chi2:.1f} with {freedom} degrees"
+
+
+def test_filters_equal_the_warpers_of_transformers():
+    """In vLLM's order: min-p, then top-k, then top-p over what is left."""
+    from transformers.generation.logits_process import (
+        MinPLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    generator = torch.Generator().manual_seed(3)
+    for size in (5, 1000, 50_000):
+        scores = 2 * torch.randn(4, size, generator=generator)
+        for top_k, top_p, min_p in [(3, 0.9, 0.05), (400, 0.3, 1e-4), (1, 0.5, 0.5), (20, 0.95, 0)]:
+            wanted = scores
+            if min_p:
+                wanted = MinPLogitsWarper(min_p)(None, wanted)
+            wanted = TopKLogitsWarper(top_k)(None, wanted)
+            wanted = TopPLogitsWarper(top_p)(None, wanted)
+            found = filter_scores(scores, *limits(4, top_k, top_p, min_p))
+            assert torch.equal(found, wanted), (size, top_k, top_p, min_p)
+
+
+def test_the_lowest_ids_of_equal_scores_stay():
+    scores = torch.tensor([1.0, 3.0, 2.0, 2.0, 2.0])
+    assert kept(scores, top_k=3) == [1, 2, 3]
+    assert kept(torch.zeros(10), top_k=4) == [0, 1, 2, 3]
+    assert kept(torch.zeros(10), top_p=0.45) == [0, 1, 2, 3, 4]
+    assert kept(torch.zeros(10), min_p=1.0) == [*range(10)]
+
+
+def test_a_limit_that_keeps_everything_keeps_everything():
+    for options in ({"top_k": 10**6}, {"top_p": 1.0}, {"min_p": 0.0}, {"top_p": 1 - 1e-7}):
+        assert kept(torch.arange(9.0) / 9, **options) == [*range(9)]

@@ -140,7 +140,7 @@ def agree_with_engine(top_p: Any) -> None:
 
     for seed, p in enumerate((0.1, 0.5, 0.9)):
         logits = 3 * torch.randn(1000, generator=torch.Generator().manual_seed(seed))
-        off = torch.tensor([[1000]]), torch.tensor([[p]]), torch.tensor([[0.0]])
+        off = torch.tensor([[0]]), torch.tensor([[p]]), torch.tensor([[-torch.inf]])
         result = attempt(top_p, logits, p)
         explain_values(result, logits)
         expect(

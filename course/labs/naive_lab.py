@@ -27,7 +27,7 @@ from nanovllm.config import EngineArgs
 from nanovllm.model.loader import load_tokenizer
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.ops import attention
-from nanovllm.ops.sampler import filter_scores
+from nanovllm.ops.sampler import filter_scores, log_of
 
 QUESTION = "Tell me a story about a fox who finds a key."
 CPU_LENGTHS = (16, 32, 64, 128, 256, 512)  # tokens
@@ -60,7 +60,7 @@ def kept_by(
     logits: Tensor, top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0
 ) -> Tensor:
     """Which tokens of logits [vocab_size] the engine's filters keep: bools [vocab_size]."""
-    limits = len(logits) if top_k is None else top_k, top_p, min_p
+    limits = top_k or 0, top_p, log_of(min_p)
     return filter_scores(logits[None], *(torch.tensor([[x]]) for x in limits))[0] > -torch.inf
 
 

@@ -7,7 +7,7 @@ for each batch size as a CUDA graph, and replayed. Prompts come from the host, a
 
 from collections.abc import Callable
 from functools import wraps
-from itertools import accumulate
+from itertools import accumulate, product
 from types import SimpleNamespace as Namespace
 from typing import Any
 
@@ -21,10 +21,7 @@ from nanovllm.engine.scheduler import Batch
 from nanovllm.model.decoder import Decoder
 from nanovllm.model.ranks import Ranks
 from nanovllm.ops.attention import SLOTS_AT_ONCE, AttentionMetadata, Rows
-from nanovllm.ops.sampler import NO_TOKEN, Filters, SamplingMetadata, sample, sample_filtered
-from nanovllm.sampling_params import LARGEST_INT
-
-FILTERED_AT_ONCE = 64  # rows: filters need room for several copies of all logits
+from nanovllm.ops.sampler import NO_TOKEN, SamplingMetadata, sample
 
 
 def on_its_device(method: Callable) -> Callable:
@@ -76,7 +73,8 @@ class ModelRunner:
         self.device = kv_cache.device
         max_blocks = -(-args.max_model_len // self.block_size)
         self.rows = PersistentBatch(args.max_num_seqs, max_blocks, self.device)
-        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}  # by batch size
+        # By batch size, and whether a row has filters (always False on one rank).
+        self.graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     # -- a step ----------------------------------------------------------------------------------
 
@@ -92,38 +90,33 @@ class ModelRunner:
     def _launch(self, batch: Batch) -> Tensor | None:
         """The ids [num_sampled] that the step samples."""
         num_decodes = next((i for i, row in enumerate(batch) if not row.decodes), len(batch))
+        filters = any(row.samples and row.seq.params.filters for row in batch)
         if num_decodes == len(batch):
             size = self._graph_size(num_decodes)
             self.rows.place(batch, size)
-            hidden, ids = self._replay(size) if size in self.graphs else self._decode(size)
-            sampling = list(range(num_decodes))
-        else:
-            self.rows.place(batch, len(batch))
-            sampling = [i for i, row in enumerate(batch) if row.samples]
-            hidden, ids = self._mixed(batch, num_decodes, sampling)
-        if not sampling:
-            return None
-        filtered = [i for i, row in enumerate(sampling) if batch[row].seq.params.filters]
-        for at in range(0, len(filtered), FILTERED_AT_ONCE):
-            self._filter(batch, sampling, filtered[at : at + FILTERED_AT_ONCE], hidden, ids)
-        return ids[: len(sampling)]
+            graph = size, filters and self.ranks.size > 1
+            ids = self._replay(*graph) if graph in self.graphs else self._decode(size, filters)
+            return ids[:num_decodes]
+        self.rows.place(batch, len(batch))
+        sampling = [i for i, row in enumerate(batch) if row.samples]
+        return self._mixed(batch, num_decodes, sampling, filters)
 
-    def _decode(self, size: int) -> tuple[Tensor, Tensor]:
+    def _decode(self, size: int, filters: bool) -> Tensor:
         """A step of the first `size` rows, from their ids to their next ids, on the device alone.
 
-        Returns hidden states [size, hidden_size] and ids [size].
+        Returns ids [size]. filters: whether a row has filters, which several ranks must know.
         """
         positions = self.rows.positions[:size]
         decodes = self._plan_decodes(size)
         batch = AttentionMetadata(positions, decodes, None)
         hidden = self.model(self.rows.ids[:size], self.kv_cache, batch)
         positions += positions >= 0
-        return hidden, self._sample(hidden, slice(size))
+        return self._sample(hidden, slice(size), filters)
 
     def _mixed(
-        self, batch: Batch, num_decodes: int, sampling: list[int]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """A step in which prompts are computed; hidden states and ids of the `sampling` rows."""
+        self, batch: Batch, num_decodes: int, sampling: list[int], filters: bool
+    ) -> Tensor | None:
+        """A step in which prompts are computed; the ids of the `sampling` rows."""
         counts = [row.num_tokens for row in batch]
         input_ids, positions, prompts = self._prompts(batch[num_decodes:], num_decodes)
         decodes = None
@@ -135,9 +128,9 @@ class ModelRunner:
         hidden = self.model(input_ids, self.kv_cache, metadata)
         self.rows.positions[:num_decodes] += 1
         if not sampling:
-            return None, None
+            return None
         hidden = hidden[upload(np.cumsum(counts)[sampling] - 1, self.device)]
-        return hidden, self._sample(hidden, upload(sampling, self.device))
+        return self._sample(hidden, upload(sampling, self.device), filters)
 
     def _plan_decodes(self, size: int) -> Rows:
         tables, positions = self.rows.block_tables[:size], self.rows.positions[:size]
@@ -170,15 +163,22 @@ class ModelRunner:
 
     # -- sampling --------------------------------------------------------------------------------
 
-    def _asked(self, rows: slice | Tensor) -> SamplingMetadata:
-        """What rows of the persistent batch ask for, whose positions are those of the new ids."""
+    def _sampling_metadata(self, rows: slice | Tensor) -> SamplingMetadata:
+        """The parameters of some rows, whose positions are already those of the new ids."""
         held = self.rows
-        positions = held.positions[rows][:, None]
-        return SamplingMetadata(held.temperatures[rows], held.seeds[rows], positions)
+        return SamplingMetadata(
+            temperature=held.temperatures[rows],
+            seeds=held.seeds[rows],
+            positions=held.positions[rows][:, None],
+            top_k=held.top_k[rows],
+            top_p=held.top_p[rows],
+            log_min_p=held.log_min_p[rows],
+        )
 
-    def _sample(self, hidden: Tensor, rows: slice | Tensor) -> Tensor:
-        logits, vocab_size = self.model.logits(hidden), self.model.vocab_size
-        ids = sample(logits, self._asked(rows), self.ranks, vocab_size, self.backend.candidates)
+    def _sample(self, hidden: Tensor, rows: slice | Tensor, filters: bool) -> Tensor:
+        metadata, size = self._sampling_metadata(rows), self.model.vocab_size
+        logits = self.model.logits(hidden)
+        ids = sample(logits, metadata, self.ranks, size, self.backend, filters)
         self._feed_back(rows, ids)
         return ids
 
@@ -189,25 +189,6 @@ class ModelRunner:
         its id; what a launched step computes for it meanwhile is dropped.
         """
         self.rows.ids[rows] = ids.clamp(min=0).int()
-
-    def _filter(
-        self, batch: Batch, sampling: list[int], filtered: list[int], hidden: Tensor, ids: Tensor
-    ) -> None:
-        """Sample again for those of the `sampling` rows whose requests have filters.
-
-        Their logits are computed again: to keep those of every graph would take gigabytes.
-        """
-        rows = upload([sampling[i] for i in filtered], self.device)
-        params = [batch[sampling[i]].seq.params for i in filtered]
-        top_k = np.array([p.top_k if p.top_k > 0 else LARGEST_INT for p in params])
-        top_p, min_p = np.array([(p.top_p, p.min_p) for p in params], np.float32).T
-        limits = (upload(x.copy(), self.device)[:, None] for x in (top_k, top_p, min_p))
-        filters = Filters(*limits)
-        chosen = upload(filtered, self.device)
-        logits, vocab_size = self.model.logits(hidden[chosen]), self.model.vocab_size
-        sampled = sample_filtered(logits, self._asked(rows), filters, self.ranks, vocab_size)
-        ids[chosen] = sampled
-        self._feed_back(rows, sampled)
 
     # -- what a GPU prepares ---------------------------------------------------------------------
 
@@ -229,11 +210,9 @@ class ModelRunner:
             if n
         ]
         self.rows.positions.zero_()
-        hidden, _ = self._mixed(batch, decodes, [0] * num_rows)
-        chunk = slice(FILTERED_AT_ONCE)
-        logits, asked = self.model.logits(hidden[chunk]), self._asked(chunk)
-        filters = Filters(asked.seeds, asked.temperature, asked.temperature)
-        sample_filtered(logits, asked, filters, self.ranks, self.model.vocab_size)
+        for column in (self.rows.temperatures, self.rows.top_k):  # every row has a filter
+            column.fill_(1)
+        self._mixed(batch, decodes, [0] * num_rows, filters=True)
 
     def _rehearse_decodes(self, num_rows: int, longest: int) -> None:
         """Rows that together have SLOTS_AT_ONCE tokens, or one that is longer: no more are gathered
@@ -242,7 +221,7 @@ class ModelRunner:
         rows = min(num_rows, -(-most // longest))
         length = longest if rows == 1 else min(longest, most // rows)
         self.rows.positions.fill_(length - 1)
-        self._decode(rows)
+        self._decode(rows, filters=False)
 
     @on_its_device
     def capture(self, sizes: list[int]) -> None:
@@ -254,20 +233,22 @@ class ModelRunner:
             return
         self.rows.positions.fill_(-1)
         pool = torch.cuda.graph_pool_handle()
-        for size in sorted(sizes, reverse=True):
-            self._decode(size)  # compiles what is not compiled yet
+        kinds = (False, True) if self.ranks.size > 1 else (False,)
+        for key in product(sorted(sizes, reverse=True), kinds):
+            self._decode(*key)  # compiles what is not compiled yet
             torch.cuda.synchronize(self.device)
             graph = torch.cuda.CUDAGraph()
             # "thread_local": NCCL's own thread may ask CUDA things meanwhile
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                hidden, ids = self._decode(size)
-            self.graphs[size] = (graph, hidden, ids)
+                ids = self._decode(*key)
+            self.graphs[key] = (graph, ids)
 
-    def _replay(self, size: int) -> tuple[Tensor, Tensor]:
-        graph, hidden, ids = self.graphs[size]
+    def _replay(self, size: int, filters: bool) -> Tensor:
+        graph, ids = self.graphs[size, filters]
         graph.replay()
-        return hidden, ids
+        return ids
 
     def _graph_size(self, num_rows: int) -> int:
         """The smallest captured size that holds `num_rows`; without graphs, `num_rows` itself."""
-        return min((size for size in self.graphs if size >= num_rows), default=num_rows)
+        sizes = (size for size, _ in self.graphs if size >= num_rows)
+        return min(sizes, default=num_rows)

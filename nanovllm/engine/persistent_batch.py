@@ -12,10 +12,12 @@ from torch import Tensor
 
 from nanovllm.engine.scheduler import Batch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
+from nanovllm.ops.sampler import log_of
 
-# Columns of a row, int32: the next input id, its position, a seed (64 bits), a temperature (a
-# float's bits), the block table.
-ID, POSITION, SEED, TEMPERATURE, TABLE = 0, 1, 2, 4, 6
+# Columns of a row, int32: the next input id, its position, a seed (64 bits), the sampling
+# parameters (the bits of a float, except for top-k), the block table.
+ID, POSITION, SEED, TEMPERATURE, TOP_K, TOP_P, LOG_MIN_P, TABLE = 0, 1, 2, 4, 5, 6, 7, 8
+FLOATS = (TEMPERATURE, TOP_P, LOG_MIN_P)
 
 
 def upload(values: np.ndarray | list, device: torch.device) -> Tensor:
@@ -34,7 +36,9 @@ class PersistentBatch:
         self.ids = self._rows[:, ID]
         self.positions = self._rows[:, POSITION]
         self.seeds = self._rows[:, SEED : SEED + 2].view(torch.int64)  # [max_num_seqs, 1]
-        self.temperatures = self._rows[:, TEMPERATURE : TEMPERATURE + 1].view(torch.float32)
+        self.top_k = self._rows[:, TOP_K : TOP_K + 1]
+        floats = (self._rows[:, column : column + 1].view(torch.float32) for column in FLOATS)
+        self.temperatures, self.top_p, self.log_min_p = floats  # each [max_num_seqs, 1]
         self.block_tables = self._rows[:, TABLE:]
         # Of sequences whose next id is here: row, admission, position of that id, blocks sent.
         self._placed: dict[Sequence, tuple[int, int, int, int]] = {}
@@ -71,10 +75,13 @@ class PersistentBatch:
     def _make_rows(self, rows: list[ScheduledSequence]) -> np.ndarray:
         """What the host knows of some rows. A prompt's position is where its next id will stand."""
         values = np.zeros((len(rows), self._rows.shape[1]), np.int32)
-        seeds, temperatures = values[:, SEED : SEED + 2], values[:, TEMPERATURE : TEMPERATURE + 1]
-        seeds.view(np.int64)[:, 0] = [row.seq.seed for row in rows]
+        values[:, SEED : SEED + 2].view(np.int64)[:, 0] = [row.seq.seed for row in rows]
         params = [row.seq.params for row in rows]
-        temperatures.view(np.float32)[:, 0] = [0 if p.is_greedy else p.temperature for p in params]
+        values[:, TOP_K] = [max(p.top_k, 0) for p in params]
+        values[:, FLOATS] = np.array(
+            [(0 if p.is_greedy else p.temperature, p.top_p, log_of(p.min_p)) for p in params],
+            np.float32,
+        ).view(np.int32)
         for row, value in zip(rows, values, strict=True):
             if row.decodes:
                 value[ID], value[POSITION] = row.seq.token_ids[row.start], row.start

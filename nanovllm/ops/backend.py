@@ -30,6 +30,7 @@ class Backend:
     attend_decodes: Callable[..., Tensor] = attention.attend_decodes
     attend_prompts: Callable[..., Tensor] = attention.attend_prompts
     candidates: Callable[..., tuple[Tensor, Tensor]] = sampler.candidates
+    draw: Callable[..., Tensor] = sampler.draw
     capturable: bool = False  # a decode step can be recorded in a CUDA graph
 
     def attend(
@@ -103,7 +104,8 @@ def why_not_triton(device: torch.device, head_dim: int) -> str | None:
 
 
 def triton_backend() -> Backend:
-    from nanovllm.ops import kernels  # imports Triton, which not every machine has
+    from nanovllm.kernels import sampling  # these import Triton, which not every machine has
+    from nanovllm.ops import kernels
 
     return Backend(
         "triton",
@@ -113,7 +115,8 @@ def triton_backend() -> Backend:
         plan_decodes=kernels.plan_decodes,
         attend_decodes=kernels.attend_decodes,
         attend_prompts=kernels.attend_prompts,
-        candidates=kernels.candidates,
+        candidates=sampling.candidates,
+        draw=sampling.draw,
         capturable=True,
     )
 

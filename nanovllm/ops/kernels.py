@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from nanovllm.ops.attention import AttentionMetadata, Rows
-from nanovllm.ops.sampler import SamplingMetadata
 
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E), and exp2 is what the hardware has
 
@@ -467,43 +466,6 @@ def silu_mul_kernel(gate_up, y, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
     tl.store(y + token * size + at, gate * tl.sigmoid(gate) * up, inside)
 
 
-# -- the sampler ---------------------------------------------------------------------------------
-
-
-@triton.jit
-def sample_kernel(
-    logits, temperatures, seeds, positions, scores_out, ids_out, first_id, num_ids,
-    temperature_stride, seed_stride, position_stride, QUADS: tl.constexpr,
-):  # fmt: skip
-    """One program: the best of 4 * QUADS ids of one row, by logits / temperature + Gumbel noise.
-
-    Philox gives four words at a time, so ids stand four by four; see `sampler.gumbel_noise`.
-    """
-    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    quad = first_id // 4 + chunk * QUADS + tl.arange(0, QUADS)
-    lane = tl.arange(0, 4)[None, :]
-    ids = quad[:, None] * 4 + lane
-    mask = (ids >= first_id) & (ids < first_id + num_ids)
-    scores = tl.load(logits + row * num_ids + ids - first_id, mask, float("-inf")).to(tl.float32)
-    temperature = tl.load(temperatures + row * temperature_stride)
-    if temperature > 0.0:
-        seed = tl.load(seeds + row * seed_stride)
-        zero = quad * 0
-        position = tl.load(positions + row * position_stride).to(tl.int32) + zero
-        w0, w1, w2, w3 = tl.philox(seed, quad, position, zero, zero)
-        words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [QUADS, 4])
-        uniform = ((words >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
-        scores = scores / temperature - tl.log(-tl.log(uniform))
-    # NaN counts as infinity, since `tl.max` may pass over it: so it wins over every other chunk.
-    scores = tl.where(scores == scores, scores, float("inf"))
-    best = tl.max(tl.max(scores, axis=1), axis=0)
-    winners = tl.where((scores == best) & mask, ids, first_id + num_ids - 1)
-    winner = tl.min(tl.min(winners, axis=1), axis=0)
-    at = row * tl.num_programs(1) + chunk
-    tl.store(scores_out + at, best)
-    tl.store(ids_out + at, tl.where(tl.abs(best) < float("inf"), winner, -1))  # -1: NO_TOKEN
-
-
 # -- launching -----------------------------------------------------------------------------------
 
 DECODE_TILE, DECODE_WARPS, DECODE_STAGES = 64, 2, 3
@@ -722,15 +684,3 @@ def attend_prompts(
         block_size, tile, tile, dim, PREFILL_STAGES,
     )  # fmt: skip
     return out
-
-
-def candidates(logits: Tensor, asked: SamplingMetadata, first_id: int) -> tuple[Tensor, Tensor]:
-    """As `sampler.candidates`; here one for each 512 ids, and NaN has the score infinity."""
-    (num_rows, num_ids), quads = logits.shape, 128
-    chunks = triton.cdiv(num_ids + 3, 4 * quads)
-    scores = torch.empty(num_rows, chunks, dtype=torch.float32, device=logits.device)
-    ids = torch.empty(num_rows, chunks, dtype=torch.int64, device=logits.device)
-    what = (asked.temperature, asked.seeds, asked.positions)
-    args = (logits, *what, scores, ids, first_id, num_ids, *(x.stride(0) for x in what), quads)
-    sample_kernel[(num_rows, chunks)](*args, num_warps=1)
-    return scores, ids

@@ -7,8 +7,9 @@ Philox-4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 20
 draws the same noise whatever else is in the batch, and a filter does not shift it.
 """
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,54 +20,78 @@ PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
 NO_TOKEN = -1  # the id of a row whose best score is not finite: nothing can be drawn from it
-Candidates = Callable[[Tensor, "SamplingMetadata", int], tuple[Tensor, Tensor]]
+FILTERED_AT_ONCE = 64  # rows: filters need memory for several copies of their scores
 
 
 @dataclass(frozen=True)
 class SamplingMetadata:
-    """What each sampled row asked for."""
+    """The sampling parameters of the rows that are sampled, as the device needs them."""
 
-    temperature: Tensor  # [num_rows, 1] float32; 0: greedy
+    temperature: Tensor  # [num_rows, 1] float32; 0 means greedy
     seeds: Tensor  # [num_rows, 1] int64
-    positions: Tensor  # [num_rows, 1]: where the new token will stand
-
-
-@dataclass(frozen=True)
-class Filters:
-    """The limits of rows that ask for top-k, top-p or min-p."""
-
-    top_k: Tensor  # [num_rows, 1] int64; at least the vocabulary's size: all
-    top_p: Tensor  # [num_rows, 1] float32
-    min_p: Tensor  # [num_rows, 1] float32
+    positions: Tensor  # [num_rows, 1]: the position of the new token
+    top_k: Tensor  # [num_rows, 1] int32; 0 keeps all tokens
+    top_p: Tensor  # [num_rows, 1] float32; 1 keeps all tokens
+    log_min_p: Tensor  # [num_rows, 1] float32, the logarithm of min_p; -inf keeps all tokens
 
 
 def sample(
-    logits: Tensor, asked: SamplingMetadata, ranks: Ranks, vocab_size: int, candidates: Candidates
+    logits: Tensor,
+    metadata: SamplingMetadata,
+    ranks: Ranks,
+    vocab_size: int,
+    backend: Any,
+    has_filters: bool,
 ) -> Tensor:
-    """Next ids [num_rows] int64 of logits [num_rows, vocab_local]: this rank's share of each row.
+    """Next ids [num_rows] int64 of logits [num_rows, vocab_local], this rank's part of each row.
 
-    Every rank returns the same ids; the lowest id wins a tie. A row gets NO_TOKEN if a logit is NaN
-    or infinity, or if all are -infinity. The host learns of it when it reads the ids, so nothing
-    waits for the device.
+    Every rank returns the same ids, and the lowest id wins a tie. A row gets NO_TOKEN if a logit is
+    NaN or infinity, or if all are -infinity. The host learns of it when it reads the ids, so that
+    nothing waits for the device. Filters need whole rows: `has_filters` says whether any row has
+    some.
     """
-    first = ranks.shard(vocab_size).start
-    return ranks.reduce_argmax(*candidates(logits, asked, first)).squeeze(1)
+    if ranks.size > 1 and has_filters:
+        logits = ranks.gather_columns(logits, vocab_size)
+    elif ranks.size > 1:
+        first = ranks.shard(vocab_size).start
+        return ranks.reduce_argmax(*backend.candidates(logits, metadata, first)).squeeze(1)
+    return backend.draw(logits, metadata, has_filters)
 
 
-def candidates(logits: Tensor, asked: SamplingMetadata, first_id: int) -> tuple[Tensor, Tensor]:
-    """The best scores and their ids, both [num_rows, n], ids rising; here n is 1.
+def draw(logits: Tensor, metadata: SamplingMetadata, has_filters: bool) -> Tensor:
+    """Next ids [num_rows] int64 of whole rows of logits [num_rows, vocab_size]."""
+    scores = scale(logits, metadata)
+    limits = (metadata.top_k, metadata.top_p, metadata.log_min_p)
+    for first in range(0, len(scores) if has_filters else 0, FILTERED_AT_ONCE):
+        rows = slice(first, first + FILTERED_AT_ONCE)
+        kept = filter_scores(scores[rows], *(limit[rows] for limit in limits))
+        scores[rows] = torch.where(metadata.temperature[rows] > 0, kept, scores[rows])
+    return best_of(add_noise(scores, metadata))[1].squeeze(1)
 
-    A score is logit / temperature + Gumbel noise, or for a greedy row the logit alone. logits are
-    those of ids first_id and up. A best score that is not finite has the id NO_TOKEN; NaN counts as
-    higher than any number, so that it wins over what other ranks found.
+
+def candidates(logits: Tensor, metadata: SamplingMetadata, first_id: int) -> tuple[Tensor, Tensor]:
+    """The best scores and their ids, both [num_rows, n], of rows without filters; here n is 1.
+
+    The logits [num_rows, vocab_local] are those of ids first_id and up, and the ids returned rise.
+    A best score that is not finite has the id NO_TOKEN. NaN counts as higher than any number, so
+    that it wins over what other ranks found.
     """
-    scores, greedy = logits.float(), asked.temperature == 0
-    if not greedy.all():
-        scores = scores / asked.temperature.masked_fill(greedy, 1.0)
-        ids = torch.arange(first_id, first_id + logits.shape[1], device=logits.device)
-        noise = gumbel_noise(asked.seeds, asked.positions, ids)
-        scores = scores + noise.masked_fill(greedy, 0.0)
-    return best_of(scores, first_id)
+    return best_of(add_noise(scale(logits, metadata), metadata, first_id), first_id)
+
+
+def scale(logits: Tensor, metadata: SamplingMetadata) -> Tensor:
+    """Scores, float32: logits over the temperature, or the logits themselves in a greedy row."""
+    return logits.float() / metadata.temperature.masked_fill(metadata.temperature == 0, 1.0)
+
+
+def add_noise(scores: Tensor, metadata: SamplingMetadata, first_id: int = 0) -> Tensor:
+    """Scores of ids first_id and up, plus Gumbel noise in the rows that are not greedy."""
+    greedy = metadata.temperature == 0
+    if greedy.all():
+        return scores
+    ids = torch.arange(first_id, first_id + scores.shape[1], device=scores.device)
+    noise = gumbel_noise(metadata.seeds, metadata.positions, ids)
+    return scores + noise.masked_fill(greedy, 0.0)
 
 
 def best_of(scores: Tensor, first_id: int = 0) -> tuple[Tensor, Tensor]:
@@ -76,33 +101,32 @@ def best_of(scores: Tensor, first_id: int = 0) -> tuple[Tensor, Tensor]:
     return values, (best + first_id).masked_fill(~values.isfinite(), NO_TOKEN)
 
 
-def sample_filtered(
-    logits: Tensor, asked: SamplingMetadata, filters: Filters, ranks: Ranks, vocab_size: int
-) -> Tensor:
-    """As `sample`, from the tokens that the filters leave. The noise is that of `sample`."""
-    scaled = logits.float() / asked.temperature
-    whole = ranks.gather_columns(scaled, vocab_size)
-    scores = filter_scores(whole, filters.top_k, filters.top_p, filters.min_p)
-    ids = torch.arange(vocab_size, device=logits.device)
-    _, best = best_of(scores + gumbel_noise(asked.seeds, asked.positions, ids))
-    return best.squeeze(1)
+def filter_scores(scores: Tensor, top_k: Tensor, top_p: Tensor, log_min_p: Tensor) -> Tensor:
+    """Scores [num_rows, vocab_size] with -inf wherever min-p, top-k or top-p drops a token.
 
-
-def filter_scores(scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """Scores [num_rows, vocab_size] with -inf wherever min-p, top-k or top-p drop a token.
-
-    The limits are [num_rows, 1].
-
-    In vLLM's order: min-p, then top-k, then top-p over what is left. The likeliest always stays.
+    The limits are [num_rows, 1], as in SamplingMetadata. The order is vLLM's: min-p, then top-k,
+    then top-p over the probabilities of what is left. The likeliest token always stays. Where equal
+    scores are cut, the lowest ids stay, whereas vLLM's top-k keeps all that equal the k-th.
     """
-    values, order = scores.sort(dim=1, descending=True, stable=True)
-    place = torch.arange(values.shape[1], device=values.device)
-    probs = values.softmax(dim=1)
-    dropped = (probs < min_p * probs[:, :1]) | (place >= top_k)
-    probs = values.masked_fill(dropped, -torch.inf).softmax(dim=1)
-    dropped |= probs.cumsum(dim=1) - probs >= top_p  # what stands before it is enough
-    dropped[:, 0] = False
-    return torch.empty_like(scores).scatter_(1, order, values.masked_fill(dropped, -torch.inf))
+    most = scores.shape[1]
+    if scores.device.type == "cpu" and (top_k > 0).all():  # a GPU would have to be waited for
+        most = min(most, int(top_k.max()))
+    values = scores.topk(most, dim=1).values  # the largest first
+    place = torch.arange(most, device=values.device)
+    kept = (values >= values[:, :1] + log_min_p) & ((place < top_k) | (top_k <= 0))
+    probs = values.double().masked_fill(~kept, -torch.inf).softmax(dim=1)
+    kept &= (probs.cumsum(dim=1) - probs < top_p) | (top_p >= 1)  # the sum of the likelier tokens
+    kept[:, 0] = True
+    last = values.gather(1, kept.sum(dim=1, keepdim=True) - 1)  # the lowest score that is kept
+    tied, number = scores == last, (kept & (values == last)).sum(dim=1, keepdim=True)
+    return scores.masked_fill(
+        ~((scores > last) | (tied & (tied.cumsum(dim=1) <= number))), -torch.inf
+    )
+
+
+def log_of(probability: float) -> float:
+    """The natural logarithm; -inf of 0."""
+    return math.log(probability) if probability > 0 else -math.inf
 
 
 def gumbel_noise(seeds: Tensor, positions: Tensor, ids: Tensor) -> Tensor:

@@ -271,7 +271,7 @@ show(generate_plots.kept_words(words, best.values.tolist(), kept))
 
 
 # %%
-from nanovllm.ops.sampler import candidates, filter_scores, gumbel_noise
+from nanovllm.ops.sampler import draw, filter_scores, gumbel_noise
 
 
 def noise(seed, position, ids):
@@ -344,7 +344,7 @@ from nanovllm.model.decoder import Attention, Decoder, DecoderLayer
 from nanovllm.ops.linear import gated_linear, linear
 
 show_source(Attention.forward, DecoderLayer.forward, Decoder.forward, linear, gated_linear)
-show_source(candidates, filter_scores, load_weights)  # a missing tensor is an error
+show_source(draw, filter_scores, load_weights)  # a missing tensor is an error
 
 # %% [markdown]
 # Ours left out: `rope_store` also writes keys and values into a **cache**, `kv`, which `attend`

@@ -337,10 +337,10 @@ show_source(ModelRunner._launch, ModelRunner.capture, ModelRunner._graph_size)
 show_source(PersistentBatch.place, PendingTokens)
 
 # %% [markdown]
-# The toys left out rows that move when a request leaves (`place`); rows with top-k, top-p or min-p, sampled once more after the
-# graph (`_filter`); ids on their way to **pinned** memory, which
-# the device writes while the host goes on (`PendingTokens`); and the graphs' memory, which `gpu_budget` in
-# `nanovllm/engine/memory.py` sets aside.
+# Our toys left out four things. Rows move when a request leaves (`place`). The sampling parameters of each row,
+# top-k, top-p and min-p included, are columns of the persistent batch too, so that one captured graph serves every
+# mix of them. The sampled ids travel to **pinned** memory, which the device writes while the host goes on
+# (`PendingTokens`). And `gpu_budget` in `nanovllm/engine/memory.py` sets aside the memory that the graphs take.
 #
 # ## Check
 #

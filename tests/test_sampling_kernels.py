@@ -1,0 +1,152 @@
+"""The sampling kernels draw the tokens that their torch twin draws, whatever the filters.
+
+On a GPU these tests run compiled; elsewhere they run in Triton's interpreter, which must be asked
+for before Triton is first imported: TRITON_INTERPRET=1 pytest tests/test_sampling_kernels.py.
+"""
+
+import math
+import os
+
+import pytest
+import torch
+
+from nanovllm.model.ranks import Ranks
+from nanovllm.ops import sampler
+from nanovllm.ops.sampler import SamplingMetadata, log_of
+
+CUDA = torch.cuda.is_available()
+if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs an NVIDIA GPU, or TRITON_INTERPRET=1", allow_module_level=True)
+
+from nanovllm.kernels import sampling  # noqa: E402  (not every machine has Triton)
+
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+DTYPES = [torch.float32, torch.bfloat16] if CUDA else [torch.float32]
+VOCABULARIES = [5, 300, 9000, 49_152, 151_936] if CUDA else [300, 5000]
+ROWS = 64 if CUDA else 1  # the interpreter takes a second for each row
+FILTERS = {  # top_k, top_p, min_p
+    "none": (0, 1.0, 0.0),
+    "k 1": (1, 1.0, 0.0),
+    "k 20": (20, 1.0, 0.0),
+    "k 700": (700, 1.0, 0.0),
+    "k 3000": (3000, 1.0, 0.0),
+    "k over the vocabulary": (10**6, 1.0, 0.0),
+    "p 0.95": (0, 0.95, 0.0),
+    "p 0.5": (0, 0.5, 0.0),
+    "p 1e-6": (0, 1e-6, 0.0),
+    "p 1 - 1e-7": (0, 1 - 1e-7, 0.0),
+    "m 0.1": (0, 1.0, 0.1),
+    "m 1": (0, 1.0, 1.0),
+    "k p": (20, 0.95, 0.0),
+    "k p m": (20, 0.9, 0.05),
+    "p m": (0, 0.8, 0.02),
+    "large k, p": (3000, 0.7, 0.0),
+    "large k, p, m": (3000, 0.7, 1e-4),
+}
+LOGITS = {
+    "random": lambda *shape: torch.randn(shape),
+    "flat": lambda *shape: torch.full(shape, 1.5),
+    "peaked": lambda *shape: 8 * torch.randn(shape),
+    "tied": lambda *shape: (2 * torch.randn(shape)).round(),
+    "falling": lambda *shape: -torch.arange(shape[1]).float().expand(shape) / 50,
+    "half forbidden": lambda *shape: torch.where(
+        torch.rand(shape) < 0.5, -torch.inf, torch.randn(shape)
+    ),
+}
+
+KINDS = list(LOGITS) if CUDA else ["random", "tied", "half forbidden"]
+
+pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def parameters(rows, top_k=0, top_p=1.0, min_p=0.0, temperature=0.7):
+    """The same filters and temperature in every row, and other noise."""
+    row = torch.arange(rows, device=DEVICE)[:, None]
+    one = torch.ones(rows, 1, device=DEVICE)
+    return SamplingMetadata(
+        temperature=one * temperature,
+        seeds=row * 12_345_678_901 - 5,
+        positions=row.int() + 3,
+        top_k=(one * top_k).int(),
+        top_p=one * top_p,
+        log_min_p=one * log_of(min_p),
+    )
+
+
+def made(kind, rows, vocab_size, dtype):
+    return LOGITS[kind](rows, vocab_size).to(DEVICE, dtype)
+
+
+@pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kernels_draw_what_torch_draws(kind, filters, dtype):
+    for vocab_size in VOCABULARIES:
+        logits, metadata = made(kind, ROWS, vocab_size, dtype), parameters(ROWS, *filters)
+        wanted = sampler.draw(logits, metadata, has_filters=True)
+        assert sampling.draw(logits, metadata).tolist() == wanted.tolist(), vocab_size
+
+
+def test_rows_with_other_filters_do_not_meet(dtype):
+    """One batch with every kind of row, greedy ones included, equals each row alone."""
+    vocab_size = VOCABULARIES[-2]
+    settings = [(*filters, heat) for filters in FILTERS.values() for heat in (0.0, 0.7)]
+    settings = settings if CUDA else settings[::3]
+    alone = [parameters(1, *filters) for filters in settings]
+    together = SamplingMetadata(
+        *(torch.cat([getattr(x, name) for x in alone]) for name in vars(alone[0]))
+    )
+    logits = made("random", len(settings), vocab_size, dtype)
+    found = sampling.draw(logits, together).tolist()
+    assert found == sampler.draw(logits, together, has_filters=True).tolist()
+    for row, metadata in enumerate(alone):
+        assert found[row] == int(sampling.draw(logits[row : row + 1], metadata))
+
+
+@pytest.mark.skipif(not CUDA, reason="200,000 rows take an NVIDIA GPU")
+@pytest.mark.parametrize("filters", [(0, 0.8, 0.0), (7, 1.0, 0.0), (9, 0.8, 0.02)], ids=str)
+def test_draws_follow_the_filtered_softmax(filters, dtype):
+    rows, vocab_size = 200_000, 40
+    logits = torch.linspace(-2, 2, vocab_size, device=DEVICE).to(dtype).repeat(rows, 1)
+    counts = sampling.draw(logits, parameters(rows, *filters)).bincount(minlength=vocab_size)
+    limits = (torch.tensor([[x]], device=DEVICE) for x in (*filters[:2], log_of(filters[2])))
+    expected = sampler.filter_scores(logits[:1].float() / 0.7, *limits)[0].softmax(0) * rows
+    kept = expected > 0
+    assert not counts[~kept].any()
+    chi2 = float(((counts - expected)[kept] ** 2 / expected[kept]).sum())
+    freedom = int(kept.sum()) - 1
+    assert chi2 < freedom + 4 * math.sqrt(2 * freedom) + 8, f"{chi2:.1f} with {freedom} degrees"
+
+
+@pytest.mark.parametrize("first_id", [0, 1203])
+def test_the_best_of_a_part_of_the_vocabulary(first_id, dtype):
+    """A rank's part may begin anywhere. Equal scores go to the lowest id."""
+    logits = 3 * torch.randn(6, 1501).to(DEVICE, dtype)
+    metadata = parameters(6)
+    metadata.temperature[:, 0] = torch.tensor([0, 0.5, 1.0, 2.0, 0, 1.0])
+    logits[4] = 1.0
+    wanted = sampler.candidates(logits, metadata, first_id)[1]
+    found = Ranks().reduce_argmax(*sampling.candidates(logits, metadata, first_id))
+    assert found.tolist() == wanted.tolist()
+    assert found[4] == first_id
+
+
+@pytest.mark.parametrize("filters", [FILTERS[name] for name in ("none", "k p m", "p 0.5")], ids=str)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_a_row_whose_best_score_is_not_finite_gets_no_id(bad, filters, dtype):
+    """One bad logit in the first or the last chunk, and a row of nothing else."""
+    logits = torch.randn(5, 1501).to(DEVICE, dtype)
+    logits[1, 7] = logits[2, 1500] = bad
+    logits[3] = bad
+    for temperature in (0.0, 0.8):
+        metadata = parameters(5, *filters, temperature=temperature)
+        found = sampling.draw(logits, metadata).tolist()
+        assert found == sampler.draw(logits, metadata, has_filters=True).tolist()
+        bad_rows = [3] if bad == -torch.inf else [1, 2, 3]
+        assert [row for row, token_id in enumerate(found) if token_id == -1] == bad_rows
+        parts = Ranks().reduce_argmax(*sampling.candidates(logits, metadata, 0)).squeeze(1)
+        assert [row for row, token_id in enumerate(parts) if token_id == -1] == bad_rows
