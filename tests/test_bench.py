@@ -13,8 +13,8 @@ import torch
 import xxhash
 
 from course import bench, random_model
-from course.benchmarks import attention, measure, roofline
-from course.benchmarks.workloads import WORKLOADS, make_workload
+from course.benchmarks import attention, measure, roofline, sampling, serving
+from course.benchmarks.workloads import SAMPLING, WORKLOADS, make_workload, number_runs
 from course.cli import main
 from nanovllm.ops.backend import TORCH
 
@@ -25,16 +25,22 @@ VOCAB = 151_936
 
 
 def test_the_workloads_have_the_reference_lengths():
-    throughput, latency, shared = (make_workload(name, 0, 1.0, VOCAB) for name in WORKLOADS)
+    throughput, latency, shared, qwen3 = (make_workload(name, 0, 1.0, VOCAB) for name in WORKLOADS)
     assert len(throughput.prompts) == 256
     assert sum(throughput.num_outputs) == 133_966
     assert sum(map(len, throughput.prompts)) == 142_827
     assert ([len(p) for p in latency.prompts], latency.num_outputs) == ([128], [512])
     assert [len(p) for p in shared.prompts] == [2176] * 256
     assert shared.num_outputs == [64] * 256
+    assert qwen3 == throughput
 
 
-REFERENCE = {"W1": "2802a879d50fe5d2", "W2": "ddb48c4138121b8d", "W3": "0f8d3ba76fdc669c"}
+REFERENCE = {
+    "W1": "2802a879d50fe5d2",
+    "W2": "ddb48c4138121b8d",
+    "W3": "0f8d3ba76fdc669c",
+    "W5": "2802a879d50fe5d2",
+}
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -53,6 +59,20 @@ def test_runs_differ_in_tokens_and_not_in_lengths(name, scale, vocab_size):
     assert first.num_outputs == second.num_outputs
     assert all(p[:8] != q[:8] for p, q in zip(first.prompts, second.prompts, strict=True))
     assert max(map(max, second.prompts)) < vocab_size
+
+
+def test_the_workloads_sample_as_the_reference_does():
+    assert SAMPLING["W5"] == {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+    assert all(SAMPLING[name] == {"temperature": 0.6} for name in ("W1", "W2", "W3"))
+
+
+def test_workloads_with_the_same_prompts_do_not_share_a_run():
+    assert number_runs(["W1", "W2", "W5"], 3) == {
+        "W1": range(3),
+        "W2": range(3),
+        "W5": range(3, 6),
+    }
+    assert number_runs(["W5"], 3) == {"W5": range(3)}
 
 
 def test_the_shared_prefix_is_shared_at_any_scale():
@@ -163,6 +183,16 @@ def test_an_engine_that_gives_too_few_tokens_is_found_out():
         (["--scale", "1/0"], "above 0"),
         (["--runs", "0"], "at least 1"),
         (["--engine", "block_size"], "NAME=VALUE"),
+        (["sampling", "--settings", "plain,beam"], "got 'beam'"),
+        (["sampling", "--batch-sizes", "1,0"], "at least 1"),
+        (["sampling", "--batch-sizes", "1;2"], "separated by commas, got '1;2'"),
+        (["serving", "--rates", "1,inf"], "above 0"),
+        (["serving", "--rates", "1,,2"], "separated by commas"),
+        (["serving", "--seconds", "-1"], "above 0"),
+        (["serving", "--goodput", "itl:5"], "must be ttft:MS"),
+        (["serving", "--goodput", "ttft"], "must be ttft:MS"),
+        (["serving", "--goodput", "ttft:fast"], "must be ttft:MS"),
+        (["serving", "--goodput", "tpot:0"], "above 0, got 'tpot:0'"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message, capsys):
@@ -179,14 +209,22 @@ def test_a_comparison_runs_alone(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("transformers --engine block_size=32", "--engine belongs to W1, W2 and W3, not to tr"),
-        ("transformers --scale 1/8", "--scale belongs to W1, W2 and W3 and attention"),
-        ("attention --model /nope", "--model belongs to W1, W2 and W3 and transformers"),
-        ("W1 --batch 4", "--batch belongs to transformers, not to W1"),
+        (
+            "transformers --engine block_size=32",
+            "--engine belongs to the reference workloads, sampling and serving, not to tr",
+        ),
+        ("transformers --scale 1/8", "--scale belongs to the reference workloads, sampling, "),
+        ("attention --model /nope", "sampling, serving and transformers, not to attention"),
+        ("W1 --batch 4", "--batch belongs to transformers, not to the reference workloads"),
+        ("serving --runs 2", "--runs belongs to the reference workloads, sampling and trans"),
+        ("sampling --rates 1,2", "--rates belongs to serving, not to sampling"),
+        ("W5 --seed 1", "--seed belongs to serving, not to the reference workloads"),
+        ("serving --settings greedy", "--settings belongs to sampling, not to serving"),
     ],
 )
 def test_an_argument_that_would_be_ignored_is_refused(arguments, message, monkeypatch, capsys):
-    for module in (bench.against_transformers, bench.attention, bench.measure):
+    modules = (bench.against_transformers, bench.attention, bench.measure, sampling, serving)
+    for module in modules:
         for name in {"compare", "measure"} & set(vars(module)):
             monkeypatch.setattr(module, name, lambda *_: pytest.fail("it was measured"))
     assert main(["bench", *arguments.split()]) == 2
@@ -246,7 +284,7 @@ def test_the_workloads_run_on_a_tiny_model(tiny_model, small_peaks, tmp_path, mo
     monkeypatch.setattr(sys, "argv", ["course", *arguments])
     assert main(arguments) == 0
     text, record = capsys.readouterr().out, json.loads(file.read_text())
-    assert list(record["workloads"]) == ["W1", "W2", "W3"]
+    assert list(record["workloads"]) == ["W1", "W2", "W3", "W5"]
     assert record["engine"]["num_gpu_blocks_override"] == 40
     assert str(tmp_path.parent) not in file.read_text()
     assert os.path.expanduser("~") not in file.read_text()
@@ -264,7 +302,11 @@ def test_the_workloads_run_on_a_tiny_model(tiny_model, small_peaks, tmp_path, mo
     shared = record["workloads"]["W3"]["median"]
     assert shared["cached_prompt_tokens"] > 0
     assert shared["bytes_prefix_read_once"] < shared["bytes"]
-    assert record["workloads"]["W1"]["median"]["cached_prompt_tokens"] == 0
+    for name in ("W1", "W5"):
+        assert record["workloads"][name]["sampling"] == SAMPLING[name]
+        assert record["workloads"][name]["median"]["cached_prompt_tokens"] == 0
+    [top_k] = (line.split() for line in text.splitlines() if line.startswith("    top-k"))
+    assert top_k == ["top-k", "-", "-", "-", "20"]
 
 
 def test_attention_alone_runs_on_a_cpu(small_peaks, tmp_path, capsys):

@@ -14,13 +14,13 @@ from typing import Any
 
 from course import machine
 from course.benchmarks.roofline import Peaks, Work, count_work, measure_peaks
-from course.benchmarks.workloads import Workload, make_workload
+from course.benchmarks.workloads import PLAIN, SAMPLING, Workload, make_workload, number_runs
 
 MAX_MODEL_LEN = 4096
 ON_GPU = {"max_num_seqs": 512, "max_num_batched_tokens": 16_384}
 SCALE_ON_CPU = 1 / 8
 WARM_UP = {"cuda": 16, "cpu": 2}  # requests, of very different lengths
-SAMPLING = {"temperature": 0.6, "ignore_eos": True, "detokenize": False}
+EVERY_REQUEST = {"ignore_eos": True, "detokenize": False}
 
 
 def measure(args: argparse.Namespace, names: list[str], start: float) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def measure(args: argparse.Namespace, names: list[str], start: float) -> dict[st
     before = time.perf_counter()
     model = model_for(args.model, cuda)
     start += time.perf_counter() - before  # making the model is not part of the engine's start
-    options = engine_options(args, scale, cuda)
+    options = engine_options(args, round(scale * MAX_MODEL_LEN), cuda)
     llm, first_token = start_engine(model, options, start)
     with llm:
         engine = llm.llm_engine
@@ -40,23 +40,33 @@ def measure(args: argparse.Namespace, names: list[str], start: float) -> dict[st
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         warm_up(llm, scale)
-        all_runs = {name: run_workload(llm, name, args.runs, scale) for name in names}
+        all_runs = run_workloads(llm, names, args.runs, scale)
         memory = peak_memory(device)
     peaks = measure_peaks(device, config.dtype)
     return {
-        "model": without_folder(model),
-        "machine": machine.describe(str(device)),
-        "dtype": str(config.dtype).removeprefix("torch."),
-        "versions": machine.versions(),
-        "engine": {name: without_folder(value) for name, value in options.items()},
+        **describe_engine(engine, model, options),
         "scale": scale,
         "start_to_first_token_seconds": first_token,
         "peak_memory_bytes": memory,
         "peaks": {"read_bytes_per_second": peaks.bandwidth, "flops_per_second": peaks.flops},
         "workloads": {
-            name: summarise([describe_run(run, peaks) for run in runs], device.type == "cuda")
+            name: {
+                "sampling": SAMPLING[name],
+                **summarise([describe_run(run, peaks) for run in runs], device.type == "cuda"),
+            }
             for name, runs in all_runs.items()
         },
+    }
+
+
+def describe_engine(engine: Any, model: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What every record says of the engine and the machine it ran on."""
+    return {
+        "model": without_folder(model),
+        "machine": machine.describe(str(engine.device)),
+        "dtype": str(engine.model_config.dtype).removeprefix("torch."),
+        "versions": machine.versions(),
+        "engine": {name: without_folder(value) for name, value in options.items()},
     }
 
 
@@ -73,9 +83,9 @@ def model_for(named: str | None, cuda: bool) -> str:
     return str(random_model_dir()) if cuda and not named else pick_model(named)
 
 
-def engine_options(args: argparse.Namespace, scale: float, cuda: bool) -> dict[str, Any]:
+def engine_options(args: argparse.Namespace, max_model_len: int, cuda: bool) -> dict[str, Any]:
     """The arguments of LLM: the workloads' limits, then what the command line asks for."""
-    options: dict[str, Any] = {"dtype": args.dtype, "max_model_len": round(scale * MAX_MODEL_LEN)}
+    options: dict[str, Any] = {"dtype": args.dtype, "max_model_len": max_model_len}
     if cuda:
         options |= ON_GPU
     if args.max_num_seqs:
@@ -90,29 +100,39 @@ def start_engine(model: str, options: dict[str, Any], start: float) -> tuple[Any
     from nanovllm import LLM, SamplingParams
 
     llm = LLM(model, use_tqdm_on_load=False, **options)
-    llm.generate([[1, 2, 3]], SamplingParams(max_tokens=1, **SAMPLING), use_tqdm=False)
+    llm.generate(
+        [[1, 2, 3]], SamplingParams(max_tokens=1, **PLAIN, **EVERY_REQUEST), use_tqdm=False
+    )
     return llm, time.perf_counter() - start
 
 
-def warm_up(llm: Any, scale: float) -> None:
+def warm_up(llm: Any, scale: float, sampling: dict[str, Any] = PLAIN) -> None:
     """Prompts and outputs of mixed lengths, twice: what is compiled on first use is compiled."""
     rng, vocab_size = random.Random(1), llm.llm_engine.model_config.vocab_size
     count = WARM_UP[llm.llm_engine.device.type]
     for _ in range(2):
         lengths = [max(1, round(scale * rng.randint(1, 1024))) for _ in range(count)]
         prompts = [rng.choices(range(vocab_size), k=length) for length in lengths]
-        answer(llm, Workload(prompts, [max(2, length // 8) for length in lengths]))
+        answer(llm, Workload(prompts, [max(2, length // 8) for length in lengths]), sampling)
 
 
-def run_workload(llm: Any, name: str, runs: int, scale: float) -> list[dict[str, Any]]:
-    """Run one workload several times; what is known of each run, without the machine's peaks."""
+def run_workloads(
+    llm: Any, names: list[str], runs: int, scale: float
+) -> dict[str, list[dict[str, Any]]]:
+    """Run each workload several times; what is known of each run, without the machine's peaks."""
     vocab_size = llm.llm_engine.model_config.vocab_size
-    return [run_once(llm, make_workload(name, run, scale, vocab_size)) for run in range(runs)]
+    return {
+        name: [
+            run_once(llm, make_workload(name, run, scale, vocab_size), SAMPLING[name])
+            for run in numbers
+        ]
+        for name, numbers in number_runs(names, runs).items()
+    }
 
 
-def run_once(llm: Any, workload: Workload) -> dict[str, Any]:
+def run_once(llm: Any, workload: Workload, sampling: dict[str, float]) -> dict[str, Any]:
     start = time.perf_counter()
-    outputs = answer(llm, workload)
+    outputs = answer(llm, workload, sampling)
     seconds = time.perf_counter() - start
     engine = llm.llm_engine
     trace = [step for step in engine.trace if step.start_time >= start]
@@ -132,11 +152,12 @@ def run_once(llm: Any, workload: Workload) -> dict[str, Any]:
     }
 
 
-def answer(llm: Any, workload: Workload) -> list[Any]:
+def answer(llm: Any, workload: Workload, sampling: dict[str, Any] = PLAIN) -> list[Any]:
     """Answer every prompt; RuntimeError unless each got exactly the tokens it was to get."""
     from nanovllm import SamplingParams
 
-    params = [SamplingParams(max_tokens=count, **SAMPLING) for count in workload.num_outputs]
+    fields = {**sampling, **EVERY_REQUEST}
+    params = [SamplingParams(max_tokens=count, **fields) for count in workload.num_outputs]
     prompts = [{"prompt_token_ids": prompt} for prompt in workload.prompts]
     outputs = llm.generate(prompts, params, use_tqdm=False)
     check_counts(workload.num_outputs, [len(output.outputs[0].token_ids) for output in outputs])
@@ -250,6 +271,8 @@ def print_report(report: dict[str, Any]) -> None:
     skipped = first["warm_up_runs"]
     print(f"median of {len(first['runs']) - skipped} runs, after {skipped} to warm up")
     print_row("", list(results))
+    for label, name in (("temperature", "temperature"), ("  top-p", "top_p"), ("  top-k", "top_k")):
+        print_row(label, [str(result["sampling"].get(name, "-")) for result in results.values()])
     medians = [result["median"] for result in results.values()]
     print_row("output tokens/s", [f"{m['output_tokens_per_second']:,.1f}" for m in medians])
     print_row("  slowest to fastest", [spread(result) for result in results.values()])
@@ -268,5 +291,5 @@ def spread(result: dict[str, Any]) -> str:
     return f"{slowest:,.1f} to {fastest:,.1f}"
 
 
-def print_row(label: str, cells: list[str]) -> None:
-    print(f"  {label:<24}" + "".join(f"{cell:>22}" for cell in cells))
+def print_row(label: str, cells: list[str], width: int = 22) -> None:
+    print(f"  {label:<24}" + "".join(f"{cell:>{width}}" for cell in cells))

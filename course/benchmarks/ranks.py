@@ -142,8 +142,10 @@ def run_engine(
     with LLM(model, tensor_parallel_size=n, use_tqdm_on_load=False, **options) as llm:
         measure.warm_up(llm, scale)
         runs = {
-            name: measure.run_workload(llm, name, args.runs + cuda, scale)[int(cuda) :]
-            for name in args.workloads
+            name: every[int(cuda) :]
+            for name, every in measure.run_workloads(
+                llm, args.workloads, args.runs + cuda, scale
+            ).items()
         }
         return {
             "ranks": n,

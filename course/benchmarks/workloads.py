@@ -1,10 +1,12 @@
 """The reference workloads: which prompts, and how many tokens each request is to get.
 
 Prompts are random token ids, since only their number matters to speed. Every run of a workload has
-the same lengths and other ids, so that no run finds the last one's prefixes in the cache.
+the same lengths and other ids, so that no run finds the last one's prefixes in the cache. W5 has
+the prompts and lengths of W1, and differs in how tokens are sampled.
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -44,7 +46,26 @@ WORKLOADS: dict[str, Callable[[int], Workload]] = {
     "W1": throughput,
     "W2": latency,
     "W3": shared_prefix,
+    "W5": throughput,
 }
+PLAIN = {"temperature": 0.6}
+QWEN3 = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}  # what Qwen3's generation_config asks for
+SAMPLING: dict[str, dict[str, float]] = {"W1": PLAIN, "W2": PLAIN, "W3": PLAIN, "W5": QWEN3}
+
+
+def number_runs(names: list[str], runs: int) -> dict[str, range]:
+    """The numbers of each workload's runs, when one engine runs all the workloads.
+
+    Two workloads with the same prompts get different numbers, because the second one would
+    otherwise find the prompts of the first one in the prefix cache.
+    """
+    taken: Counter[Callable[[int], Workload]] = Counter()
+    numbers = {}
+    for name in names:
+        first = taken[WORKLOADS[name]]
+        numbers[name] = range(first, first + runs)
+        taken[WORKLOADS[name]] += runs
+    return numbers
 
 
 def make_workload(name: str, run: int, scale: float, vocab_size: int) -> Workload:
