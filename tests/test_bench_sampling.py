@@ -12,23 +12,28 @@ from nanovllm import SamplingParams
 
 
 class Recorder:
-    """Stands in for LLM: it records what it was given and answers with the right counts."""
+    """Stands in for LLM: it records what it was given, and its n-th answer takes n seconds."""
 
     def __init__(self):
         self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(vocab_size=300))
-        self.calls = []
+        self.calls, self.now = [], 0.0
+
+    def perf_counter(self):
+        return self.now
 
     def generate(self, prompts, params, use_tqdm):
+        self.now += len(self.calls) + 1
         self.calls.append(([prompt["prompt_token_ids"] for prompt in prompts], params))
         return [
             SimpleNamespace(outputs=[SimpleNamespace(token_ids=[0] * p.max_tokens)]) for p in params
         ]
 
 
-def test_the_settings_take_turns_and_the_first_round_is_not_counted():
+def test_the_settings_take_turns_and_the_first_round_is_not_counted(monkeypatch):
     llm, names = Recorder(), ["plain", "greedy", "qwen3"]
+    monkeypatch.setattr(sampling, "time", llm)
     seconds = sampling.take_turns(llm, names, 4, [6, 5], 3, random.Random(0))
-    assert {name: len(runs) for name, runs in seconds.items()} == dict.fromkeys(names, 2)
+    assert seconds == {"plain": [4, 7], "greedy": [5, 8], "qwen3": [6, 9]}
     asked = [params[0] for _, params in llm.calls]
     assert [p.temperature for p in asked] == [0.6, 0.0, 0.6] * 3
     assert [(p.top_k, p.top_p) for p in asked] == [(0, 1.0), (0, 1.0), (20, 0.95)] * 3
