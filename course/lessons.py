@@ -27,6 +27,12 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
         "engine/memory.py",
         "engine/engine.py",
     ),
-    "08_tensor_parallelism": ("model/ranks.py", "model/parallel.py", "llm_engine.py"),
+    "08_tensor_parallelism": (
+        "model/ranks.py",
+        "model/launch.py",
+        "model/signed_store.py",
+        "model/parallel.py",
+        "llm_engine.py",
+    ),
     "09_the_ladder": (),  # measures all of them together
 }

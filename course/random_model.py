@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from course import machine
+from course.processes import module_command
 from course.smollm2 import cache_dir
 
 FOLDER = "qwen3-0.6b-random-1"  # another recipe, another number
@@ -74,10 +75,11 @@ def random_model_dir(name: str = "qwen3-0.6b") -> Path:
     folder = cache_dir() / SHAPES[name][0]
     if folder.exists():
         return folder
-    command = [sys.executable, "-u", "-m", "course.random_model", name]
+    command = module_command("course.random_model", name)
     options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     lines = []
-    with subprocess.Popen(command, env=machine.environment(), **options) as process:
+    env = machine.environment() | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, env=env, **options) as process:
         for line in process.stdout or ():
             lines.append(line)
             print(line, end="", file=sys.stderr, flush=True)

@@ -4,7 +4,6 @@ It settles the arguments, loads the model, sizes the cache, turns prompts into s
 the other ranks, before it does it itself, whatever it was asked to do.
 """
 
-import json
 import os
 import signal
 import sys
@@ -28,6 +27,7 @@ from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.model import loader
+from nanovllm.model.launch import facts_of
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.parallel import check_divisible
 from nanovllm.model.ranks import Ranks
@@ -84,6 +84,7 @@ class LLMEngine:
         self.device = self.ranks.place(self.device)
         settled = replace(settled, device=str(self.device))
         try:
+            self.ranks.check_same(facts_of(folder, config, settled))
             # What is sized by the longest request (the RoPE table, the rows of the persistent
             # batch) need not follow the config's positions where no cache could hold so many.
             capacity = most_blocks(config, settled, self.ranks) * args.block_size
@@ -102,7 +103,9 @@ class LLMEngine:
             scheduler = scheduler_class(self.block_manager, args.max_num_seqs, budget, chunked)
             runner.capture(graph_sizes(runner, settled))
             self.core = EngineCore(scheduler, runner, args.async_scheduling)
-        except BaseException:
+            self.ranks.begin_steps()
+        except BaseException as error:
+            self.ranks.report(error)
             self.ranks.close(kill=True)
             raise
         self.sequences: dict[str, Sequence] = {}  # unfinished, by request id
@@ -244,7 +247,8 @@ class LLMEngine:
             if self.ranks.size > 1:  # ranks may now differ: this engine cannot go on
                 try:
                     if isinstance(error, RuntimeError):
-                        self.ranks.check_workers()  # if one has died, say so: that is the cause
+                        self.ranks.check_workers()  # if one has failed, say so: that is the cause
+                        self.ranks.check_reports()
                 finally:
                     self._release(kill=True)
             raise
@@ -321,9 +325,8 @@ def longest_request(args: EngineArgs, settled: EngineArgs, num_blocks: int) -> i
 def run_worker() -> None:
     """A rank that another engine started: do what rank 0 says until it says close, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, rank 0 too
-    port, rank, size = map(int, sys.argv[1:])
-    ranks = Ranks.join(port, rank, size)
-    engine = LLMEngine(EngineArgs(**json.loads(ranks.store.get("settings"))), ranks=ranks)
+    ranks, settings = Ranks.join()
+    engine = LLMEngine(EngineArgs(**settings), ranks=ranks)
     try:
         while True:
             command, payload = ranks.share(None)
@@ -332,5 +335,8 @@ def run_worker() -> None:
             getattr(engine, f"_apply_{command}")(payload)
     except torch.distributed.DistError:  # rank 0 is gone
         sys.exit(1)
+    except BaseException as error:
+        ranks.report(error)
+        raise
     finally:
         engine._release(kill=False)

@@ -137,6 +137,6 @@ def engine_of(size: int, **options: Any) -> Iterator[LLMEngine]:
     finally:
         engine.close()
         for thread in threads:
-            thread.join(timeout=60)
+            thread.join(timeout=600)
     assert not failures, failures
     assert not any(thread.is_alive() for thread in threads)

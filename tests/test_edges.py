@@ -454,7 +454,7 @@ import sys
 from nanovllm import LLM
 LLM(sys.argv[1], tensor_parallel_size=2, use_tqdm_on_load=False)
 """
-    done = python(code, copy, timeout=60)  # its workers hold the pipes: this waits for them too
+    done = python(code, copy, timeout=600)  # its workers hold the pipes: this waits for them too
     assert done.returncode == 1
     assert "model.safetensors" in done.stderr
 

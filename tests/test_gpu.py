@@ -401,7 +401,7 @@ def test_two_gpus_under_torchrun(tiny_model, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run(
         [*command, script, folder, json.dumps(PROMPTS), tmp_path],
-        timeout=180,
+        timeout=900,
         env=machine.environment(),
         check=True,
     )

@@ -12,10 +12,8 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from course import machine
@@ -23,6 +21,7 @@ from course.bench import local_path, positive
 
 SMALLEST = 2**10
 LARGEST = {"nccl": 2**26, "gloo": 2**24}
+WORKER = "from course.benchmarks.all_reduce import worker; worker()"
 REPEATS = 20
 CAPTURED = 20  # all-reduces in a graph
 
@@ -33,11 +32,7 @@ def main() -> int:
     parser.add_argument("--ranks", default=2, type=positive)
     parser.add_argument("--largest", type=positive, metavar="BYTES")
     parser.add_argument("--json", type=local_path, metavar="FILE")
-    parser.add_argument("--join", nargs=2, type=int, metavar=("PORT", "RANK"), help="internal")
     args = parser.parse_args()
-    if args.join:
-        worker(*args.join, args.ranks, args.largest)
-        return 0
     report = measure(args.ranks, args.largest)
     print_report(report)
     if args.json:
@@ -50,32 +45,24 @@ def main() -> int:
 
 def measure(num_ranks: int, largest: int | None = None) -> dict[str, Any]:
     """Start the other ranks, be rank 0, and report."""
-    import torch.distributed as dist
-
     from nanovllm.model.ranks import Ranks
 
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    ranks = Ranks(0, num_ranks, store)
-    command = [sys.executable, "-m", "course.benchmarks.all_reduce", "--ranks", str(num_ranks)]
-    limit = ["--largest", str(largest)] if largest else []
-    root = str(Path(__file__).resolve().parent.parent.parent)
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    for rank in range(1, num_ranks):
-        join = ["--join", str(store.port), str(rank)]
-        ranks.workers.append(subprocess.Popen([*command, *limit, *join], env=environment))
+    ranks = Ranks.start_workers(num_ranks, {"largest": largest}, WORKER)
     try:
         return run(ranks, largest)
     finally:
         ranks.close()
 
 
-def worker(port: int, rank: int, num_ranks: int, largest: int | None) -> None:
+def worker() -> None:
     from nanovllm.model.ranks import Ranks
 
-    ranks = Ranks.join(port, rank, num_ranks)
+    ranks, settings = Ranks.join()
     try:
-        run(ranks, largest)
+        run(ranks, settings["largest"])
+    except Exception as error:
+        ranks.report(error)
+        raise
     finally:
         ranks.close()
 

@@ -29,6 +29,7 @@ import torch
 from course import machine
 from course.bench import command_line, local_path, positive
 from course.models import measured_model, own_model
+from course.processes import spawned_safely
 from course.timing import measure
 from nanovllm import LLM, SamplingParams
 
@@ -102,7 +103,7 @@ def ladder(args: argparse.Namespace) -> dict[str, Any]:
 
 def alone(function: Callable, *args: Any) -> Any:
     """What the function returns in a process of its own."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    with spawned_safely(), ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
 

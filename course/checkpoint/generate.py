@@ -14,13 +14,13 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from course.bench import local_path, option, positive
 from course.checkpoint.shards import add_up, shard_file, write_shard, write_whole
+from course.processes import module_command
 
 SHARD = {"cuda": 2048, "cpu": 64}  # stories drawn for one file
 LIMITS: dict[str, dict[str, Any]] = {
@@ -85,7 +85,7 @@ def run_workers(args: argparse.Namespace, start: float) -> int:
 
     args.model = args.model or str(smollm2_dir())  # made once, not by every worker
     left = args.minutes - (time.perf_counter() - start) / 60
-    command = [sys.executable, "-m", "course.checkpoint.generate", str(args.folder)]
+    command = module_command("course.checkpoint.generate", str(args.folder))
     command += ["--workers", str(args.workers), "--minutes", str(left), "--model", args.model]
     command += ["--shard", str(args.shard), "--seed", str(args.seed)]
     command += ["--stories", str(args.stories)] if args.stories else []

@@ -21,6 +21,7 @@ from course.checkpoint.filters import words_of
 from course.checkpoint.grid import is_held_out
 from course.checkpoint.pack import encode, pack
 from course.checkpoint.tokenizer import save_tokenizer, train_tokenizer
+from course.processes import spawned_safely
 
 LENGTH = 1024  # tokens a row, and the model's context
 RARE = (4, 20_000)  # a rare word is in fewer than 4 stories, or in fewer than one of 20,000
@@ -91,7 +92,8 @@ def make_rows(stories: list[Story], copies: int, seed: int, tokenizer: Path) -> 
         parts = [make_part(*task) for task in tasks]
     else:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-        with ProcessPoolExecutor(min(16, cores, len(tasks)), get_context("spawn")) as pool:
+        workers = min(16, cores, len(tasks))
+        with spawned_safely(), ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             parts = list(pool.map(make_part, *zip(*tasks, strict=True)))
     tokens, learn, counts = zip(*parts, strict=True)
     return Rows(np.concatenate(tokens), np.concatenate(learn)), sum(counts)

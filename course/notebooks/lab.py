@@ -51,7 +51,8 @@ def jupyterlab(folder: Path, dark: bool = False) -> Iterator[str]:
         overrides.parent.mkdir(parents=True)
         overrides.write_text(json.dumps(QUIET | (DARK if dark else {})))
         log = Path(home, "log")
-        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+        # -P: the working folder's files are no part of JupyterLab
+        command = [sys.executable, "-P", "-m", "jupyterlab", "--no-browser", "--allow-root"]
         command += [f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={token}"]
         command += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
         with log.open("w") as file:

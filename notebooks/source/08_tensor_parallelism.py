@@ -7,7 +7,7 @@
 # | Difficulty | hard |
 # | Hardware | any laptop |
 # | Needs | lessons 01, 02, 05 and 07 |
-# | Ends in | `nanovllm/model/ranks.py`, `nanovllm/model/parallel.py`, `nanovllm/llm_engine.py` |
+# | Ends in | `nanovllm/model/ranks.py`, `nanovllm/model/launch.py`, `nanovllm/model/signed_store.py`, `nanovllm/model/parallel.py`, `nanovllm/llm_engine.py` |
 
 # %% [markdown]
 # ## What hurts now
@@ -263,9 +263,9 @@ from nanovllm.llm_engine import LLMEngine, run_worker
 show_source(Ranks.share, LLMEngine._on_all_ranks, run_worker)
 
 # %% [markdown]
-# Commands go through a key-value store; tensors through gloo, or with a GPU a rank **NCCL**, NVIDIA's library, which
+# Commands go through a key-value store, and each is signed, since any process of this machine can write there; tensors through gloo, or with a GPU a rank **NCCL**, NVIDIA's library, which
 # graphs can capture. (`torchrun` starts a script once a rank.) A collective, a call of all ranks together, that one
-# rank never enters blocks the others: so rank 0 looks whether its workers live, and a step of 25 s is an error.
+# rank never enters blocks the others: so rank 0 looks whether its workers live, and a step of 5 minutes is an error.
 #
 # ## Check
 #
