@@ -1,6 +1,7 @@
 """Ranks as threads, recorded measurements, and their drawing."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -29,6 +30,19 @@ def test_threads_reduce_and_failures_are_raised():
         on_ranks(2, lambda ranks: 1 / 0)
 
 
+def test_a_collective_that_a_rank_never_enters_is_an_error_and_not_a_wait():
+    with pytest.raises(RuntimeError, match=r"rank 1 waits in all_reduce, which \[0\] never enters"):
+        on_ranks(2, lambda ranks: ranks.rank and ranks.all_reduce(torch.ones(1)))
+
+
+def test_two_different_collectives_at_once_are_an_error():
+    def run(ranks):
+        return ranks.share(1) if ranks.rank else ranks.minimum(1)
+
+    with pytest.raises(RuntimeError, match=r"ranks enter \['a gather', 'share'\] at once"):
+        on_ranks(2, run)
+
+
 THREADS = {
     "on_ranks": "import course.labs.rank_lab as r; r.on_ranks(2, lambda ranks: ranks.minimum(1))",
     "counting engine": "from counting_engine import engine_of\nwith engine_of(2):\n    pass",
@@ -40,9 +54,9 @@ def test_collectives_of_threads_are_not_recorded(threads, monkeypatch):
     """torch 2.11's recorder, one a process, dies of two threads that write to it."""
     monkeypatch.delenv("TORCH_FR_BUFFER_SIZE", raising=False)  # this process has it, too
     dump = "import torch; print(torch._C._distributed_c10d._dump_fr_trace_json(True).decode())"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
     command = [sys.executable, "-c", f"{threads}\n{dump}"]
-    folder = ROOT / "tests"  # where counting_engine.py is
-    printed = subprocess.run(command, cwd=folder, capture_output=True, check=True).stdout
+    printed = subprocess.run(command, capture_output=True, check=True).stdout
     assert "entries" not in json.loads(printed)
 
 

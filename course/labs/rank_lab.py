@@ -20,26 +20,77 @@ from course.records import SHIPPED
 os.environ["TORCH_FR_BUFFER_SIZE"] = "0"  # read when the first group of the process computes
 
 
+class Meeting:
+    """Where ranks that are threads meet before each collective.
+
+    A collective that a rank never enters makes the others wait without end. Here we need no clock
+    to see that: a rank that has ended enters nothing any more, and the others are told so.
+    """
+
+    def __init__(self, size: int):
+        self.entered: list[list[str]] = [[] for _ in range(size)]  # names of collectives, by rank
+        self.ended: set[int] = set()
+        self.changed = threading.Condition()
+
+    def enter(self, rank: int, name: str) -> None:
+        """Wait for all ranks to enter; RuntimeError if one never will, or enters another one."""
+        with self.changed:
+            self.entered[rank].append(name)
+            self.changed.notify_all()
+            at = len(self.entered[rank]) - 1
+
+            def missing() -> list[int]:
+                return [other for other, names in enumerate(self.entered) if len(names) <= at]
+
+            self.changed.wait_for(lambda: not missing() or self.ended & {*missing()})
+            if missing():
+                raise RuntimeError(f"rank {rank} waits in {name}, which {missing()} never enters")
+            if len({names[at] for names in self.entered}) > 1:
+                raise RuntimeError(f"ranks enter {[names[at] for names in self.entered]} at once")
+
+    def end(self, rank: int) -> None:
+        with self.changed:
+            self.ended.add(rank)
+            self.changed.notify_all()
+
+
 def on_ranks(size: int, function: Callable[[Any], Any]) -> list[Any]:
     """function(ranks) on every rank of a gloo group, each a thread; the results by rank.
 
-    Threads can run a function that was defined in a notebook's cell, and processes cannot.
+    Threads can run a function that was defined in a notebook's cell, and processes cannot. A rank
+    that enters a collective which another rank never enters gets a RuntimeError.
     """
     import torch
     import torch.distributed as dist
 
     from nanovllm.model.ranks import Ranks
 
+    class MeetingRanks(Ranks):
+        def all_reduce(self, x: Any) -> Any:
+            meeting.enter(self.rank, "all_reduce")
+            return super().all_reduce(x)
+
+        def _gather(self, x: Any) -> Any:
+            meeting.enter(self.rank, "a gather")
+            return super()._gather(x)
+
+        def share(self, message: Any) -> Any:
+            meeting.enter(self.rank, "share")
+            return super().share(message)
+
     store, results, failures = dist.HashStore(), [None] * size, []
+    meeting = Meeting(size)
 
     def run(rank: int) -> None:
         try:
-            ranks = Ranks(rank, size, store)
+            ranks = MeetingRanks(rank, size, store)
             ranks.connect(torch.device("cpu"))
             with torch.inference_mode():
                 results[rank] = function(ranks)
         except BaseException as error:
             failures.append(error)
+        finally:
+            meeting.end(rank)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
     for thread in threads:
