@@ -7,13 +7,14 @@
 #
 # The first call makes .venv and installs into it, under the pins of constraints.txt; later calls
 # find it done. Variables, all optional:
-#   PYTHON=python3.12   the Python to make .venv with (3.11 to 3.13)
+#   PYTHON=python3.12   the Python to make .venv with (3.11 to 3.14)
 #   MODEL=...           for run and lab: a model's folder or Hugging Face id; it sets COURSE_MODEL
 #   ARGS=...            for run: more arguments of `course run`; for test-gpu: of course.gpu_tests,
 #                       which hands those that are pytest's to the lessons
 #   USE_PYTHON=python3  for test-gpu: a Python that has all packages. Nothing is installed, and .venv
 #                       is neither made nor used
-#   TORCH_INDEX=https://download.pytorch.org/whl/cpu    take torch's CPU build from there
+#   TORCH=cpu or cuda   the build of torch to install (default: CUDA's if an NVIDIA GPU is found)
+#   TORCH_INDEX=...     the address of the package index to install torch from
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,9 +25,11 @@ PYTHON ?=
 MODEL ?=
 ARGS ?=
 USE_PYTHON ?=
+TORCH ?=
 TORCH_INDEX ?=
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=180
-FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+PYTHONS = $(or $(PYTHON),python3.13 python3.12 python3.11 python3.14 python3 python)
 
 .PHONY: help install run test test-gpu lint lab screens clean
 .DEFAULT_GOAL := help
@@ -70,21 +73,23 @@ clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Installed once; again when a file that says what to install has changed.
+# Installed once, and again when a file that says what to install has changed. The stamp holds the
+# folder that was installed into. If .venv has left it, because the clone was renamed, moved or
+# copied, its scripts and the notebooks' imports still name the old folder and are repaired first.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
-ifneq ($(TORCH_INDEX),)
-	@echo "Installing into $(VENV): about 0.4 GB to download, with the torch build of $(TORCH_INDEX)."
-	$(PIP) install -c constraints.txt --index-url $(TORCH_INDEX) torch
-else ifeq ($(shell uname -s),Linux)
-	@echo "Installing into $(VENV): about 3 GB to download if torch comes with CUDA, as it does on"
-	@echo "Linux by default. Without an NVIDIA GPU, 0.4 GB will do; stop this with Ctrl-C, then:"
-	@echo "    make $(or $(MAKECMDGOALS),run) TORCH_INDEX=https://download.pytorch.org/whl/cpu"
-else
-	@echo "Installing into $(VENV): about 0.4 GB to download."
-endif
+	@index="$$(TORCH='$(TORCH)' TORCH_INDEX='$(TORCH_INDEX)' $(BIN)/python -m course.torch_build)" || exit 1; \
+	test -z "$$index" || $(PIP) install -c constraints.txt --index-url "$$index" torch
 	$(PIP) install --quiet -c constraints.txt setuptools
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[course,dev]'
-	@touch $@
+	@(cd $(VENV) && pwd -P) > $@
+
+ifeq ($(shell test -s $(STAMP) && test "$$(cat $(STAMP))" != "$$(cd $(VENV) && pwd -P)" && echo moved),moved)
+$(STAMP): repair
+endif
+
+.PHONY: repair
+repair:
+	@$(BIN)/python -m course.moved_venv
 
 # The model that wrote the small one's stories, and a second real model for the tests.
 $(SMOLLM2): $(STAMP)
@@ -93,13 +98,13 @@ $(SMOLLM2): $(STAMP)
 	@touch $@
 
 $(BIN)/python:
-	@for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python); do \
+	@for python in $(PYTHONS); do \
 	  if $$python -c '$(FITS)' 2>/dev/null; then \
 	    echo "Making $(VENV) with $$($$python --version) ($$python)."; \
 	    exec $$python -m venv --clear $(VENV); \
 	  fi; \
 	done; \
-	echo "No fitting Python found among: $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)." >&2; \
-	echo "Needed: Python 3.11, 3.12 or 3.13 with its venv module (on Debian and Ubuntu the package" >&2; \
+	echo "No fitting Python found among: $(PYTHONS)." >&2; \
+	echo "Needed: Python 3.11 to 3.14 with its venv module (on Debian and Ubuntu the package" >&2; \
 	echo "python3-venv). Name one that is elsewhere:  make run PYTHON=/path/to/python3.12" >&2; \
 	exit 1

@@ -6,11 +6,13 @@ here, so they leave slow imports (torch, transformers) to their functions.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
 from course import bench, doctor, ladder, minutes, progress, reset, reveal, run
+from course.clone import need_clone
 from course.notebooks import build
 
 COMMANDS: dict[str, ModuleType] = {
@@ -24,6 +26,8 @@ COMMANDS: dict[str, ModuleType] = {
     "build": build,
     "minutes": minutes,
 }
+ANYWHERE = {"run", "bench", "doctor"}  # the other commands read and write files of a clone
+READER_LEFT = 128 + 13  # the status that a shell gives a program which SIGPIPE, signal 13, ended
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,14 +48,37 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. What a user can put right is said in one line."""
-    args = build_parser().parse_args(arguments)
+    """Run one command and return its exit status.
+
+    An error that the user can correct is reported in one line. When the reader of a pipe leaves
+    early, as in `course doctor | head -1`, the command ends silently, as other programs do.
+    """
     try:
+        try:
+            return run_command(build_parser().parse_args(arguments))
+        finally:
+            sys.stdout.flush()  # now, because an error while Python exits can no longer be caught
+    except BrokenPipeError:
+        drop_output()
+        return READER_LEFT
+
+
+def run_command(args: argparse.Namespace) -> int:
+    try:
+        if args.command not in ANYWHERE:
+            need_clone()
         return int(args.main(args))
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
-        if args.debug:
+        if args.debug or isinstance(error, BrokenPipeError):
             raise
         print(f"course {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def drop_output() -> None:
+    """Send what is still buffered to nowhere, because Python flushes it once more as it exits."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

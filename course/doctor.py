@@ -1,6 +1,8 @@
 """Look at this machine: can it run the course, and what will it use?
 
-Exit status 0 means yes. Nothing is changed and nothing is downloaded.
+The doctor compares the installed versions with what the project asks for. It then answers a prompt
+with the course's own model, and reads the files of the model that COURSE_MODEL names. Exit status 0
+means that all of it works. Nothing is changed and nothing is downloaded.
 """
 
 import argparse
@@ -8,14 +10,17 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import sys
+import tomllib
+from pathlib import Path
+from typing import Any
 
 from course import machine
+from course.clone import ROOT, is_clone
 from course.lessons import FILES_OF_LESSON
-from course.models import CHECKPOINTS
+from course.models import VARIABLE, is_downloaded, own_model
 from course.smollm2 import FOLDER, PACKAGE, cache_dir, is_complete
 
-NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "xxhash", "tqdm")
+DISTRIBUTION = "nanovllm-course"
 HELPFUL = {
     "triton": "lesson 06 runs its torch twin without it (no macOS or Windows build exists)",
     "jupyterlab": "the notebooks open in it: make lab",
@@ -47,26 +52,56 @@ def main(args: argparse.Namespace) -> int:
     problems = [*_check_python(), *_check_packages()]
     _say("CPU", f"{machine.processor()}, {os.cpu_count()} cores")
     _say("memory", f"{machine.total_memory_bytes() / 2**30:.1f} GiB")
-    if not problems:
+    if not problems:  # else torch or transformers may not even be importable
         _describe_torch()
-    _describe_models()
-    if not problems:
+        problems += [*_check_own_model(), *_check_named_model()]
+    _describe_smollm2()
+    if not problems and is_clone():
         _describe_lessons()
     for problem in problems:
         print(f"  problem: {problem}")
-    print("This machine cannot run the course yet." if problems else "This machine is ready.")
+    print(_verdict(problems))
     return 1 if problems else 0
+
+
+def _verdict(problems: list[str]) -> str:
+    if problems:
+        return "This machine cannot run the course yet."
+    if is_clone():
+        return "This machine is ready."
+    return "This machine can run nanovllm. The lessons need a clone of the course's repository."
 
 
 def _say(label: str, text: str) -> None:
     print(f"  {label:<22} {text}")
 
 
+# -- versions ------------------------------------------------------------------------------------
+
+
+def project() -> tuple[str, list[str]]:
+    """The Python versions and the packages that the project asks for, with their bounds.
+
+    They come from pyproject.toml in a clone, because the metadata of an editable installation is as
+    old as the installation. Without a clone they come from the installed metadata.
+    """
+    if is_clone():
+        table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        return table["requires-python"], table["dependencies"]
+    metadata = importlib.metadata.metadata(DISTRIBUTION)
+    return metadata["Requires-Python"], metadata.get_all("Requires-Dist") or []
+
+
 def _check_python() -> list[str]:
-    _say("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    if (3, 11) <= sys.version_info[:2] <= (3, 13):
+    from packaging.specifiers import SpecifierSet
+
+    version, wanted = platform.python_version(), project()[0]
+    _say("Python", f"{version} on {platform.system()} {platform.machine()}")
+    if SpecifierSet(wanted).contains(version, prereleases=True):
         return []
-    return [f"Python 3.11 to 3.13 is needed, this is {platform.python_version()}"]
+    return [
+        f"Python {wanted} is needed, and this is {version}: run `make clean`, then `make install`"
+    ]
 
 
 def _version(package: str) -> str | None:
@@ -77,13 +112,102 @@ def _version(package: str) -> str | None:
 
 
 def _check_packages() -> list[str]:
-    problems = []
-    for package in (*NEEDED, *HELPFUL):
-        version = _version(package)
-        _say(package, version or f"not installed; {HELPFUL.get(package, 'needed')}")
-        if version is None and package in NEEDED:
-            problems.append(f"{package} is not installed: run `make run`, or see the README")
-    return problems
+    from packaging.requirements import Requirement
+
+    needed = [Requirement(text) for text in project()[1]]
+    needed = [r for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
+    names = [requirement.name for requirement in needed]
+    for package in (*names, *(name for name in HELPFUL if name not in names)):
+        _say(package, _version(package) or f"not installed; {HELPFUL.get(package, 'needed')}")
+    return [problem for requirement in needed if (problem := _problem_with(requirement))]
+
+
+def _problem_with(requirement: Any) -> str | None:
+    """What is wrong with the installed version of one needed package, and what to do about it."""
+    package, wanted, version = requirement.name, requirement.specifier, _version(requirement.name)
+    repair = (
+        "run `make install`, or see the README" if is_clone() else f'pip install "{requirement}"'
+    )
+    if version is None:
+        return None if package in HELPFUL else f"{package} is not installed: {repair}"
+    if wanted.contains(version, prereleases=True):  # prereleases: nightly builds of torch count too
+        return None
+    return f"{package} {version} is installed, and {package}{wanted} is needed: {repair}"
+
+
+# -- models --------------------------------------------------------------------------------------
+
+
+def _check_own_model() -> list[str]:
+    """Answer a prompt with the course's own model, as every lesson does."""
+    if not is_clone():
+        return []
+    try:
+        folder = own_model()
+        _try(folder)
+    except Exception as error:  # packages that do not fit together raise anything
+        _say("own model", "does not work")
+        said = f"{type(error).__name__}: {error}"
+        return [
+            f"the course's own model does not work ({said}). Restore it: git checkout checkpoints"
+        ]
+    _say("own model", f"{folder.name}, which answers")
+    return []
+
+
+def _try(folder: Path) -> None:
+    """Load a small model and answer one question, in little memory."""
+    from nanovllm import LLM, SamplingParams
+
+    small = {"num_gpu_blocks_override": 16, "max_model_len": 64, "enforce_eager": True}
+    question = [{"role": "user", "content": "Tell me a story."}]
+    with LLM(folder, use_tqdm_on_load=False, **small) as llm:
+        llm.chat(question, SamplingParams(temperature=0, max_tokens=4), use_tqdm=False)
+
+
+def _check_named_model() -> list[str]:
+    """Read the files of the model that COURSE_MODEL names, except its weights."""
+    if not (named := os.environ.get(VARIABLE)):
+        return []
+    folder = Path(named).expanduser()
+    try:
+        if folder.exists():
+            _read_all_but_weights(folder)
+        elif named.startswith(("/", ".", "~")):
+            raise FileNotFoundError("there is no such folder")
+        elif not is_downloaded(named):
+            _say(VARIABLE, f"{named}, which is not on this machine; its first use downloads it")
+            return []
+        else:
+            from huggingface_hub import snapshot_download
+
+            _read_all_but_weights(Path(snapshot_download(named, local_files_only=True)))
+    except Exception as error:  # as above
+        _say(VARIABLE, f"{named}, which cannot be used")
+        return [f"{VARIABLE}={named!r} cannot be used ({error}): name another model, or unset it"]
+    _say(VARIABLE, f"{named}, whose files can be read (its weights were not loaded)")
+    return []
+
+
+def _read_all_but_weights(folder: Path) -> None:
+    from nanovllm import EngineArgs
+    from nanovllm.model.loader import load_tokenizer, weight_files
+    from nanovllm.model.model_config import ModelConfig
+
+    ModelConfig.from_folder(folder)
+    load_tokenizer(EngineArgs(str(folder)), folder)
+    weight_files(folder)
+
+
+def _describe_smollm2() -> None:
+    folder = cache_dir() / FOLDER
+    state = "converted" if is_complete(folder) else "converted on first use"
+    _say("SmolLM2", f"{state}: {folder}")
+    parent = next(p for p in (folder, *folder.parents) if p.exists())
+    _say("disk free there", f"{shutil.disk_usage(parent).free / 1e9:.0f} GB")
+
+
+# -- what is used --------------------------------------------------------------------------------
 
 
 def _describe_torch() -> None:
@@ -106,7 +230,7 @@ def _describe_lessons() -> None:
     from course.models import measured_model, text_model
 
     print("  What the lessons use here:")
-    _say("text", text_model(make=False).says.removeprefix("Text: "))
+    _say("text", text_model().says.removeprefix("Text: "))
     _say("measuring", measured_model(make=False).says.removeprefix("Measured: "))
     triton = _version("triton") is not None
     for lesson, (on_gpu, on_cpu) in LESSONS.items():
@@ -116,13 +240,3 @@ def _describe_lessons() -> None:
         if lesson.startswith("08") and 0 < torch.cuda.device_count() < 2:
             uses = "two ranks on the CPU: this machine has one GPU"
         _say(lesson, uses)
-
-
-def _describe_models() -> None:
-    shipped = sorted(config.parent.name for config in CHECKPOINTS.glob("*/config.json"))
-    _say("checkpoints", ", ".join(shipped) or "none; SmolLM2 is used")
-    folder = cache_dir() / FOLDER
-    state = "converted" if is_complete(folder) else "converted on first use"
-    _say("SmolLM2", f"{state}: {folder}")
-    parent = next(p for p in (folder, *folder.parents) if p.exists())
-    _say("disk free there", f"{shutil.disk_usage(parent).free / 1e9:.0f} GB")

@@ -8,20 +8,21 @@ MODEL=...` sets it. Without it:
                                                     else the course's own
     measured_model    the course's own              a random model of Qwen3-0.6B's shape
 
-The course's own is the first folder in checkpoints/ that holds a config.json; without one it is
-SmolLM2-135M-Instruct, converted into the user's cache on first use.
+The course's own is the first folder in checkpoints/ that holds a config.json. Only a clone of the
+repository has one. Elsewhere a model must be named, because another model in its place would give
+other answers and other numbers without a word.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from course.clone import ROOT
 from course.random_model import FOLDER as RANDOM
 from course.random_model import random_model_dir
-from course.smollm2 import FOLDER as SMOLLM2
-from course.smollm2 import cache_dir, smollm2_dir
+from course.smollm2 import cache_dir
 
-CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+CHECKPOINTS = ROOT / "checkpoints"
 VARIABLE = "COURSE_MODEL"
 GPU_MODEL = "Qwen/Qwen3-0.6B"
 
@@ -47,30 +48,33 @@ def chosen_model() -> str | None:
     return os.path.expanduser(os.environ.get(VARIABLE) or "") or None
 
 
-def own_model(make: bool = True) -> Path:
-    """The folder of the course's own model. make: convert SmolLM2 if it comes to that."""
+def own_model() -> Path:
+    """The folder of the course's own model. FileNotFoundError where it is not there."""
     for config in sorted(CHECKPOINTS.glob("*/config.json")):
         return config.parent
-    return smollm2_dir() if make else cache_dir() / SMOLLM2
+    raise FileNotFoundError(
+        "no model is named, and the course's own comes only with a clone of its repository; "
+        f"name a model's folder or Hugging Face id with --model or {VARIABLE}"
+    )
 
 
-def text_model(make: bool = True) -> ModelChoice:
-    """For cells whose text is read. Nothing is downloaded unless COURSE_MODEL asks for it.
-
-    make: the model is there when this returns; else it is only named.
-    """
+def text_model() -> ModelChoice:
+    """For cells whose text is read. Nothing is downloaded unless COURSE_MODEL asks for it."""
     if chosen := chosen_model():
         return ModelChoice(chosen, f"Text: {Path(chosen).name}, named by {VARIABLE}.")
     if has_gpu() and is_downloaded(GPU_MODEL):
         return ModelChoice(GPU_MODEL, f"Text: {GPU_MODEL}.")
-    folder = own_model(make)
+    folder = own_model()
     return ModelChoice(str(folder), f"Text: {folder.name}, the course's own model.")
 
 
 def measured_model(make: bool = True) -> ModelChoice:
-    """For cells that measure: on a GPU the model that is the same for everybody. make: as above."""
+    """For cells that measure: on a GPU the model that is the same for everybody.
+
+    make: write the random model if it is not there yet; otherwise it is only named.
+    """
     if not has_gpu() or chosen_model():
-        choice = text_model(make)
+        choice = text_model()
         return ModelChoice(choice.path, choice.says.replace("Text:", "Measured:"))
     says = "Measured: a random model of Qwen3-0.6B's shape. It is as fast; its text means nothing."
     folder = random_model_dir() if make else cache_dir() / RANDOM

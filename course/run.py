@@ -8,10 +8,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-PROMPTS = [
+from course.bench import positive
+
+PROMPTS = [  # requests for stories, because the course's own model refuses all others
     "Tell me a story about a fox who finds a key.",
-    "What is the capital of France?",
-    "Write one sentence about the sea.",
+    "Write a short story about an owl and a lantern.",
+    "Tell me a funny story about a duck who finds an umbrella.",
 ]
 
 
@@ -21,18 +23,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", help="a folder or Hugging Face id (default: $COURSE_MODEL, or ours)"
     )
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: auto)")
-    parser.add_argument("--max-tokens", type=int, default=100, help="of each answer (default: 100)")
+    parser.add_argument("--max-tokens", type=int, default=150, help="of each answer (default: 150)")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: 0.7)")
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="torch's CPU threads (default: 1 for our model, torch's own number for another)",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
+    import torch
+
     from course.models import pick_model
     from nanovllm import LLM, SamplingParams
 
     params = SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens, seed=0)
-    with LLM(pick_model(args.model), dtype=args.dtype) as llm:
+    model = pick_model(args.model)
+    torch.set_num_threads(args.threads or usual_threads(model))
+    with LLM(model, dtype=args.dtype) as llm:
         stream_answers(llm, args.prompts, params)
     return 0
+
+
+def usual_threads(model: str) -> int:
+    """One CPU thread for a model of the course's own, and torch's own number for any other.
+
+    The small model's matrix products are too short to share: a second thread gains nothing on an
+    idle machine, and on a busy one each product waits until every thread has had its turn.
+    """
+    import torch
+
+    from course.models import CHECKPOINTS
+
+    own = Path(model).expanduser().resolve().is_relative_to(CHECKPOINTS)
+    return 1 if own else torch.get_num_threads()
 
 
 def stream_answers(llm: Any, prompts: list[str], params: Any) -> None:

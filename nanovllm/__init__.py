@@ -6,4 +6,6 @@ from nanovllm.llm_engine import LLMEngine
 from nanovllm.outputs import CompletionOutput, RequestOutput
 from nanovllm.sampling_params import SamplingParams
 
+__version__ = "0.1.0"
+
 __all__ = ["LLM", "CompletionOutput", "EngineArgs", "LLMEngine", "RequestOutput", "SamplingParams"]
