@@ -18,6 +18,7 @@ def need_clone() -> None:
     """Raise ValueError where there is no clone."""
     if not is_clone():
         raise ValueError(
-            "this command needs a clone of the course's repository, and this installation is none; "
-            "run `git clone`, then `make install` and .venv/bin/course in the clone"
+            "this command works on files that only a clone of the course's repository has, and the "
+            "package that runs here is a copy without them; in a clone, run `make install` or "
+            "`pip install -e .`, and use the `course` of that environment"
         )

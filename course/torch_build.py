@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -107,5 +108,5 @@ if __name__ == "__main__":
         chosen, says = choose()
     except ValueError as error:
         sys.exit(f"make: {error}")
-    print(says, file=sys.stderr)
+    print(textwrap.fill(says, 98, break_on_hyphens=False), file=sys.stderr)
     print(chosen)
