@@ -192,12 +192,12 @@ def test_doctor_names_what_is_missing(monkeypatch, capsys):
 
 def test_doctor_names_what_is_too_old_and_what_is_needed(monkeypatch, capsys):
     real = doctor._version
-    old = {"transformers": "4.51.3", "triton": "3.1.0"}
+    old = {"transformers": "4.51.3", "triton": "3.4.0"}
     monkeypatch.setattr(doctor, "_version", lambda package: old.get(package) or real(package))
     assert main(["doctor"]) == 1
     printed = capsys.readouterr().out
     assert re.search(r"problem: transformers 4.51.3 is installed, and transformers>=5.\d", printed)
-    assert "problem: triton 3.1.0 is installed" in printed
+    assert "problem: triton 3.4.0 is installed" in printed
     assert "problem: torch" not in printed
 
 

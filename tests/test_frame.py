@@ -180,11 +180,6 @@ def test_git_ignores_what_the_wheelhouse_recipe_makes():
     assert {f"/{folder}/" for folder in folders} <= set((ROOT / ".gitignore").read_text().split())
 
 
-def test_the_wheelhouse_recipe_works_in_a_path_with_a_space():
-    """pip splits PIP_FIND_LINKS at spaces, so it must not hold the path of the clone."""
-    assert "PIP_FIND_LINKS=wheelhouse make install" in code_of("exercises/INSTRUCTOR.md")
-
-
 def test_colabs_cells_do_not_clone_into_the_name_of_a_package():
     """A folder named `course` in the working folder hides the package of this name."""
     [clone] = re.findall(r"git clone --depth 1 REPOSITORY (\S+)", (ROOT / "README.md").read_text())

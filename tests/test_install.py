@@ -227,12 +227,3 @@ def test_commands_of_the_wheel_say_that_they_need_a_clone(unpacked):
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert re.fullmatch(r"course progress: .*a clone of the .*\n", ended.stderr)
-
-
-def test_a_script_that_uses_the_wheel_is_checked_against_its_types(unpacked, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text("from nanovllm import SamplingParams\nSamplingParams(max_tokens='many')\n")
-    checked = run_outside(
-        unpacked, "-m", "mypy", "--config-file=", "--follow-imports=silent", str(script)
-    )
-    assert 'Argument "max_tokens"' in checked.stdout, checked.stdout + checked.stderr
