@@ -197,8 +197,9 @@ class Early(Scheduler):
             ### INSTEAD
             # # its tokens are counted already
             ### END SOLUTION
-            if row.samples and not seq.is_finished:
-                seq.append(next(sampled))
+            token_id = next(sampled) if row.samples else None
+            if token_id is not None and not seq.is_finished:  # else the extra token is dropped
+                seq.append(token_id)
                 self.block_manager.register(seq)
                 updated.append(seq)
             if seq.is_finished:

@@ -6,10 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from course.checks import CheckFailed, lesson09
-from course.checks.engines import answers_of, right_answers
+from course.checks.engines import ENDINGS, answers_of, check_endings, endings_of, right_answers
+from course.checks.lesson05 import with_a_failed_step
 from course.exercises import load
-from course.learner import PIECES, joined, own_piece
+from course.learner import PIECES, joined, manager_with, own_piece, scheduler_with
+from course.stages.paged import StaticScheduler
 from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.scheduler import Scheduler
 
 
 def pieces():
@@ -38,6 +41,63 @@ def test_the_pieces_find_what_is_cached_and_survive_preemption():
     assert answers == right_answers()
     again = [record for record in engine.trace if any(row[1] == 0 for row in record.rows)]
     assert len(again) < 6, "three stories are asked for twice, and found the second time"
+
+
+def solution(number, exercise, name):
+    return getattr(load(number, exercise, "solutions"), name)
+
+
+IN_THE_ENGINE = {  # every published solution, and every class of the course, that the engine runs
+    "MyBlocks": lambda: {"block_manager_class": solution("03", "my_blocks", "MyBlocks")},
+    "Border": lambda: {"block_manager_class": solution("03", "border", "Border")},
+    "MyPrefixCache": lambda: {
+        "block_manager_class": solution("04", "my_prefix_cache", "MyPrefixCache")
+    },
+    "block_keys": lambda: {
+        "block_manager_class": manager_with(solution("04", "block_keys", "block_keys"))
+    },
+    "first_to_compute": lambda: {
+        "scheduler_class": scheduler_with(solution("04", "first_to_compute", "first_to_compute"))
+    },
+    "MyScheduler": lambda: {"scheduler_class": solution("05", "my_scheduler", "MyScheduler")},
+    "Early": lambda: {"scheduler_class": solution("05", "early", "Early")},
+    "StaticScheduler": lambda: {"scheduler_class": StaticScheduler},
+    "all pieces": pieces,
+}
+
+
+@pytest.mark.parametrize("name", IN_THE_ENGINE)
+def test_requests_that_end_at_different_times_get_the_engines_own_tokens(name):
+    check_endings(**IN_THE_ENGINE[name]())
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+@pytest.mark.parametrize("name", IN_THE_ENGINE)
+def test_a_failed_step_changes_no_answer(name, overlapped):
+    options = {"block_size": 4, "max_num_batched_tokens": 16, "async_scheduling": overlapped}
+    for failing in (2, 7):
+        seqs, manager = with_a_failed_step(failing, **IN_THE_ENGINE[name]() | options)
+        assert [seq.output_ids for seq in seqs] == right_answers()
+        assert manager.num_free_blocks == manager.num_blocks
+
+
+class CountsDropped(Scheduler):
+    """Counts the tokens that a step sampled for a request which had ended meanwhile."""
+
+    dropped = 0
+
+    def update(self, batch, token_ids):
+        self.dropped += sum(row.samples and row.seq.is_finished for row in batch)
+        return super().update(batch, token_ids)
+
+
+def test_requests_of_the_check_end_in_every_way_and_some_while_a_token_is_in_flight():
+    options = {"scheduler_class": CountsDropped, "async_scheduling": True}
+    answers, engine = endings_of(options)
+    assert answers == [end.right_answer() for end in ENDINGS]
+    assert engine.core.scheduler.dropped == sum(end.count == 20 for end in ENDINGS) - 1
+    ways = {(end.stop_at is None, end.abort_at is None) for end in ENDINGS}
+    assert ways == {(False, True), (True, False), (True, True)}
 
 
 def test_joining_keeps_every_piece():

@@ -5,7 +5,7 @@ import random
 from typing import Any
 
 from course.checks import attempt, check, compare, expect
-from course.checks.engines import check_answers, check_base, three_prompts
+from course.checks.engines import check_answers, check_base, check_endings, three_prompts
 from course.checks.loads import Load, rows_of
 from course.serving import ask, start_engine
 from nanovllm.engine.block_manager import BlockManager
@@ -185,9 +185,12 @@ def check_at_random(kind: type) -> None:
 # -- a counter too early -------------------------------------------------------------------------
 
 
-def with_a_failed_step(kind: type, failing: int | None) -> tuple[list[Sequence], BlockManager]:
-    """Three stories, of which one step fails at first, then the same three again."""
-    engine = start_engine(scheduler_class=kind, block_size=4, max_num_batched_tokens=16)
+def with_a_failed_step(failing: int | None, **options: Any) -> tuple[list[Sequence], BlockManager]:
+    """Three stories, of which one step fails at first, then the same three again.
+
+    failing: number of the step that fails (the first is 1), None for none. options: of start_engine
+    """
+    engine = start_engine(**{"block_size": 4, "max_num_batched_tokens": 16} | options)
     launch, launched = engine.core.runner.launch, []
 
     def fails_once(batch: Batch) -> Any:
@@ -209,7 +212,7 @@ def with_a_failed_step(kind: type, failing: int | None) -> tuple[list[Sequence],
 
 
 def tell_with_a_failed_step(kind: type) -> None:
-    (right, _), (told, _) = with_a_failed_step(Scheduler, None), with_a_failed_step(kind, 3)
+    (right, _), (told, _) = with_a_failed_step(None), with_a_failed_step(3, scheduler_class=kind)
     for good, seq in zip(right, told, strict=True):
         mark = "right" if good.output_ids == seq.output_ids else "WRONG"
         print(f"{mark}: {seq.detokenizer.text!r}")
@@ -246,13 +249,41 @@ def check_early(Early: Any) -> None:
     )
     scheduler.roll_back([later])
     expect(not seq.in_flight, "After a step was rolled back nothing is in flight.")
+    check_ended_in_flight(Early)
     attempt_stories(Early)
+    check_endings(scheduler_class=Early)
+
+
+def check_ended_in_flight(kind: type) -> None:
+    """As in the overlapped loop: A ends by a stop id while its next token is in flight."""
+    scheduler = Load([("A", 3, 9), ("B", 3, 9)]).make(kind)
+    first, second = scheduler.waiting
+    first.stop_ids = frozenset([5])
+    batches = [attempt(scheduler.schedule), attempt(scheduler.schedule)]
+    for batch, ids in zip(batches, ([5, 6], [7, 8]), strict=True):
+        attempt(scheduler.update, batch, ids)
+    expect(
+        second.output_ids != [6, 7],
+        "A has ended by a stop id while a step with its next token was in flight. That step "
+        "sampled 7 for A and 8 for B, and B got its neighbour's 7. token_ids holds an id for each "
+        "row that samples, whether or not its request has ended: draw the id first, and then drop "
+        "it if the request is finished.",
+    )
+    expect(
+        second.output_ids == [6, 8],
+        f"Two steps sampled 6 and 8 for B, and its answer is {second.output_ids}.",
+    )
+    expect(
+        first.output_ids == [5],
+        f"A ended by the stop id 5, and its answer is {first.output_ids}. What a step in flight "
+        "sampled for a finished request is dropped.",
+    )
 
 
 def attempt_stories(kind: type) -> None:
-    right = [seq.output_ids for seq in with_a_failed_step(Scheduler, None)[0]]
+    right = [seq.output_ids for seq in with_a_failed_step(None)[0]]
     for failing in (1, 2, 3, 7):
-        seqs, manager = attempt(with_a_failed_step, kind, failing)
+        seqs, manager = attempt(with_a_failed_step, failing, scheduler_class=kind)
         expect(
             [seq.output_ids for seq in seqs] == right,
             f"Step {failing} failed and was rolled back, and a story is another. A block is in the "

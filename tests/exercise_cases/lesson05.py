@@ -59,13 +59,23 @@ SHORTEST_FIRST = """        by_length = sorted(self.waiting, key=lambda seq: len
         self.waiting = type(self.waiting)(by_length)
 """
 LOOP = """            seq.num_computed += row.num_tokens
-            if row.samples and not seq.is_finished:
-                seq.append(next(sampled))
+            token_id = next(sampled) if row.samples else None
+            if token_id is not None and not seq.is_finished:  # else the extra token is dropped
+                seq.append(token_id)
                 self.block_manager.register(seq)
                 updated.append(seq)
             if seq.is_finished:
                 self._retire(seq)
 """
+DRAWN_FIRST, DRAWN_LATE = (
+    """            token_id = next(sampled) if row.samples else None
+            if token_id is not None and not seq.is_finished:  # else the extra token is dropped
+                seq.append(token_id)
+""",
+    """            if row.samples and not seq.is_finished:
+                seq.append(next(sampled))
+""",
+)
 LATE = LOOP.split("\n", 1)[1] + "            seq.num_computed += row.num_tokens\n"
 CASES = {
     "four_requests": Case(
@@ -167,6 +177,8 @@ CASES = {
                 "another step is in flight",
             ),
             (LOOP, LATE, "the counter moves before `_retire`"),
+            (DRAWN_FIRST, DRAWN_LATE, "draw the id first"),
+            (" and not seq.is_finished", "", "sampled for a finished request is dropped"),
         ],
         other=Early,
     ),
