@@ -10,22 +10,19 @@ First what is known to go wrong, each with its own words; then what is right. A 
 run to its end, takes too long or compared nothing fails, and says so.
 """
 
-import _thread
 import inspect
-import signal
 import sys
 import sysconfig
 import textwrap
-import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
 
+from course.checks.limits import TookTooLong, last_words, time_limit
 from course.exercises import ROOT
 
-SECONDS = 20  # for one check, on a slow machine too
+SECONDS = 20  # of computing, for one check; see limits.py for waiting
 _comparisons: list[str] = []  # of the check that runs
 
 
@@ -65,7 +62,7 @@ def attempt(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         raise
     except NotImplementedError as todo:
         raise CheckFailed(f"{whose(function, todo)} is still to be written: {todo}.") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a learner's sys.exit() is a wrong answer, no end
         at = own_frame(error)
         place = f", in line {at.lineno} of {at.name}: {at.line}" if at and at.line else ""
         said = f"{type(error).__name__}: {error}"
@@ -132,12 +129,15 @@ def check(function: Any = None, *, slow: str = "Does a loop end?") -> Callable[.
 
     @wraps(function)
     def checked(*args: Any, **kwargs: Any) -> None:
+        print(last_words(), end="")
         _comparisons.clear()
         try:
-            with time_limit(SECONDS, f"{name} takes more than {SECONDS} seconds. {slow}"):
+            with time_limit(SECONDS, name, slow):
                 function(*args, **kwargs)
         except CheckFailed as failure:
             raise failure.with_traceback(None) from failure.__cause__
+        except TookTooLong as over:
+            raise CheckFailed(str(over)) from None
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
             raise CheckFailed(f"This check could not run, so nothing is shown. {said}") from error
@@ -148,34 +148,6 @@ def check(function: Any = None, *, slow: str = "Does a loop end?") -> Callable[.
         print(f"Passed: {len(_comparisons)} comparisons. {note_pass(number, name)}")
 
     return checked
-
-
-@contextmanager
-def time_limit(seconds: float, message: str) -> Iterator[None]:
-    """Interrupt the block, as Ctrl-C would, when its time is over (in the main thread alone).
-
-    Where SIGINT is ignored, as behind a shell's `&`, it is heard for as long as the block takes.
-    """
-    over, usual = threading.Event(), signal.getsignal(signal.SIGINT)
-    if usual is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def interrupt() -> None:
-        over.set()
-        _thread.interrupt_main()
-
-    timer = threading.Timer(seconds, interrupt)
-    timer.start()
-    try:
-        yield
-    except KeyboardInterrupt:
-        if over.is_set():
-            raise CheckFailed(message) from None
-        raise
-    finally:
-        timer.cancel()
-        if usual is signal.SIG_IGN:
-            signal.signal(signal.SIGINT, usual)
 
 
 def run_check(checked: Callable[..., None], defined: Any) -> None:

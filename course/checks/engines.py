@@ -123,7 +123,7 @@ def check_answers(**options: Any) -> None:
         "By itself your class does what was asked, but inside the engine the stories are others.",
     )
     expect_all_free(engine.block_manager, "")
-    check_endings(**options | {"store_kv": None})  # slow in Triton's interpreter, and compared above
+    check_endings(**options | {"store_kv": None})  # a store was compared above, and may be slow
 
 
 def check_endings(**options: Any) -> None:
