@@ -27,7 +27,7 @@ ARGS ?=
 USE_PYTHON ?=
 TORCH ?=
 TORCH_INDEX ?=
-NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=180
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 PYTHONS = $(or $(PYTHON),python3.13 python3.12 python3.11 python3.14 python3 python)
 

@@ -17,6 +17,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from counting_model import VOCAB, CountingModel, hash_next
+from patience import HANGS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -137,6 +138,6 @@ def engine_of(size: int, **options: Any) -> Iterator[LLMEngine]:
     finally:
         engine.close()
         for thread in threads:
-            thread.join(timeout=600)
+            thread.join(timeout=HANGS)
     assert not failures, failures
     assert not any(thread.is_alive() for thread in threads)

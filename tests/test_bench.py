@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import xxhash
+from patience import HANGS
 
 from course import bench, random_model
 from course.benchmarks import attention, measure, roofline, sampling, serving
@@ -413,7 +414,7 @@ assert sums.tolist() == [sum(range(64)), sum(range(64, 128))], sums
 @needs_triton
 def test_the_read_kernel_reads_everything_once():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", INTERPRETED], check=True, env=environment, timeout=120)
+    subprocess.run([sys.executable, "-c", INTERPRETED], check=True, env=environment, timeout=HANGS)
 
 
 @needs_triton

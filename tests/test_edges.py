@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from counting_model import CountingModel, make_sequence
+from patience import HANGS
 from transformers import AutoTokenizer
 
 from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
@@ -420,7 +421,7 @@ def test_no_assert_speaks_to_users():
         assert not found, f"{path.name}: {found}"
 
 
-def python(code, *arguments, timeout=120):
+def python(code, *arguments, timeout=HANGS):
     return subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", code, *map(str, arguments)],
         capture_output=True,
@@ -454,7 +455,7 @@ import sys
 from nanovllm import LLM
 LLM(sys.argv[1], tensor_parallel_size=2, use_tqdm_on_load=False)
 """
-    done = python(code, copy, timeout=600)  # its workers hold the pipes: this waits for them too
+    done = python(code, copy)  # its workers hold the pipes: this waits for them too
     assert done.returncode == 1
     assert "model.safetensors" in done.stderr
 

@@ -42,13 +42,6 @@ def needs_a_run(request):
         pytest.skip("needs an NVIDIA GPU, or TRITON_INTERPRET=1")
 
 
-@pytest.fixture(autouse=True)
-def patience(monkeypatch, request):
-    """A wrong answer's endless loop is ended soon; no machine is too slow for a right answer."""
-    seconds = 8 if "wrong" in request.node.name else 60
-    monkeypatch.setattr("course.checks.core.SECONDS", seconds)
-
-
 @pytest.fixture
 def with_solutions(monkeypatch):
     """What an exercise loads of earlier ones are the solutions, as in a notebook of solutions/."""

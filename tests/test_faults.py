@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import HANGS
 
 from course import smollm2
 from nanovllm import LLM, SamplingParams
@@ -206,7 +207,7 @@ while True:
     worker = int(process.stdout.readline())
     threading.Event().wait(1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, errors = process.communicate(timeout=300)  # the worker holds the pipes too
+    _, errors = process.communicate(timeout=HANGS)  # the worker holds the pipes too
     assert process.returncode != 0
     assert b"KeyboardInterrupt" in errors
     with pytest.raises(ProcessLookupError):

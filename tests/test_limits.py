@@ -184,7 +184,7 @@ def check_top_k(function):
 
 
 def stuck(notes: Path, function: str) -> str:
-    return STUCK.replace("NOTES\"", f"{notes}\"") + f"check_top_k({function})\n"
+    return STUCK.replace('NOTES"', f'{notes}"') + f"check_top_k({function})\n"
 
 
 def test_a_call_that_cannot_be_interrupted_ends_the_process_with_a_message(tmp_path):

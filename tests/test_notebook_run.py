@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 from nbformat.v4 import new_notebook
+from patience import HANGS
 from planted import code, write
 
 from course.notebooks import nbval_rules
@@ -67,7 +68,7 @@ def report(folder) -> str:
     path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANGS
     )
     assert result.returncode == 1, result.stdout + result.stderr
     return result.stdout
@@ -126,13 +127,33 @@ def test_a_notebook_of_which_a_part_ran_stores_nothing(num_run, tmp_path):
 
 
 def test_a_slow_notebook_is_named_and_a_far_too_slow_one_fails():
-    durations = {"a::Cell 0": 80.0, "a::Cell 1": 11.0, "b::Cell 0": 181.0, "c::Cell 0": 1.0}
-    lines = nbval_rules.report_lines(durations)
-    assert lines[0] == "  181.0 s  b::Cell 0"
-    assert "   91.0 s  a  SLOW: over 90 s" in lines
-    assert "  181.0 s  b  FAILED: over 180 s" in lines
-    assert "    1.0 s  c" in lines
-    assert nbval_rules.too_slow(durations, nbval_rules.FAIL_SECONDS) == ["b"]
+    durations = {"a::Cell 0": 80.0, "a::Cell 1": 11.0, "b::Cell 0": 200.0, "c::Cell 0": 999.0}
+    cpu = {"a": 90.6, "b": 181.0, "c": 1.0}  # a busy machine took long for c
+    lines = nbval_rules.report_lines(durations, cpu)
+    assert lines[0] == "  999.0 s  c::Cell 0"
+    assert "   91.0 s  a  SLOW: 91 s of CPU time, over 90 s" in lines
+    assert "  200.0 s  b  FAILED: 181 s of CPU time, over 180 s" in lines
+    assert "  999.0 s  c" in lines
+    assert nbval_rules.too_slow(cpu, nbval_rules.FAIL_SECONDS) == ["b"]
+
+
+@pytest.mark.parametrize("flags", [[], ["-n", "1"]])
+def test_the_cpu_time_of_a_notebooks_kernel_is_measured(flags, tmp_path):
+    """A planted notebook computes for 1.5 s and sleeps for 1 s; the limit is at 1 s of CPU time."""
+    limit = "\nfrom course.notebooks import nbval_rules\nnbval_rules.FAIL_SECONDS = 1.0\n"
+    (tmp_path / "conftest.py").write_text((ROOT / "notebooks/conftest.py").read_text() + limit)
+    busy = "import time\nwhile time.process_time() < 1.5:\n    pass"
+    write(new_notebook(cells=cells(busy, "pass")), tmp_path, "busy.ipynb")
+    write(new_notebook(cells=cells("import time\ntime.sleep(1)", "pass")), tmp_path, "idle.ipynb")
+    command = [sys.executable, "-m", "pytest", *nbval_flags(), *flags, "-p", "no:cacheprovider"]
+    command += ["--color=no", "--rootdir=.", "-c/dev/null", "."]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert re.search(
+        r"s  busy\.ipynb  FAILED: \d+ s of CPU time, over 1\.0 s$", result.stdout, re.M
+    )
+    assert re.search(r"s  idle\.ipynb", result.stdout)
+    assert result.returncode == 1
 
 
 def test_a_missing_requirement_says_why(monkeypatch):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from patience import HANGS
 
 from course.labs.rank_lab import on_ranks
 from nanovllm import LLM, EngineArgs, SamplingParams
@@ -232,7 +233,7 @@ llm.llm_engine.ranks.workers[0].wait()
     rank0 = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
     assert rank0.stdout.readline() == b"ready\n"
     rank0.kill()
-    rank0.communicate(timeout=300)  # the worker holds the pipe too: this waits for its end
+    rank0.communicate(timeout=HANGS)  # the worker holds the pipe too: this waits for its end
 
 
 def test_all_ranks_take_the_smallest_number_of_blocks(folder):
@@ -270,7 +271,7 @@ def test_the_same_script_under_torchrun(folder, expected, tmp_path):
         [*command, script, folder, json.dumps(PROMPTS), tmp_path],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=HANGS,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from patience import HANGS
 
 from course import smollm2
 
@@ -102,7 +103,7 @@ def test_conversions_at_the_same_time_end_in_one_folder(cache, monkeypatch):
 
     def together(source, folder):
         tiny_convert(source, folder)
-        barrier.wait(timeout=10)
+        barrier.wait(timeout=HANGS)
 
     monkeypatch.setattr(smollm2, "convert", together)
     errors = []
@@ -117,7 +118,7 @@ def test_conversions_at_the_same_time_end_in_one_folder(cache, monkeypatch):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=HANGS)
     assert errors == []
     assert_only_the_model(cache)
 

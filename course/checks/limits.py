@@ -32,7 +32,7 @@ from typing import Any, TextIO
 
 from course.exercises import ROOT
 
-WAITS, WALL, HELD = 3, 20, 6  # in limits: waiting, all in all, and without a turn for the watcher
+WAITS, WALL, HELD = 2, 20, 4  # in limits: waiting, all in all, and without a turn for the watcher
 TICK, LOOKS = 0.5, 8  # seconds between two looks; looks in a window
 IDLE = 0.02  # a window in which the process has less than this share of a CPU counts as waiting
 GRACE = 10.0  # seconds from the first error raised in the block to the end of the process
@@ -180,7 +180,9 @@ class Watch(threading.Thread):
         """What is wrong with the time that the block has taken; None if nothing is."""
         meter, most = self.meter, WALL * self.seconds
         if meter.computed > self.seconds:
-            return f"{self.title} takes more than {self.seconds:g} seconds of computing. {self.slow}"
+            return (
+                f"{self.title} takes more than {self.seconds:g} seconds of computing. {self.slow}"
+            )
         if meter.waited >= WAITS * self.seconds:
             return (
                 f"{self.title} has waited for {meter.waited:g} seconds and computed nothing. Does "

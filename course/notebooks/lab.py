@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 SCREEN = {"width": 1366, "height": 768}  # pixels, a small laptop
-START_SECONDS = 60
+START_SECONDS = 600
 QUIET = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     # every cell is in the page from the start, so that all of them can be looked at
@@ -62,7 +62,7 @@ def jupyterlab(folder: Path, dark: bool = False) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}/lab/workspaces/{{workspace}}/tree/{{path}}?token={token}"
         finally:
             server.terminate()
-            server.wait(timeout=30)
+            server.wait(timeout=300)
 
 
 def own_settings(home: str) -> dict[str, str]:

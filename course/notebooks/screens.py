@@ -22,7 +22,7 @@ from course.bench import local_path
 from course.notebooks.lab import browser, jupyterlab, why_not
 from course.notebooks.source import ROOT
 
-RUN_SECONDS = 400
+RUN_SECONDS = 1800
 
 
 @dataclass
