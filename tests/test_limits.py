@@ -120,9 +120,9 @@ def test_ctrl_c_is_not_taken_for_the_limit():
 
 
 def test_the_outer_limit_ends_an_inner_block():
-    with pytest.raises(TookTooLong, match="^outer"), time_limit(0.2, "outer", ""):
-        with time_limit(60, "inner", ""):
-            spin()
+    inner = time_limit(60, "inner", "")
+    with pytest.raises(TookTooLong, match=r"^outer"), time_limit(0.2, "outer", ""), inner:
+        spin()
 
 
 def test_a_limit_that_is_over_at_the_very_end_leaves_nothing_behind():
@@ -145,8 +145,8 @@ import time
 from course.checks.limits import time_limit
 print("ready", flush=True)
 wall, cpu = time.perf_counter(), time.thread_time()
-with time_limit(1.5, "it", ""):
-    while time.thread_time() < cpu + 0.75:
+with time_limit(0.8, "it", ""):
+    while time.thread_time() < cpu + 0.4:
         pass
 print(time.perf_counter() - wall)
 """
@@ -161,7 +161,7 @@ def test_a_machine_that_gives_it_a_tenth_of_its_time_refuses_no_right_answer():
         process.send_signal(signal.SIGCONT)
         time.sleep(0.02)
     assert process.returncode == 0
-    assert float(process.stdout.read()) > 1.5, "this was no slow machine"
+    assert float(process.stdout.read()) > 1.0, "this was no slow machine"
 
 
 # -- calls that no error reaches -----------------------------------------------------------------

@@ -36,6 +36,7 @@ WAITS, WALL, HELD = 2, 20, 4  # in limits: waiting, all in all, and without a tu
 TICK, LOOKS = 0.5, 8  # seconds between two looks; looks in a window
 IDLE = 0.02  # a window in which the process has less than this share of a CPU counts as waiting
 GRACE = 10.0  # seconds from the first error raised in the block to the end of the process
+PARTING = 3.0  # seconds for the message to reach the page of a notebook
 STOPPED = 70  # the exit status of a process that had to be ended
 NOTES = ROOT / ".course"
 
@@ -208,6 +209,7 @@ class Watch(threading.Thread):
             file=sys.stderr,
             flush=True,
         )
+        time.sleep(PARTING)
         note_file().unlink(missing_ok=True)
         os._exit(STOPPED)
 
