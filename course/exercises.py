@@ -9,11 +9,14 @@ A notebook that runs in solutions/ gets the course's solutions instead.
 import ast
 import json
 import linecache
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from symtable import symtable
 from types import SimpleNamespace
 from typing import Any
 
+from course.cells import NoShell, definitions, plain_python
 from course.lessons import FILES_OF_LESSON
 from course.notebooks.exercise_cells import Exercise, name_of
 
@@ -84,9 +87,9 @@ def cells_of(number: str, folder: str | None = None) -> list[dict[str, Any]]:
 
 
 def code_of(number: str, name: str, folder: str | None = None) -> str:
-    """The source of the cells that carry an exercise's tag."""
+    """The source of the cells that carry an exercise's tag, as plain Python."""
     cells = cells_of(number, folder)
-    texts = [cell["source"] for cell in cells if name_of(cell) == name]
+    texts = [plain_python(cell["source"]) for cell in cells if name_of(cell) == name]
     if not texts:
         raise NotThere(
             f"{folder or here()}/{lesson_of(number)}.ipynb has no cell for {name!r}, that is with "
@@ -95,32 +98,50 @@ def code_of(number: str, name: str, folder: str | None = None) -> str:
     return "\n\n".join(texts)
 
 
-def imports_of(number: str, folder: str | None = None) -> str:
-    """Every import statement at the left margin of an exercise notebook."""
-    found = []
+def preamble_of(number: str, folder: str | None = None) -> list[ast.stmt]:
+    """What the cells of an exercise notebook define that belong to no exercise, imports first.
+
+    These are imports at the left margin of any cell. Functions, classes and constants of cells
+    without a tag come along, since a learner may keep helpers there. Nothing else of them is run.
+    """
+    imports, helpers = [], []
     for cell in cells_of(number, folder):
-        try:
-            statements = ast.parse(cell["source"]).body
-        except SyntaxError:  # a cell of the learner's own, such as %timeit; not the exercise's
-            continue
-        found += [ast.unparse(s) for s in statements if isinstance(s, ast.Import | ast.ImportFrom)]
-    return "\n".join(dict.fromkeys(found))
+        for statement in definitions(cell["source"]):
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                imports.append(statement)
+            elif name_of(cell) is None:
+                helpers.append(statement)
+    return imports + helpers
 
 
 def load(number: str, name: str, folder: str | None = None) -> SimpleNamespace:
-    """What the cells of one exercise define, in a namespace with the notebook's imports alone.
+    """What the cells of one exercise define, in a namespace with the notebook's preamble alone.
 
     folder: "exercises" or "solutions"; None: the learner's own, from their last save.
     """
     title = f"<exercise {number} {name}>"
-    return define(code_of(number, name, folder), title, imports_of(number, folder))
+    return define(code_of(number, name, folder), title, preamble_of(number, folder))
 
 
-def define(source: str, title: str, imports: str = "") -> SimpleNamespace:
-    """What some code defines, after these imports; `title` is its file's name in a traceback."""
+def define(source: str, title: str, preamble: list[ast.stmt] | None = None) -> SimpleNamespace:
+    """What some code defines, after this preamble; `title` is its file's name in a traceback."""
     linecache.cache[title] = (len(source), None, source.splitlines(True), title)
     names: dict[str, Any] = {"__name__": "exercise"}
-    exec(imports, names)
-    imported = set(names)
+    names["get_ipython"] = lambda: NoShell(names)
+    for statement in preamble or []:
+        run_preamble(statement, names)
+    given = {*names, "__builtins__"}
     exec(compile(source, title, "exec"), names)
-    return SimpleNamespace(**{name: names[name] for name in names if name not in imported})
+    symbols = symtable(source, title, "exec").get_symbols()
+    given -= {s.get_name() for s in symbols if s.is_assigned()}  # also where a helper has its name
+    return SimpleNamespace(**{name: names[name] for name in names if name not in given})
+
+
+def run_preamble(statement: ast.stmt, names: dict[str, Any]) -> None:
+    """Run one statement of a preamble. A helper that fails is missed only where it is used."""
+    code = compile(ast.Module([statement], []), "<cells without a tag>", "exec")
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        exec(code, names)
+        return
+    with suppress(Exception, SystemExit):
+        exec(code, names)

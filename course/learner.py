@@ -138,7 +138,7 @@ def own_piece(number: str, name: str) -> Any:
     except CheckFailed as reason:
         print(f"{number} {name}: the engine's own, as yours does not pass: {str(reason)[:70]} ...")
         return None
-    except Exception as error:  # the learner's page may hold anything
+    except (Exception, SystemExit) as error:  # the learner's page may hold anything
         said = f"{type(error).__name__}: {error}"
         print(f"{number} {name}: the engine's own, as yours does not run: {said[:70]} ...")
         return None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from course import machine
 from course.benchmarks.roofline import Peaks
+from course.files import locked, write_whole
 from course.records import OWN as STAGES
 
 OWN = STAGES.with_name("peaks.json")
@@ -17,9 +18,10 @@ OWN = STAGES.with_name("peaks.json")
 
 def record_peaks(peaks: Peaks, name: str | None = None, file: Path = OWN) -> None:
     """Keep a machine's peaks, in place of older ones; name: this machine's, if not given."""
-    known = known_peaks(file) | {name or machine.describe(): peaks}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({key: asdict(value) for key, value in known.items()}, indent=2))
+    with locked(file):
+        known = known_peaks(file) | {name or machine.describe(): peaks}
+        text = json.dumps({key: asdict(value) for key, value in known.items()}, indent=2)
+        write_whole(file, text)
 
 
 def known_peaks(file: Path = OWN) -> dict[str, Peaks]:

@@ -5,6 +5,10 @@ course progress --run           run every check again, on your saved notebooks
 course progress --run 03        those of lesson 03
 course progress --svg FILE      the picture, too
 
+A pass that was noted stays noted. --run adds passes and takes none away, because a notebook may
+pass where this command does not, as with a cell that was run and not saved. It says what it could
+not confirm. The exit status is 0 once the table is printed, whatever is still to be solved.
+
 In a notebook: from course.progress import show_progress; show_progress()
 """
 
@@ -21,6 +25,7 @@ from typing import Any
 
 from course.bench import local_path
 from course.exercises import ROOT, Place, all_places, lesson_of
+from course.files import locked, write_whole
 
 FILE = ROOT / ".course" / "progress.json"
 Passed = dict[str, dict[str, str]]  # lesson's number -> exercise -> day
@@ -30,10 +35,19 @@ def note_pass(number: str, name: str, file: Path | None = None) -> str:
     """Remember that a check passed on the learner's own code; says what was done about it."""
     if Path.cwd() != ROOT / "exercises":
         return "(Noted for `course progress` only in a notebook of exercises/.)"
-    passed = load_passed(file or FILE)
-    passed.setdefault(number, {})[name] = date.today().isoformat()
-    save_passed(passed, file or FILE)
+    try:
+        add_pass(number, name, file or FILE)
+    except (ValueError, OSError) as error:  # the check has passed all the same
+        return f"(It could not be noted for `course progress`: {error})"
     return "Noted: see `course progress`."
+
+
+def add_pass(number: str, name: str, file: Path) -> None:
+    """Note today as the day of a pass, unless an earlier day is noted. Other passes stay."""
+    with locked(file):
+        passed = load_passed(file)
+        passed.setdefault(number, {}).setdefault(name, date.today().isoformat())
+        save_passed(passed, file)
 
 
 def load_passed(file: Path) -> Passed:
@@ -52,9 +66,7 @@ def load_passed(file: Path) -> Passed:
 
 def save_passed(passed: Passed, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_suffix(".new")
-    fresh.write_text(json.dumps(passed, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    fresh.replace(file)  # a reader never sees half a file
+    write_whole(file, json.dumps(passed, indent=2, sort_keys=True) + "\n")
 
 
 def check_of(place: Place) -> Any:
@@ -79,29 +91,39 @@ def run_again(place: Place) -> str | None:
         raise
     except (CheckFailed, NotThere) as failure:
         return str(failure)
-    except Exception as error:  # the learner's cell, which may hold anything, did not run
-        return f"its cell does not run: {type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:  # the learner's cell may hold anything
+        return f"its cell does not run: {type(error).__name__}: {error}{reason_for(error)}"
     return None
 
 
+def reason_for(error: BaseException) -> str:
+    """What a learner may not expect about how a cell is run here."""
+    if not isinstance(error, NameError):
+        return ""
+    return (
+        ". Beside the exercise's own cells, this command runs only imports, functions, classes and "
+        "constants of the notebook: move what is missing into the exercise's cell"
+    )
+
+
 def update(places: list[Place], file: Path) -> dict[Place, str]:
-    """Run the checks of these again and note the outcome; what is wrong with each that fails."""
+    """Run the checks of these again and note what passes; what is wrong with each that does not.
+
+    A pass is noted as soon as it is known, so a command that is ended halfway has lost nothing.
+    """
     from course.checks import NotRunHere
 
-    passed, failures = load_passed(file), {}
+    load_passed(file)  # a record that is none is found before anything runs
+    failures = {}
     for place in places:
-        done = passed.setdefault(place.number, {})
         try:
             problem = run_again(place)
-        except NotRunHere as reason:  # an earlier pass, on another machine, stays
-            failures[place] = str(reason)
-            continue
-        if problem:
-            done.pop(place.exercise.name, None)
-            failures[place] = problem
+        except NotRunHere as reason:
+            problem = str(reason)
+        if problem is None:
+            add_pass(place.number, place.exercise.name, file)
         else:
-            done.setdefault(place.exercise.name, date.today().isoformat())
-    save_passed(passed, file)
+            failures[place] = problem
     return failures
 
 
@@ -176,17 +198,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    from course.checks.limits import last_words
+
     places = all_places()
     if args.lesson:
         lesson = lesson_of(args.lesson)
         places = [place for place in places if place.lesson == lesson]
     if args.run and "triton" not in sys.modules:  # lesson 06's checks may need its interpreter
         import_module("course.labs.kernel_lab")
+    print(last_words(), end="")
     failures = update(places, FILE) if args.run else {}
     passed = load_passed(FILE)
     print(table(places, passed))
     for place, problem in failures.items():
-        print(f"\n{place.number} {place.exercise.title}: {problem}")
+        stays = "its pass stays noted, but this run could not confirm it: " * is_done(place, passed)
+        print(f"\n{place.number} {place.exercise.title}: {stays}{problem}")
     if args.svg:
         args.svg.write_text(picture(places, passed)[0], encoding="utf-8")
         print(f"The picture is in {args.svg}.")

@@ -18,6 +18,7 @@ from typing import Any
 
 from course import machine
 from course.bench import command_line
+from course.files import locked, write_whole
 from course.stages.common import Stage, StageResult, mean, mib
 from course.workload import LadderWorkload
 
@@ -119,13 +120,11 @@ def record(
 ) -> Record:
     """Write the record of a stage's runs into `file`, in place of an older one like it."""
     new = make_record(results, command)
-    kept = [old for old in read(file, new.origin) if old.key != new.key]
-    rows = sorted([*kept, new], key=lambda r: (r.machine, r.model, r.stage))
-    text = json.dumps([without_origin(row) for row in rows], indent=2)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_suffix(".new")
-    fresh.write_text(text + "\n")
-    fresh.replace(file)  # a reader never sees half a file
+    with locked(file):
+        kept = [old for old in read(file, new.origin) if old.key != new.key]
+        rows = sorted([*kept, new], key=lambda r: (r.machine, r.model, r.stage))
+        text = json.dumps([without_origin(row) for row in rows], indent=2)
+        write_whole(file, text + "\n")
     return new
 
 

@@ -2,13 +2,15 @@
 
 course reset 03      a new exercises/03_paged_blocks.ipynb; yours is 03_paged_blocks.mine-1.ipynb
 
-What `course progress` has noted stays, until `course progress --run` checks the fresh notebook.
+What `course progress` has noted stays noted. To begin from nothing, delete .course/progress.json as
+well.
 """
 
 import argparse
 from pathlib import Path
 
 from course.exercises import ROOT, lesson_of
+from course.files import locked
 from course.notebooks.build import all_jobs, built, was_worked_in, write_notebook
 
 
@@ -27,9 +29,11 @@ def free_name(path: Path) -> Path:
 def main(args: argparse.Namespace) -> int:
     lesson = lesson_of(args.lesson)
     [job] = [j for j in all_jobs() if j.kind == "exercises" and j.source.stem == lesson]
-    if was_worked_in(job):
-        kept = job.target.rename(free_name(job.target))
-        print(f"Yours is kept as {kept.relative_to(ROOT)}")
-    write_notebook(built(job), job.target)
+    fresh = built(job)  # before anything is moved: this may fail
+    with locked(ROOT / ".course" / "reset"):  # two at once would keep both under one name
+        if was_worked_in(job):
+            kept = job.target.rename(free_name(job.target))
+            print(f"Yours is kept as {kept.relative_to(ROOT)}")
+        write_notebook(fresh, job.target)
     print(f"Fresh: {job.target.relative_to(ROOT)} (if it is open, reload it from disk)")
     return 0

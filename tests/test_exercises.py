@@ -19,7 +19,7 @@ import torch
 
 from course.checks import CheckFailed, NotRunHere
 from course.checks.core import run_check
-from course.exercises import all_places, code_of, define, imports_of, load
+from course.exercises import all_places, code_of, define, load, preamble_of
 from course.notebooks.build import all_jobs, built
 from course.notebooks.exercise_cells import name_of
 from course.progress import check_of
@@ -66,7 +66,9 @@ def fresh_page(number):
 def stub_of(place):
     cells = [c for c in fresh_page(place.number) if name_of(c) == place.exercise.name]
     source = "\n\n".join(cell.source for cell in cells)
-    return define(source, f"<stub of {place.exercise.name}>", imports_of(place.number, "solutions"))
+    return define(
+        source, f"<stub of {place.exercise.name}>", preamble_of(place.number, "solutions")
+    )
 
 
 def case_of(place):
@@ -116,7 +118,7 @@ def test_a_wrong_answer_fails_and_its_misconception_is_named(
 ):
     source = code_of(place.number, place.exercise.name, "solutions")
     assert old in source
-    imports = imports_of(place.number, "solutions")
+    imports = preamble_of(place.number, "solutions")
     wrong = define(source.replace(old, new), f"<mutant of {place.exercise.name}>", imports)
     with pytest.raises(CheckFailed) as failed:
         run_it(place, wrong)

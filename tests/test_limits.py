@@ -138,6 +138,25 @@ def test_a_limit_that_is_over_at_the_very_end_leaves_nothing_behind():
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
 
+def test_an_error_that_is_raised_again_and_again_is_raised_in_the_block_alone():
+    for _ in range(200):
+        with pytest.raises(TookTooLong), time_limit(0.004, "it", ""):  # looks each millisecond
+            spin()
+
+
+def test_ctrl_c_at_the_end_leaves_no_timer_behind(monkeypatch):
+    def interrupted(watch):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(limits.Watch, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt), time_limit(60, "it", ""):
+        pass
+    assert limits.armed.acquire(timeout=30)  # the watcher has ended, and faulthandler's timer too
+    limits.armed.release()
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+
 # -- a machine that is slow or busy --------------------------------------------------------------
 
 COMPUTES = """
@@ -172,7 +191,7 @@ from datetime import timedelta
 from pathlib import Path
 from torch.distributed import HashStore
 from course.checks import core, limits
-limits.GRACE, limits.NOTES, core.SECONDS = 1, Path("NOTES"), 0.3
+limits.GRACE, limits.HELD, limits.NOTES, core.SECONDS = 1, 8, Path("NOTES"), 0.3
 def lets_others_run():
     HashStore().wait(["a key that nobody sets"], timedelta(days=1))
 def holds_the_interpreter():

@@ -138,7 +138,7 @@ def check(function: Any = None, *, slow: str = "Does a loop end?") -> Callable[.
             raise failure.with_traceback(None) from failure.__cause__
         except TookTooLong as over:
             raise CheckFailed(str(over)) from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             said = f"{type(error).__name__}: {error}"
             raise CheckFailed(f"This check could not run, so nothing is shown. {said}") from error
         if not _comparisons:

@@ -14,7 +14,7 @@ twice a second at what the block has done, and ends it
 The block ends by an error that is raised inside it, in Python code or in a system call. A call into
 C may let no error in. In that case the whole process is ended GRACE seconds later, after its
 message was printed. Some calls into C do not even let the second thread run. Then Python's
-faulthandler ends the process after HELD times the limit, and `last_words` returns the message in
+faulthandler ends the process after HELD seconds, and `last_words` returns the message in
 the next process.
 """
 
@@ -25,14 +25,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO
 
 from course.exercises import ROOT
 
-WAITS, WALL, HELD = 2, 20, 4  # in limits: waiting, all in all, and without a turn for the watcher
+WAITS, WALL = 2, 20  # in limits: waiting, and all in all
+HELD = 120.0  # seconds for which the watcher may get no turn
 TICK, LOOKS = 0.5, 8  # seconds between two looks; looks in a window
 IDLE = 0.02  # a window in which the process has less than this share of a CPU counts as waiting
 GRACE = 10.0  # seconds from the first error raised in the block to the end of the process
@@ -49,48 +49,12 @@ class OutOfTime(BaseException):
     """What is raised inside the block. A learner's `except Exception` does not stop it."""
 
 
-@contextmanager
-def time_limit(seconds: float, name: str, slow: str) -> Iterator[None]:
-    """End a block that computes for more than `seconds`, or waits in vain; then TookTooLong.
+def time_limit(seconds: float, name: str, slow: str) -> "Watch":
+    """End a `with` block that computes for more than `seconds`, or waits in vain: TookTooLong.
 
     name: what runs, for the message. slow: what to ask somebody whose code computes for too long.
     """
-    watch = Watch(seconds, name, slow)
-    with listening(watch), dead_mans_switch(HELD * seconds, f"{name} ran. {slow}") as watch.hold:
-        try:
-            watch.start()
-            yield
-        except OutOfTime:
-            if watch.verdict is None:  # another limit's, around this one
-                raise
-        finally:
-            watch.finish()
-    if watch.verdict is not None:
-        raise TookTooLong(watch.verdict)
-
-
-@contextmanager
-def listening(watch: "Watch") -> Iterator[None]:
-    """Hear the watcher's signal, if this is the main thread, which alone hears signals.
-
-    It is not SIGINT, which Ctrl-C sends, and which may be ignored (behind a shell's `&`).
-    """
-    if not watch.signals:
-        yield
-        return
-    usual = signal.getsignal(signal.SIGUSR1)
-
-    def hear(number: int, frame: Any) -> None:
-        if watch.verdict is not None and not watch.finished:
-            raise OutOfTime
-        if callable(usual):  # of the limit around this one
-            usual(number, frame)
-
-    signal.signal(signal.SIGUSR1, hear)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGUSR1, usual)
+    return Watch(seconds, name, slow)
 
 
 class Meter:
@@ -142,32 +106,59 @@ def thread_seconds(thread: threading.Thread) -> float:
 
 
 class Watch(threading.Thread):
-    """The second thread: it looks at the thread that made it, and interrupts that one."""
+    """The second thread: it looks at the thread whose `with` block it limits, and interrupts it."""
 
     def __init__(self, seconds: float, title: str, slow: str):
         super().__init__(daemon=True)
         self.seconds, self.title, self.slow = seconds, title, slow
-        self.meter = Meter(min(TICK, seconds / 4))
+        self.verdict: str | None = None
+        self.done = threading.Event()
+
+    def __enter__(self) -> None:
+        self.meter = Meter(min(TICK, self.seconds / 4))
         self.target = self.meter.thread
         main = self.target is threading.main_thread()
         self.signals = main and hasattr(signal, "pthread_kill")
-        self.verdict: str | None = None
-        self.hold: Callable[[], None] = lambda: None  # says that this thread still gets turns
-        self.finished = False
-        self.done = threading.Event()
+        self.switch = DeadMansSwitch(HELD, f"{self.title} ran. {self.slow}")
+        if self.signals:  # not SIGINT: Ctrl-C sends that, and behind a shell's `&` it is ignored
+            self.usual = signal.signal(signal.SIGUSR1, self.hear) or signal.SIG_DFL
+        try:
+            self.start()
+        except BaseException:  # Ctrl-C: the block is not entered
+            self.done.set()
+            raise
 
-    def finish(self) -> None:
-        """Called by the block's thread at its end: nothing is raised in it after this."""
-        self.finished = True
-        self.done.set()
-        if self.is_alive():
-            self.join()
-        if self.verdict is not None and not self.signals:
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal that `interrupt` sends to the main thread."""
+        if self.verdict is None:
+            if callable(self.usual):  # it is of the limit around this one
+                self.usual(number, frame)
+        elif not is_in_this_file(frame):  # a block that is over is left in peace to end
+            raise OutOfTime
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        while self.is_alive():
+            try:
+                self.done.set()
+                self.join()
+            except OutOfTime:  # sent a moment ago, to another than the main thread
+                continue
+        if self.signals:  # from now on nobody sends it
+            signal.signal(signal.SIGUSR1, self.usual)
+        elif self.verdict is not None:
             raise_in(self.target, None)
+        if self.verdict is not None and kind in (None, OutOfTime):
+            raise TookTooLong(self.verdict) from None
 
     def run(self) -> None:
+        try:
+            self.watch()
+        finally:
+            self.switch.release()
+
+    def watch(self) -> None:
         while self.verdict is None and not self.done.wait(self.meter.tick):
-            self.hold()
+            self.switch.hold()
             self.meter.look()
             self.verdict = self.judge()
         told = time.monotonic()
@@ -209,9 +200,17 @@ class Watch(threading.Thread):
             file=sys.stderr,
             flush=True,
         )
-        time.sleep(PARTING)
+        if self.done.wait(PARTING):  # it has ended at the last moment
+            return
         note_file().unlink(missing_ok=True)
         os._exit(STOPPED)
+
+
+def is_in_this_file(frame: FrameType | None) -> bool:
+    """Whether code of this file is being run, by itself or through what it calls."""
+    while frame is not None and frame.f_code.co_filename != __file__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def raise_in(thread: threading.Thread, error: type[BaseException] | None) -> None:
@@ -229,29 +228,29 @@ def note_file() -> Path:
     return NOTES / f"stopped-{os.getpid()}.txt"
 
 
-@contextmanager
-def dead_mans_switch(seconds: float, says: str) -> Iterator[Callable[[], None]]:
-    """A function to call again and again: if it is not called for so long, the process is ended.
+class DeadMansSwitch:
+    """Ends the process if `hold` is not called for so many seconds, until it is released.
 
     What ends it is faulthandler, which needs no turn of Python's; it leaves a note for last_words.
     """
-    note = open_note() if armed.acquire(blocking=False) else None
-    if note is None:
-        yield lambda: None
-        return
 
-    def hold() -> None:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=note)
+    def __init__(self, seconds: float, says: str):
+        self.seconds = seconds
+        self.note = open_note() if armed.acquire(blocking=False) else None
+        if self.note:
+            self.note.write(f"Python was ended, in a call that did not come back, while {says}\n")
+            self.note.flush()
+            self.hold()
 
-    with note:
-        note.write(f"Python was ended, in a call that did not come back, while {says}\n")
-        note.flush()
-        hold()
-        try:
-            yield hold
-        finally:
+    def hold(self) -> None:
+        if self.note:
+            faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.note)
+
+    def release(self) -> None:
+        if self.note:
             faulthandler.cancel_dump_traceback_later()
             note_file().unlink(missing_ok=True)
+            self.note.close()
             armed.release()
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from course.files import write_whole
 from course.notebooks.exercise_cells import exercises_in, transform
 from course.notebooks.source import ROOT, cell_ids, code_digest, read_source
 from course.reading import TITLE, up_to_date
@@ -147,7 +148,7 @@ def write_notebook(notebook: Any, path: Path) -> None:
 
     text = nbformat.writes(notebook)
     if not path.exists() or path.read_text(encoding="utf-8") != text + "\n":
-        path.write_text(text + "\n", encoding="utf-8")
+        write_whole(path, text + "\n")
 
 
 def differences(job: Job) -> Iterator[str]:
