@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="Triton has no build for this system")
 from test_kernels_compile import MEMORY, JITFunction, Recorder, compile_for
 
 from course.benchmarks import kernel_ladder
+from course.cells import definitions
 from course.drawings import kernel_plots
 from course.exercises import code_of, define
 from course.labs import toy_kernels
@@ -87,7 +88,7 @@ WRITTEN = {"my_store": "store_kernel", "offsets": "offset_kernel"}  # exercises,
 @pytest.mark.parametrize("exercise", WRITTEN)
 def test_what_the_exercises_ask_for_compiles(exercise):
     code = code_of("06", exercise, "solutions")
-    defined = define(code, f"<compiled {exercise}>", TRITON)
+    defined = define(code, f"<compiled {exercise}>", list(definitions(TRITON)))
     kernel = getattr(defined, WRITTEN[exercise])
     if not hasattr(kernel, "src"):
         pytest.skip("Triton's interpreter is on: nothing is compiled")
