@@ -6,10 +6,15 @@ with LLM("Qwen/Qwen3-0.6B") as llm:
     print(llm.generate("The capital of France is")[0].outputs[0].text)
     for index, text in llm.stream(["Once upon a time"], SamplingParams(max_tokens=64)):
         print(text, end="", flush=True)
+
+Several threads may call `generate`, `chat` and `stream` of one LLM at the same time. Their requests
+then run in the same steps, and each caller gets its own answers. What each request draws at random
+follows from its seed, or else from its place in the order of arrival, which threads do not fix.
 """
 
 import inspect
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -17,7 +22,7 @@ from tqdm.auto import tqdm
 
 from nanovllm.config import EngineArgs
 from nanovllm.engine.sequence import Sequence
-from nanovllm.llm_engine import LLMEngine
+from nanovllm.llm_engine import LLMEngine, read_texts
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.validation import check_type, check_unicode
@@ -25,30 +30,109 @@ from nanovllm.validation import check_type, check_unicode
 Params = SamplingParams | list[SamplingParams] | None
 
 
-class TextStream(Iterator[tuple[int, str]]):
-    """What `LLM.stream` returns: yields (prompt's index, new text).
+class Call:
+    """The requests of one call. Any thread's step may run them, and they end with the call.
 
-    Closing it, or dropping the last reference to it, aborts what has not finished.
+    Closing a call aborts what is unfinished of it. If a call is dropped, that happens at the start
+    of the engine's next step.
     """
 
-    def __init__(self, llm: "LLM", seqs: list[Sequence]):
-        self._llm, self._seqs = llm, seqs
-        self._pieces = llm._pieces(seqs)
+    def __init__(self, engine: LLMEngine):
+        self.engine = engine
+        self.seqs: list[Sequence] = []  # in the order of the prompts
+        self.news: dict[Sequence, None] = {}  # those with tokens, or an end, not yet looked at
+        self.unfinished: set[Sequence] = set()  # as far as the news were looked at
+        engine.watch(self)
+
+    def add(self, requests: list[dict[str, Any]]) -> None:
+        """Queue checked requests, each under the number that it has among all requests."""
+        engine = self.engine
+        engine.line_up()
+        with engine.lock:
+            engine.leave_line()
+            # `names` is an infinite generator, so zip needs strict=False
+            names = (str(i) for i in count(engine.num_requests) if str(i) not in engine.sequences)
+            for name, request in zip(names, requests, strict=False):
+                request["request_id"] = name
+            self.unfinished.update(engine.add(requests, self))
+
+    def advance(self) -> list[Sequence]:
+        """Run a step, unless other threads' steps have brought news; the sequences with news."""
+        engine = self.engine
+        engine.line_up()
+        with engine.lock:
+            engine.leave_line()
+            if not self.news:
+                engine.run_step()
+            if not (self.news or engine.core.has_work):
+                raise RuntimeError(
+                    f"{len(self.unfinished)} requests of this call are unfinished, but the engine "
+                    f"has nothing left to run: its scheduler has lost them"
+                )
+            news = list(self.news)
+            self.news.clear()
+            self.read(news)
+            self.unfinished.difference_update(seq for seq in news if seq.is_finished)
+        return news
+
+    def read(self, seqs: list[Sequence]) -> None:
+        """Look at sequences with news before another thread can run the next step."""
+
+    def close(self) -> None:
+        self.engine.abort(self.seqs)
+
+
+class TextStream(Call, Iterator[tuple[int, str]]):
+    """What `LLM.stream` returns: yields (prompt's index, new text).
+
+    Closing it aborts what has not finished. So does dropping the last reference to it, at the
+    start of the next step. The texts of one step come in the order of the prompts.
+    """
+
+    def __init__(self, llm: "LLM"):
+        super().__init__(llm.llm_engine)
+        self._llm = llm  # an LLM that is dropped closes its engine
+        self._pieces: deque[tuple[int, str]] = deque()
+        self._sent: dict[Sequence, int] = {}  # characters
+        self._index: dict[Sequence, int] = {}
+
+    def add(self, requests: list[dict[str, Any]]) -> None:
+        super().add(requests)
+        self._index = {seq: index for index, seq in enumerate(self.seqs)}
+
+    def read(self, seqs: list[Sequence]) -> None:
+        seqs = sorted(seqs, key=self._index.__getitem__)
+        for seq, text in zip(seqs, read_texts(seqs, streamable_text), strict=True):
+            if new := text[self._sent.get(seq, 0) :]:
+                self._pieces.append((self._index[seq], new))
+                self._sent[seq] = len(text)
 
     def __next__(self) -> tuple[int, str]:
-        return next(self._pieces)
+        try:
+            while self.unfinished and not self._pieces:
+                self.advance()
+        except BaseException:
+            self.close()
+            raise
+        if not self._pieces:
+            raise StopIteration
+        return self._pieces.popleft()
 
     @property
     def outputs(self) -> list[RequestOutput] | None:
         """One output a prompt, in order, once all have ended; until then None."""
-        ended = all(seq.is_finished for seq in self._seqs)
-        return [RequestOutput.of(seq) for seq in self._seqs] if ended else None
+        if not all(seq.is_finished for seq in self.seqs):
+            return None
+        return [RequestOutput.of(seq) for seq in self.seqs]
 
     def close(self) -> None:
-        self._pieces.close()
-        self._llm._abort(self._seqs)  # a generator that never began has no `finally` to run
+        self.unfinished.clear()
+        self._pieces.clear()
+        super().close()
 
-    __del__ = close
+
+def streamable_text(seq: Sequence) -> str:
+    return seq.detokenizer.streamable if seq.detokenizer else ""
 
 
 class LLM:
@@ -71,18 +155,18 @@ class LLM:
         list of any of these. sampling_params: one for all, a list with one each, or None for the
         model's own defaults. Everything is checked before anything is queued.
         """
-        seqs = self._add(prompts, sampling_params)
         silent = not use_tqdm or self.llm_engine.ranks.rank > 0
+        call = Call(self.llm_engine)
         try:
-            with tqdm(total=len(seqs), desc="Processed prompts", disable=silent) as bar:
-                finished = 0
-                while finished < len(seqs):
-                    self.llm_engine.advance()
-                    finished = sum(seq.is_finished for seq in seqs)
-                    bar.update(finished - bar.n)
+            call.add(self._make_requests(prompts, sampling_params))
+            with tqdm(total=len(call.seqs), desc="Processed prompts", disable=silent) as bar:
+                while call.unfinished:
+                    before = len(call.unfinished)
+                    call.advance()
+                    bar.update(before - len(call.unfinished))
         finally:
-            self._abort(seqs)
-        return [RequestOutput.of(seq) for seq in seqs]
+            call.close()
+        return [RequestOutput.of(seq) for seq in call.seqs]
 
     def chat(
         self,
@@ -110,41 +194,22 @@ class LLM:
     def stream(self, prompts: Any, sampling_params: Params = None) -> TextStream:
         """Text as it comes: an iterator of (prompt's index, new text), whose `outputs` is the
         list of RequestOutputs when it has ended. Other calls may be made between two items."""
-        return TextStream(self, self._add(prompts, sampling_params))
-
-    def _pieces(self, seqs: list[Sequence]) -> Generator[tuple[int, str]]:
-        sent = [0] * len(seqs)
-        try:
-            while True:
-                finished = all(seq.is_finished for seq in seqs)
-                for index, seq in enumerate(seqs):
-                    text = seq.detokenizer.text if seq.detokenizer else ""
-                    if len(text) > sent[index]:
-                        yield index, text[sent[index] :]
-                        sent[index] = len(text)
-                if finished:
-                    return
-                self.llm_engine.advance()
-        finally:
-            self._abort(seqs)
-
-    def _abort(self, seqs: list[Sequence]) -> None:
-        held = self.llm_engine.sequences
-        if left := [seq.request_id for seq in seqs if held.get(seq.request_id) is seq]:
-            self.llm_engine.abort_request(left)
+        requests = self._make_requests(prompts, sampling_params)
+        stream = TextStream(self)
+        stream.add(requests)
+        return stream
 
     # -- prompts ---------------------------------------------------------------------------------
 
-    def _add(self, prompts: Any, params: Any) -> list[Sequence]:
-        """Check all prompts, then queue them."""
-        prompts, engine = self._as_list(prompts), self.llm_engine
+    def _make_requests(self, prompts: Any, params: Any) -> list[dict[str, Any]]:
+        """Check all prompts; they get their names when they are queued."""
+        prompts = self._as_list(prompts)
         if not isinstance(params, (list, tuple)):
             params = [params] * len(prompts)
         if len(params) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts, but {len(params)} sampling_params")
-        names = (str(i) for i in count(engine.num_requests) if str(i) not in engine.sequences)
-        asked = zip(names, prompts, params, strict=False)  # names never end
-        return engine.add([engine.make_request(*request) for request in asked])
+        pairs = zip(prompts, params, strict=True)
+        return [self.llm_engine.make_request("", *pair) for pair in pairs]
 
     def _as_list(self, prompts: Any) -> list:
         """A list of prompts, of one prompt or many. A flat list of ints is one prompt."""

@@ -2,14 +2,22 @@
 
 It settles the arguments, loads the model, sizes the cache, turns prompts into sequences, and tells
 the other ranks, before it does it itself, whatever it was asked to do.
+
+Several threads may use one engine. One lock lets their calls in one at a time, and each step runs
+the requests of all of them.
 """
 
 import os
 import signal
 import sys
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,9 +43,35 @@ from nanovllm.ops.attention import rope_store
 from nanovllm.ops.backend import choose_backend, compiled
 from nanovllm.outputs import RequestOutput, StepRecord
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.validation import check_number, check_type, check_unicode, tokenizer_errors
+from nanovllm.validation import (
+    as_list,
+    check_number,
+    check_type,
+    check_unicode,
+    tokenizer_errors,
+)
 
+Message = list[Any]  # a command, its payload, and the ids of abandoned requests
 Request = dict[str, Any]  # the arguments of a Sequence, as rank 0 tells them to the others
+GIVE_WAY_SECONDS = 1e-4  # enough for a thread that waits for a lock to wake up and take it
+
+
+class NoCall(NamedTuple):
+    """Takes the place of an `nanovllm.llm.Call` where requests belong to none."""
+
+    seqs: list[Sequence]
+    news: None = None
+
+
+class CallReference(weakref.ref):
+    """A weak reference to a call that outlives the call and still knows its sequences.
+
+    Python's collector may drop a call at any moment, also in the middle of a step. It then only
+    appends this reference to `LLMEngine.abandoned`, and runs no other code.
+    """
+
+    __slots__ = ("seqs",)
+    seqs: list[Sequence]
 
 
 class LLMEngine:
@@ -58,7 +92,7 @@ class LLMEngine:
         scheduler_class: type = Scheduler,
         store_kv: Any = None,
     ):
-        self.closed = True  # until it stands
+        self.closed = self._released = True  # until it stands
         check_type("engine_args", args, EngineArgs)
         args = replace(args)  # a checked copy: an attribute may have been set since the last check
         folder = loader.find_model(args.model, args.revision)
@@ -108,9 +142,17 @@ class LLMEngine:
             self.ranks.report(error)
             self.ranks.close(kill=True)
             raise
-        self.sequences: dict[str, Sequence] = {}  # unfinished, by request id
         self.num_requests = 0  # ever added
-        self.closed = False
+        self.abandoned: deque[NoCall | CallReference] = deque()
+        self._calls: set[CallReference] = set()
+        # `lock` admits one thread at a time. `_acting` is held while a call is carried out: only
+        # the same thread can find it held, when a signal handler or a destructor interrupts it.
+        # Both are entered by `with` alone, which no Ctrl-C can separate from the release.
+        self.lock, self._acting = threading.RLock(), threading.Lock()
+        self._lined_up: set[int] = set()  # threads that wait for the lock
+        self._turn = 0  # times that a thread has got it
+        self._close_when_done = False
+        self.closed = self._released = False
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs) -> "LLMEngine":
@@ -122,7 +164,39 @@ class LLMEngine:
         LLMEngine._engines_under_torchrun += 1
         return Ranks.from_torchrun(args.tensor_parallel_size, LLMEngine._engines_under_torchrun)
 
+    # -- threads ---------------------------------------------------------------------------------
+
+    def line_up(self) -> None:
+        """Call this before taking the lock: it lets a thread that already waits go first.
+
+        Python's locks are not fair. A thread that runs one step after the other would release the
+        lock and have it again before any other thread has woken up. (This is only a courtesy. It
+        ends after a millisecond, in case the other thread was interrupted and has gone.)
+        """
+        me, turn = threading.get_ident(), self._turn
+        for _ in range(10):
+            if self._turn != turn or not self._lined_up - {me}:
+                break
+            time.sleep(GIVE_WAY_SECONDS)
+        self._lined_up.add(me)
+
+    def leave_line(self) -> None:
+        """Call this when you have got the lock."""
+        self._turn += 1
+        self._lined_up.discard(threading.get_ident())
+
+    def watch(self, call: Any) -> None:
+        """Abort what is unfinished of `call.seqs` once nobody refers to the call any more."""
+        reference = CallReference(call, self.abandoned.append)
+        reference.seqs = call.seqs
+        self._calls.add(reference)
+
     # -- requests --------------------------------------------------------------------------------
+
+    @property
+    def sequences(self) -> dict[str, Sequence]:
+        """The unfinished sequences by request id, in order of arrival."""
+        return self.core.scheduler.requests
 
     def make_request(self, request_id: str, prompt: Any, params: SamplingParams | None) -> Request:
         """Check one prompt (text, token ids, or vLLM's dict of either) and its parameters."""
@@ -173,31 +247,53 @@ class LLMEngine:
         with tokenizer_errors(getattr(tokenizer, "name_or_path", "")):
             return tokenizer.encode(text, **options)
 
-    def add(self, requests: list[Request]) -> list[Sequence]:
-        """Queue checked requests, on every rank."""
-        self._check_open()
-        taken = [*self.sequences, *(request["request_id"] for request in requests)]
-        if len(set(taken)) < len(taken):
-            twice = next(name for name in taken if taken.count(name) > 1)
-            raise ValueError(f"request_id={twice!r} is already in use")
-        return self._on_all_ranks("add", requests)
+    def add(self, requests: list[Request], call: Any = None) -> list[Sequence]:
+        """Queue requests that `make_request` has checked, on every rank: all of them or none.
 
-    def _apply_add(self, requests: list[Request]) -> list[Sequence]:
+        call: its `seqs` are extended by the new sequences, which report to its `news`.
+        """
+        call = call or NoCall([])
+        try:
+            self.line_up()
+            with self.lock:
+                self.leave_line()
+                self._check_open()
+                self._check_names(requests)
+                if self.ranks.size > 1:  # an error must come before the other ranks are told
+                    self._make_sequences(requests)
+                return self._on_all_ranks("add", requests, call)
+        except BaseException:
+            if call.seqs:
+                self.abort(call.seqs)
+            raise
+
+    def _check_names(self, requests: list[Request]) -> None:
+        for name, count in Counter(request["request_id"] for request in requests).items():
+            if count > 1 or name in self.sequences:
+                raise ValueError(f"request_id={name!r} is already in use")
+
+    def _make_sequences(self, requests: list[Request]) -> list[Sequence]:
         seqs = []
-        for request in requests:
+        for number, request in enumerate(requests, start=self.num_requests):
             params = SamplingParams(**request["params"])
             eos_ids = frozenset() if params.ignore_eos else self.eos_ids
             seq = Sequence(
                 **{**request, "params": params},
                 stop_ids=eos_ids.union(params.stop_token_ids),
-                noise=(self.args.seed, self.num_requests),
+                noise=(self.args.seed, number),
                 tokenizer=self.tokenizer,
             )
-            self.num_requests += 1
             seqs.append(seq)
-        for seq in seqs:  # now that nothing can fail
-            self.sequences[seq.request_id] = seq
-            self.core.scheduler.add(seq)
+        return seqs
+
+    def _apply_add(self, requests: list[Request], call: Any = None) -> list[Sequence]:
+        seqs = self._make_sequences(requests)
+        if call is not None:
+            for seq in seqs:
+                seq.news = call.news
+            call.seqs.extend(seqs)  # before they are queued: what `seqs` names can be aborted
+        self.num_requests += len(seqs)
+        self.core.add(seqs)
         return seqs
 
     def add_request(self, request_id: str, prompt: Any, params: SamplingParams) -> None:
@@ -206,52 +302,111 @@ class LLMEngine:
 
     def abort_request(self, request_id: str | list[str]) -> None:
         """End requests before their time; ids that are not running are ignored."""
+        if not isinstance(request_id, str):
+            for item in as_list("request_id", request_id):
+                check_type("every item of request_id", item, str)
+        ids = [request_id] if isinstance(request_id, str) else list(request_id)
         self._check_open()
-        self._on_all_ranks("abort", [request_id] if isinstance(request_id, str) else request_id)
+        self.abort([self.sequences[i] for i in ids if i in self.sequences])
+
+    def abort(self, seqs: list[Sequence]) -> None:
+        """End those of the sequences that are unfinished. An engine that is closed has none.
+
+        From within a step (in a destructor, or in a signal handler) this only makes a note.
+        """
+        self.line_up()
+        with self.lock:
+            self.leave_line()
+            if self._acting.locked():
+                self.abandoned.append(NoCall(seqs))
+            elif ids := self._unfinished_ids(seqs):
+                self._on_all_ranks("abort", ids)
+
+    def _unfinished_ids(self, seqs: Iterable[Sequence]) -> list[str]:
+        """The ids of those that are unfinished; not of others that have taken over their ids."""
+        found = self.sequences
+        return [seq.request_id for seq in seqs if found.get(seq.request_id) is seq]
 
     def _apply_abort(self, request_ids: list[str]) -> None:
-        self.core.abort([self.sequences.pop(i) for i in request_ids if i in self.sequences])
+        self.core.abort([self.sequences[i] for i in request_ids if i in self.sequences])
 
     def has_unfinished_requests(self) -> bool:
-        return not self.closed and self.core.has_work
+        """Whether a step has anything to do for requests that nobody has abandoned."""
+        seqs = (seq for noted in list(self.abandoned) for seq in noted.seqs)
+        return not self.closed and len(self.sequences) > len(set(self._unfinished_ids(seqs)))
 
     # -- steps -----------------------------------------------------------------------------------
 
     def step(self) -> list[RequestOutput]:
         """Run one step; the state of every request that got a token in it."""
-        return [RequestOutput.of(seq) for seq in self.advance()]
+        self.line_up()
+        with self.lock:
+            self.leave_line()
+            return read_texts(self.run_step(), RequestOutput.of)
 
     def advance(self) -> list[Sequence]:
         """As `step`, without making outputs."""
+        self.line_up()
+        with self.lock:
+            self.leave_line()
+            return self.run_step()
+
+    def run_step(self) -> list[Sequence]:
+        """As `advance`, for a thread that already holds the lock."""
         self._check_open()
         return self._on_all_ranks("step", None)
 
     def _apply_step(self, _: None) -> list[Sequence]:
-        updated = self.core.step() if self.core.has_work else []
-        for seq in updated:
-            if seq.is_finished:
-                self.sequences.pop(seq.request_id, None)
-        return updated
+        return self.core.step() if self.core.has_work else []
 
-    def _on_all_ranks(self, command: str, payload: Any) -> Any:
-        """Do what rank 0 was asked to do, on every rank alike."""
-        try:
-            theirs, payload = self.ranks.share([command, payload])
-            if theirs != command:
-                raise RuntimeError(
-                    f"rank {self.ranks.rank} was asked to {command} while rank 0 was asked to "
-                    f"{theirs}: under torchrun every rank must make the same calls"
-                )
-            return getattr(self, f"_apply_{command}")(payload)
-        except BaseException as error:
-            if self.ranks.size > 1:  # ranks may now differ: this engine cannot go on
-                try:
-                    if isinstance(error, RuntimeError):
-                        self.ranks.check_workers()  # if one has failed, say so: that is the cause
-                        self.ranks.check_reports()
-                finally:
-                    self._release(kill=True)
-            raise
+    def _on_all_ranks(self, command: str, payload: Any, *own: Any) -> Any:
+        """Do what rank 0 was asked to do, on every rank alike. The caller holds the lock.
+
+        own: further arguments that only this rank has.
+        """
+        if self._acting.locked():
+            raise RuntimeError(
+                f"this engine was asked to {command} from within another call of the same thread "
+                f"(by a signal handler or a destructor); ask it when that call has returned"
+            )
+        with self._acting:
+            try:
+                return self._share_and_act(command, payload, *own)
+            except BaseException as error:
+                if self.ranks.size > 1:  # ranks may now differ: this engine cannot go on
+                    try:
+                        if isinstance(error, RuntimeError):
+                            self.ranks.check_workers()  # if one has failed, that is the cause
+                            self.ranks.check_reports()
+                    finally:
+                        self._release(kill=True)
+                raise
+            finally:
+                if self._close_when_done:
+                    self._close()
+
+    def _share_and_act(self, command: str, payload: Any, *own: Any) -> Any:
+        """Every message also carries the ids of the requests that were abandoned meanwhile."""
+        noted = list(self.abandoned)
+        ids = self._unfinished_ids(seq for item in noted for seq in item.seqs)
+        theirs, payload, ids = self.ranks.share([command, payload, ids])
+        if theirs != command:
+            raise RuntimeError(
+                f"rank {self.ranks.rank} was asked to {command} while rank 0 was asked to "
+                f"{theirs}: under torchrun every rank must make the same calls"
+            )
+        result = self.act([command, payload, ids], *own)
+        for item in noted:  # not before: if this is interrupted, the next call sees them again
+            self._calls.discard(item)
+            self.abandoned.popleft()
+        return result
+
+    def act(self, message: Message, *own: Any) -> Any:
+        """Carry out one of rank 0's messages on this rank."""
+        command, payload, abandoned_ids = message
+        if abandoned_ids:
+            self._apply_abort(abandoned_ids)
+        return getattr(self, f"_apply_{command}")(payload, *own)
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -266,29 +421,61 @@ class LLMEngine:
 
     def _check_open(self) -> None:
         if self.closed:
-            raise RuntimeError("this engine is closed")
+            raise RuntimeError("this engine is closed: nothing more can be asked of it")
 
     def close(self) -> None:
-        """Give back all memory and end the other ranks. May be called again."""
-        if self.closed:
+        """Give back all memory and end the other ranks. May be called again.
+
+        Another thread's step ends first; threads that wait for answers get a RuntimeError. From
+        within a step (in a destructor, or in a signal handler) the engine closes after that step.
+        """
+        if self._released:
+            return
+        self.line_up()
+        with self.lock:
+            self.leave_line()
+            if self._acting.locked():
+                self._close_when_done = True
+            else:
+                self._close()
+
+    def _close(self) -> None:
+        if self._released:
             return
         try:
-            self.core.abort(list(self.sequences.values()))
-            if self.ranks.rank == 0:
-                self.ranks.share(["close", None])
+            if not self.closed:
+                for seq in self.sequences.values():
+                    seq.news = None  # its caller gets an error in place of news
+                self.core.abort(list(self.sequences.values()))
+                if self.ranks.rank == 0:
+                    self.ranks.share(["close", None, []])
         except RuntimeError:  # a rank is gone already
             pass
         finally:
-            self._release(kill=False)
+            self._release(kill=self.closed)
 
     def _release(self, kill: bool) -> None:
+        """End all that is unfinished. If this is interrupted, `close` calls it again."""
         self.closed = True
-        for seq in self.sequences.values():
+        for seq in list(self.sequences.values()):
+            seq.news = None
             seq.finish("abort")
         self.sequences.clear()
         self.core.launched.clear()
-        graphs, self.core.runner = self.core.runner.graphs, None
+        graphs = self.core.runner.graphs if self.core.runner else None
         self.ranks.close(kill, graphs)
+        self.core.runner = None
+        self._released = True
+
+
+def read_texts(seqs: list[Sequence], read: Callable[[Sequence], Any]) -> list[Any]:
+    """read(seq) of each. If reading a text is interrupted, the texts are made anew."""
+    try:
+        return [read(seq) for seq in seqs]
+    except BaseException:
+        for seq in seqs:
+            seq.read_again()
+        raise
 
 
 def settle(args: EngineArgs, config: ModelConfig) -> EngineArgs:
@@ -329,10 +516,10 @@ def run_worker() -> None:
     engine = LLMEngine(EngineArgs(**settings), ranks=ranks)
     try:
         while True:
-            command, payload = ranks.share(None)
-            if command == "close":
+            message = ranks.share(None)
+            if message[0] == "close":
                 return
-            getattr(engine, f"_apply_{command}")(payload)
+            engine.act(message)
     except torch.distributed.DistError:  # rank 0 is gone
         sys.exit(1)
     except BaseException as error:

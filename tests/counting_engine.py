@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import course.labs.rank_lab  # noqa: F401  (it prepares the process for ranks as threads)
-from nanovllm import EngineArgs, LLMEngine
+from nanovllm import LLM, EngineArgs, LLMEngine
 from nanovllm.model import loader
 from nanovllm.model.ranks import Ranks
 from nanovllm.ops.attention import AttentionMetadata, store_kv
@@ -123,7 +123,7 @@ def engine_of(size: int, **options: Any) -> Iterator[LLMEngine]:
         try:
             engine = counting_engine(Ranks(rank, size, store), **options)
             while (said := engine.ranks.share(None))[0] != "close":
-                getattr(engine, f"_apply_{said[0]}")(said[1])
+                engine.act(said)
             assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
         except BaseException as error:
             failures.append(error)
@@ -141,3 +141,12 @@ def engine_of(size: int, **options: Any) -> Iterator[LLMEngine]:
             thread.join(timeout=HANGS)
     assert not failures, failures
     assert not any(thread.is_alive() for thread in threads)
+
+
+@contextmanager
+def llm_of(size: int = 1, **options: Any) -> Iterator[LLM]:
+    """The front door over `engine_of(size)`."""
+    with engine_of(size, **options) as engine:
+        llm = LLM.__new__(LLM)
+        llm.llm_engine = engine
+        yield llm

@@ -23,7 +23,7 @@ def test_one_wrong_hash_is_seen(monkeypatch):
 
     def wrong_once(self, hidden):
         calls.append(hidden)
-        return plain(self, hidden + 1 if len(calls) == 500 else hidden)
+        return plain(self, hidden + 1 if len(calls) % 500 == 0 else hidden)
 
     plain = CountingDecoder.logits
     monkeypatch.setattr(CountingDecoder, "logits", wrong_once)

@@ -133,7 +133,9 @@ class BlockManager:
             if cached.ref_count == 0 and not same:
                 self._uncache(cached)  # no one finds it: what it continues was evicted
             if key not in self._cached:
-                self._cached[key], block.hash, block.content = block.block_id, key, content
+                block.content = content
+                self._cached[key] = block.block_id
+                block.hash = key  # last: `rebuild` believes what has a hash
         seq.num_registered = max(seq.num_registered, num_full)
 
     def unregister(self, seq: Sequence, num_valid: int) -> None:
@@ -143,8 +145,33 @@ class BlockManager:
 
     def _uncache(self, block: Block) -> None:
         if block.hash is not None:
-            del self._cached[block.hash]
+            self._cached.pop(block.hash, None)  # an interrupt may have come after this line before
             block.hash, block.content = None, ()
+
+    def is_cached(self, seq: Sequence, index: int) -> bool:
+        """Whether the sequence has a full block `index` whose hash is in the prefix cache."""
+        full = (index + 1) * self.block_size <= len(seq.token_ids)
+        return self.enable_prefix_caching and full and self._hash(seq, index) in self._cached
+
+    # -- after an interrupt ----------------------------------------------------------------------
+
+    def rebuild(self, seqs: list[Sequence]) -> None:
+        """Take back all blocks, in whatever state an interrupted method has left them.
+
+        `seqs` are the sequences that may hold blocks. Only the blocks' hashes are trusted. Because
+        `register` sets a block's hash last, a block that has one stays in the prefix cache. What
+        was registered but never computed must have been unregistered before.
+        """
+        held = [i for seq in reversed(seqs) for i in reversed(seq.block_table)]
+        self._free = OrderedDict.fromkeys([*self._free, *held, *range(self.num_blocks)])
+        for block in self.blocks:
+            block.ref_count = 0
+            if block.hash is None:
+                block.content = ()
+        self._cached = {b.hash: b.block_id for b in self.blocks if b.hash is not None}
+        for seq in seqs:
+            seq.block_table.clear()
+            seq.num_registered = 0
 
     def _content(self, seq: Sequence, index: int, table: list[int]) -> tuple:
         return self.blocks[table[index - 1]].prefix if index else 0, self._tokens(seq, index)

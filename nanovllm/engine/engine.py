@@ -7,6 +7,8 @@ does it read N's tokens.
 
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nanovllm.engine.model_runner import ModelRunner, PendingTokens
@@ -33,23 +35,48 @@ class EngineCore:
         self.async_scheduling = async_scheduling
         self.launched: deque[LaunchedStep] = deque()  # planned, tokens not yet read
         self.trace: deque[StepRecord] = deque(maxlen=TRACE_LENGTH)
+        self._changing = False  # True from the beginning of a change until it is done or undone
 
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work or bool(self.launched)
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """What is done to the sequences within this context is undone if it fails.
+
+        An interrupt (Ctrl-C) can come between any two instructions, and a second one while the
+        first is being handled. The next change therefore first undoes what is left of the last.
+        """
+        if self._changing:
+            self.roll_back()
+        self._changing = True
+        try:
+            yield
+        except BaseException:
+            self.roll_back()
+            raise
+        self._changing = False
+
+    def roll_back(self) -> None:
+        """Drop the launched steps. All sequences that ran wait to be run again, or aborted."""
+        self.scheduler.roll_back([step.batch for step in self.launched])
+        self.launched.clear()
+        self._changing = False
+
+    def add(self, seqs: list[Sequence]) -> None:
+        with self._change():
+            for seq in seqs:
+                self.scheduler.add(seq)
 
     def step(self) -> list[Sequence]:
         """Advance by one step; the sequences that got a token. A failed step is undone, and raises.
 
         After a failure nothing is lost: the same sequences wait to be run again, or aborted.
         """
-        try:
+        with self._change():
             updated = self.overlapped_step() if self.async_scheduling else self.plain_step()
             return updated if self.scheduler.has_work else updated + self.drain()
-        except BaseException:
-            self.scheduler.roll_back([step.batch for step in self.launched])
-            self.launched.clear()
-            raise
 
     def plain_step(self) -> list[Sequence]:
         self._launch(self.scheduler.schedule())
@@ -68,10 +95,11 @@ class EngineCore:
         return updated
 
     def abort(self, seqs: list[Sequence]) -> None:
-        for seq in seqs:
-            self.scheduler.abort(seq)
-        if not self.scheduler.has_work:
-            self.drain()
+        with self._change():
+            for seq in seqs:
+                self.scheduler.abort(seq)
+            if not self.scheduler.has_work:
+                self.drain()
 
     def _launch(self, batch: Batch) -> None:
         if batch:
@@ -84,6 +112,18 @@ class EngineCore:
             )
             self.launched.append(LaunchedStep(batch, record))
             self.launched[-1].tokens = self.runner.launch(batch)
+        elif self.scheduler.has_work and not self.launched:
+            raise RuntimeError(self._why_stuck())
+
+    def _why_stuck(self) -> str:
+        scheduler, manager = self.scheduler, self.scheduler.block_manager
+        return (
+            f"{len(scheduler.requests)} requests are unfinished, but nothing can run: "
+            f"{len(scheduler.waiting)} wait, {len(scheduler.running)} run, no step is in flight, "
+            f"and {manager.num_free_blocks} of {manager.num_blocks} blocks are free. A scheduler "
+            f"must keep every unfinished sequence in `waiting` or `running`, and give back its "
+            f"blocks when it ends"
+        )
 
     def _take_in(self) -> list[Sequence]:
         """Read the oldest launched step's tokens and hand them to the scheduler."""

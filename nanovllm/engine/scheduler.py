@@ -6,14 +6,20 @@ first, while budget, rows and blocks last. The last of them may get only a part 
 rest follows in later steps. Prefill and decode meet in one batch, and decode never waits.
 
 A sequence is admitted with blocks for all tokens it has, and one more block left free for each
-running sequence to grow into. If one cannot grow all the same, the youngest is preempted: it gives
+running sequence that can still grow. A sequence whose table already holds all tokens that it may
+ever have sets nothing aside. If one cannot grow all the same, the youngest is preempted: it gives
 up its blocks and returns to the head of the queue, to be computed again. (Its blocks stay in the
 prefix cache until somebody needs them, so often little is lost.)
+
+Nothing in a step grows with the number of sequences that wait. The head of the queue is not even
+looked at again while nothing has changed that could let it in.
 """
 
 import time
-from collections import deque
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.sequence import Sequence, Status
@@ -42,6 +48,56 @@ class ScheduledSequence:
 Batch = list[ScheduledSequence]  # one step's rows; those that decode stand first
 
 
+class WaitingQueue:
+    """The sequences that wait, the next one first.
+
+    It is used like a deque. Unlike in a deque, any sequence can leave in O(1), because a user may
+    abort a request in the middle of a queue of 100,000.
+    """
+
+    def __init__(self) -> None:
+        self._seqs: OrderedDict[Sequence, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._seqs)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._seqs)
+
+    def __contains__(self, seq: object) -> bool:
+        return seq in self._seqs
+
+    def __getitem__(self, index: int) -> Sequence:
+        """The sequence at `index` (0 or more). Only the head is found in O(1)."""
+        for seq in islice(self._seqs, index, None):
+            return seq
+        raise IndexError(f"{len(self)} sequences wait, so there is none at {index}")
+
+    def append(self, seq: Sequence) -> None:
+        self._seqs[seq] = None
+
+    def appendleft(self, seq: Sequence) -> None:
+        self._seqs[seq] = None
+        self._seqs.move_to_end(seq, last=False)
+
+    def popleft(self) -> Sequence:
+        return self._seqs.popitem(last=False)[0]
+
+    def remove(self, seq: Sequence) -> None:
+        """Take a sequence out, if it is there."""
+        self._seqs.pop(seq, None)
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """Why the head of the queue could not be admitted when it was last looked at."""
+
+    seq: Sequence
+    num_hits: int  # blocks that the prefix cache held
+    num_tokens: int = 0  # budget that it needs (without chunked prefill)
+    num_blocks: int = 0  # free blocks that it needs, beyond those that are set aside
+
+
 class Scheduler:
     """Plans steps over one BlockManager. The same calls give the same plans: no clock steers it."""
 
@@ -56,14 +112,18 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.enable_chunked_prefill = enable_chunked_prefill
-        self.waiting: deque[Sequence] = deque()
+        self.requests: dict[str, Sequence] = {}  # unfinished, in order of arrival
+        self.waiting = WaitingQueue()
         self.running: list[Sequence] = []  # in order of admission
+        self._blocked: Blocked | None = None
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.requests)
 
     def add(self, seq: Sequence) -> None:
+        """Queue a sequence. No other unfinished sequence may have its request_id."""
+        self.requests[seq.request_id] = seq
         self.waiting.append(seq)
 
     # -- planning --------------------------------------------------------------------------------
@@ -106,12 +166,15 @@ class Scheduler:
     def _admit_waiting(self, batch: Batch, budget: int) -> None:
         while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
             seq = self.waiting[0]
+            if self._is_still_blocked(seq, budget):
+                break
             hits = self.block_manager.match(seq)
             # A token is always computed, since its logits are needed: at least the last one.
             num_cached = min(len(hits) * self.block_manager.block_size, len(seq.token_ids) - 1)
             num_tokens = min(len(seq.token_ids) - num_cached, budget)
             whole = num_cached + num_tokens == len(seq.token_ids)
             if not whole and not self.enable_chunked_prefill:
+                self._blocked = Blocked(seq, len(hits), len(seq.token_ids) - num_cached)
                 break
             if not self._fits(seq, hits):
                 break
@@ -121,11 +184,41 @@ class Scheduler:
             budget -= num_tokens
 
     def _fits(self, seq: Sequence, hits: list[int]) -> bool:
-        """Whether all the sequence's tokens fit, with a block left for each running one to grow."""
+        """Whether all the sequence's tokens fit, with a block left for each one that can grow."""
         num_new = self.block_manager.num_missing(seq, len(seq.token_ids)) - len(hits)
-        return num_new + len(self.running) <= self.block_manager.num_free_after_sharing(hits)
+        num_free = self.block_manager.num_free_blocks
+        num_revived = num_free - self.block_manager.num_free_after_sharing(hits)
+        num_blocks = num_new + num_revived
+        fits = num_blocks <= num_free - len(self.running) or num_blocks <= self._num_spare_blocks()
+        if not fits:
+            self._blocked = Blocked(seq, len(hits), num_blocks=num_blocks)
+        return fits
+
+    def _num_spare_blocks(self) -> int:
+        """Free blocks beyond one for each running sequence that can still grow.
+
+        A sequence's last token is never computed, so its table grows to max_length - 1 tokens.
+        """
+        size = self.block_manager.block_size
+        growing = sum(len(s.block_table) * size < s.max_length - 1 for s in self.running)
+        return self.block_manager.num_free_blocks - growing
+
+    def _is_still_blocked(self, seq: Sequence, budget: int) -> bool:
+        """Whether nothing has changed that could let the head of the queue in.
+
+        It may come in when there is more budget, when there are more spare blocks, or when the
+        prefix cache has gained the block at which the last match ended. To match it again takes
+        time that grows with its prompt, and it may have to wait for thousands of steps.
+        """
+        last = self._blocked
+        if last is None or last.seq is not seq:
+            return False
+        if self.block_manager.is_cached(seq, last.num_hits):
+            return False
+        return budget < last.num_tokens or self._num_spare_blocks() < last.num_blocks
 
     def _admit(self, seq: Sequence, hits: list[int], num_cached: int) -> None:
+        self._blocked = None
         if seq.metrics.first_scheduled_time is None:
             seq.metrics.first_scheduled_time = time.perf_counter()
             seq.metrics.num_cached_tokens = num_cached
@@ -184,6 +277,8 @@ class Scheduler:
         return updated
 
     def _retire(self, seq: Sequence) -> None:
+        if self.requests.get(seq.request_id) is seq:
+            del self.requests[seq.request_id]
         if seq in self.running:
             self.running.remove(seq)
         if not seq.in_flight:
@@ -199,15 +294,23 @@ class Scheduler:
         self._retire(seq)
 
     def roll_back(self, batches: list[Batch]) -> None:
-        """Undo steps that failed, and a plan that was not finished.
+        """Undo the steps of `batches`, which failed, and whatever else was begun and not finished.
 
-        All running sequences return to the head of the queue, and what was entered in the prefix
-        cache for keys and values that were never written is taken out again.
+        An interrupt may have come at any point, also between two lines of this class, when a
+        sequence was in no queue or a block in no table. Therefore nothing is repaired. The queues
+        and the blocks are built anew from the unfinished sequences, in order of arrival, and from
+        those that finished while a step was in flight. What the prefix cache promises for keys
+        and values that were never written is taken out first. Calling this again is harmless.
         """
-        for seq in [row.seq for batch in batches for row in batch] + self.running:
+        in_flight = [row.seq for batch in batches for row in batch]
+        seqs = list(dict.fromkeys([*self.requests.values(), *in_flight]))
+        for seq in seqs:
             self.block_manager.unregister(seq, seq.num_computed)
-            seq.num_scheduled = seq.num_computed
-            if seq.is_finished:
-                self._retire(seq)
-        for seq in self.running[::-1]:
-            self._return_to_queue(seq)
+        self.block_manager.rebuild(seqs)
+        self.running, self.waiting, self._blocked = [], WaitingQueue(), None
+        for seq in seqs:
+            seq.restart()
+            if not seq.is_finished:
+                self.waiting.append(seq)
+            elif self.requests.get(seq.request_id) is seq:
+                del self.requests[seq.request_id]

@@ -11,6 +11,7 @@ by the one step in flight.
 
 import enum
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,7 @@ class Sequence:
     stop_ids: frozenset[int] = frozenset()
     noise: tuple[int, int] = (0, 0)  # the engine's seed and the request's number
     tokenizer: Any = None  # None: token ids only
+    news: dict["Sequence", None] | None = None  # where its caller looks for what has changed
 
     status: Status = Status.WAITING
     finish_reason: str | None = None  # "stop", "length", "abort" or "error"
@@ -59,13 +61,19 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
+        self.num_read = self.num_prompt_tokens  # ids that `append` has read to their end
+        self.text_is_torn = False
         self.metrics = RequestMetrics(arrival_time=time.perf_counter())
-        self.detokenizer = None
-        if self.tokenizer is not None and self.params.detokenize:
-            self.detokenizer = Detokenizer(self.tokenizer, self.params, self.token_ids)
+        self.detokenizer = self._make_detokenizer()
         self.seed = self.params.seed
         if self.seed is None:  # equal prompts differ
             self.seed = xxhash.xxh3_64_intdigest(repr(self.noise).encode()) - 2**63
+
+    def _make_detokenizer(self) -> Detokenizer | None:
+        if self.tokenizer is None or not self.params.detokenize:
+            return None
+        prompt_ids = self.token_ids[: self.num_prompt_tokens]
+        return Detokenizer(self.tokenizer, self.params, prompt_ids)
 
     @property
     def output_ids(self) -> list[int]:
@@ -96,6 +104,9 @@ class Sequence:
         None: the logits were not finite. The request then ends with an error, and keeps the tokens
         that it has.
         """
+        self._announce()
+        if self.text_is_torn:
+            self.read_again()
         if token_id is None:
             self.error = NOT_FINITE.format(len(self.token_ids))
             self.finish("error")
@@ -110,10 +121,48 @@ class Sequence:
             self.finish("stop")
         elif len(self.token_ids) >= self.max_length:
             self.finish("length")
+        self.num_read = len(self.token_ids)
+
+    def _announce(self) -> None:
+        """Tell the caller to look at this sequence. This comes before the change, so that an
+        interrupt between the two costs one needless look and never hides a change."""
+        if self.news is not None:
+            self.news[self] = None
+
+    def read_again(self) -> None:
+        """Make the text anew from the ids, because an interrupt may have torn it."""
+        self.text_is_torn = True
+        self.detokenizer = self._make_detokenizer()
+        if self.detokenizer:
+            for token_id in self.output_ids:
+                if token_id not in self.stop_ids or self.params.include_stop_str_in_output:
+                    self.detokenizer.append(token_id)
+            if self.is_finished:
+                self.detokenizer.finish()
+        self.text_is_torn = False
+
+    def restart(self) -> None:
+        """Forget every step, so that the sequence can wait in the queue again. It keeps its ids.
+
+        An interrupt may have come at any point within `append` or `finish`. An id that was not
+        read to its end is forgotten as well: it will be sampled again, by the same noise.
+        """
+        self.num_computed = self.num_scheduled = self.num_cached = 0
+        if self.is_finished:
+            self.text_is_torn, self.num_read = True, len(self.token_ids)
+        else:
+            self.status, self.finish_reason, self.error = Status.WAITING, None, None
+        if self.num_read != len(self.token_ids):
+            self.text_is_torn = True
+            del self.token_ids[self.num_read :]
+        if self.text_is_torn:
+            with suppress(Exception):  # a tokenizer that fails again: `append` will say so
+                self.read_again()
 
     def finish(self, reason: str) -> None:
-        self.status = Status.FINISHED
+        self._announce()
         self.finish_reason = reason
+        self.status = Status.FINISHED
         self.metrics.finished_time = time.perf_counter()
         if self.detokenizer:
             self.detokenizer.finish()

@@ -1,0 +1,75 @@
+"""Ctrl-C at any instruction of the engine, on purpose: an Interrupter raises it at a chosen one.
+
+Python looks for signals after calls, at the start of a function and when a loop jumps back. The
+Interrupter comes at every instruction, which is stricter, with two exceptions. Both would separate
+a `with` block from the call of its `__exit__`, and Python takes care that no signal does that: the
+instructions between the block's last one and that call, and the empty one that stands for `try:`.
+"""
+
+import dis
+import sys
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import nanovllm
+
+ENGINE = str(Path(nanovllm.__file__).parent)
+
+
+@cache
+def without_signals(code: CodeType) -> frozenset[int]:
+    """Offsets of the instructions at which no interrupt is raised.
+
+    The call of `__exit__` at a `with` block's end is prepared by pushing None three times. A value
+    that the block returns is moved out of the way before.
+    """
+    found: set[int] = set()
+    run: list[int] = []
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "NOP":
+            found.add(instruction.offset)
+        if instruction.opname == "SWAP" and not run:
+            run = [instruction.offset]
+        elif instruction.opname == "LOAD_CONST" and instruction.argval is None:
+            run.append(instruction.offset)
+        else:
+            if instruction.opname in ("PRECALL", "CALL") and len(run) >= 3:
+                found.update(run, [instruction.offset])
+            keeps = instruction.opname == "PRECALL" and run
+            run = run if keeps else []
+    return frozenset(found)
+
+
+class Interrupter:
+    """Counts the engine's instructions in this thread, and raises KeyboardInterrupt at one.
+
+    with Interrupter(at=1000) as interrupter: ...
+    """
+
+    def __init__(self, at: int | None = None):
+        self.at, self.count = at, 0
+        self.where = ""  # function and line of the interrupt, once it was raised
+
+    def __enter__(self) -> "Interrupter":
+        sys.settrace(self._enter_function)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _enter_function(self, frame: FrameType, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(ENGINE):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self._instruction
+
+    def _instruction(self, frame: FrameType, event: str, _: Any) -> Any:
+        if event == "opcode" and not self.where:
+            self.count += 1
+            if self.at is not None and self.count >= self.at:
+                if frame.f_lasti not in without_signals(frame.f_code):
+                    self.where = f"{frame.f_code.co_qualname}:{frame.f_lineno}"
+                    raise KeyboardInterrupt
+        return self._instruction

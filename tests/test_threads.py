@@ -1,0 +1,126 @@
+"""One engine asked by several threads at once: each caller gets its own answers, and gets them."""
+
+import random
+import sys
+import threading
+import time
+
+import pytest
+from counting_engine import counting_tokenizer, llm_of
+from counting_model import VOCAB, expected_output
+
+from nanovllm import SamplingParams
+
+THREADS, CALLS = 4, 40
+OPTIONS = {"max_model_len": 64, "num_gpu_blocks_override": 24, "block_size": 4, "max_num_seqs": 6}
+
+
+def greedy(max_tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+
+
+@pytest.fixture(autouse=True)
+def switch_often():
+    """Let Python change threads a thousand times as often as it does by default."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def on_threads(count, work, limit=120):
+    """work(i) in each of `count` threads; its results. Whatever it raises is raised here."""
+    results, failures = [None] * count, []
+
+    def run(number):
+        try:
+            results[number] = work(number)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(limit)
+    assert not any(thread.is_alive() for thread in threads), "a thread waits for ever"
+    if failures:
+        raise failures[0]
+    return results
+
+
+def check_idle(engine):
+    engine.step()  # carries out what dropped streams have asked for
+    assert not engine.has_unfinished_requests()
+    assert not engine.sequences
+    assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
+
+
+class Caller:
+    """One thread's calls: each draws its prompts and how it asks, and checks what it gets."""
+
+    def __init__(self, llm, seed):
+        self.llm, self.rng = llm, random.Random(seed)
+
+    def draw(self):
+        rng = self.rng
+        prompts = [
+            [rng.randrange(VOCAB) for _ in range(rng.randint(1, 20))]
+            for _ in range(rng.randint(1, 3))
+        ]
+        counts = [rng.randint(1, 12) for _ in prompts]
+        answers = [expected_output(p, n) for p, n in zip(prompts, counts, strict=True)]
+        return prompts, [greedy(n) for n in counts], answers
+
+    def ask(self):
+        prompts, params, answers = self.draw()
+        kind = self.rng.choice(["generate", "generate", "text", "stream", "drop", "abort"])
+        getattr(self, kind)(prompts, params, answers)
+
+    def check(self, outputs, answers):
+        got = [output.outputs[0] for output in outputs]
+        assert [o.token_ids for o in got] == answers
+        assert [o.finish_reason for o in got] == ["length"] * len(answers)
+
+    def generate(self, prompts, params, answers):
+        self.check(self.llm.generate(prompts, params, use_tqdm=False), answers)
+
+    def text(self, prompts, params, _):
+        """Prompts that must be tokenized, while other threads' answers are detokenized."""
+        texts = ["".join(self.rng.choices("abcdefgh xyz", k=9)) for _ in prompts]
+        ids = [counting_tokenizer().encode(text) for text in texts]
+        answers = [expected_output(i, p.max_tokens) for i, p in zip(ids, params, strict=True)]
+        outputs = self.llm.generate(texts, params, use_tqdm=False)
+        self.check(outputs, answers)
+        for output, answer in zip(outputs, answers, strict=True):
+            assert output.outputs[0].text == self.decode(answer)
+
+    def decode(self, ids):
+        return counting_tokenizer().decode(ids, skip_special_tokens=True)
+
+    def stream(self, prompts, params, answers):
+        stream = self.llm.stream(prompts, params)
+        pieces = [""] * len(prompts)
+        for index, text in stream:
+            pieces[index] += text
+        self.check(stream.outputs, answers)
+        assert pieces == [self.decode(answer) for answer in answers]
+
+    def drop(self, prompts, params, _):
+        next(self.llm.stream(prompts, params), None)
+
+    def abort(self, prompts, params, answers):
+        stream = self.llm.stream(prompts, params)
+        next(stream, None)
+        stream.close()
+        for output, answer in zip(stream.outputs, answers, strict=True):
+            got = output.outputs[0]
+            assert got.token_ids == answer[: len(got.token_ids)]
+            assert got.finish_reason == ("length" if got.token_ids == answer else "abort")
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_four_threads_get_what_one_would(overlap):
+    with llm_of(**OPTIONS, async_scheduling=overlap) as llm:
+        on_threads(THREADS, lambda i: [Caller(llm, f"{i} {n}").ask() for n in range(CALLS)])
+        check_idle(llm.llm_engine)
