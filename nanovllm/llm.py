@@ -64,16 +64,21 @@ class Call:
             engine.leave_line()
             if not self.news:
                 engine.run_step()
-            if not (self.news or engine.core.has_work):
-                raise RuntimeError(
-                    f"{len(self.unfinished)} requests of this call are unfinished, but the engine "
-                    f"has nothing left to run: its scheduler has lost them"
-                )
+            if not self.news:
+                self._check_more_can_come()
             news = list(self.news)
             self.news.clear()
             self.read(news)
             self.unfinished.difference_update(seq for seq in news if seq.is_finished)
         return news
+
+    def _check_more_can_come(self) -> None:
+        self.engine.check_open()
+        if not self.engine.core.has_work:
+            raise RuntimeError(
+                f"{len(self.unfinished)} requests of this call are unfinished, but the engine has "
+                f"nothing left to run: its scheduler has lost them"
+            )
 
     def read(self, seqs: list[Sequence]) -> None:
         """Look at sequences with news before another thread can run the next step."""

@@ -15,9 +15,9 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -43,21 +43,16 @@ from nanovllm.ops.attention import rope_store
 from nanovllm.ops.backend import choose_backend, compiled
 from nanovllm.outputs import RequestOutput, StepRecord
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.validation import (
-    as_list,
-    check_number,
-    check_type,
-    check_unicode,
-    tokenizer_errors,
-)
+from nanovllm.validation import check_number, check_type, check_unicode, tokenizer_errors
 
 Message = list[Any]  # a command, its payload, and the ids of abandoned requests
 Request = dict[str, Any]  # the arguments of a Sequence, as rank 0 tells them to the others
 GIVE_WAY_SECONDS = 1e-4  # enough for a thread that waits for a lock to wake up and take it
 
 
-class NoCall(NamedTuple):
-    """Takes the place of an `nanovllm.llm.Call` where requests belong to none."""
+@dataclass(eq=False)
+class NoCall:
+    """Takes the place of a `nanovllm.llm.Call` where requests belong to none."""
 
     seqs: list[Sequence]
     news: None = None
@@ -257,9 +252,10 @@ class LLMEngine:
             self.line_up()
             with self.lock:
                 self.leave_line()
-                self._check_open()
+                self.check_open()
                 self._check_names(requests)
                 if self.ranks.size > 1:  # an error must come before the other ranks are told
+                    json.dumps(requests)
                     self._make_sequences(requests)
                 return self._on_all_ranks("add", requests, call)
         except BaseException:
@@ -302,12 +298,12 @@ class LLMEngine:
 
     def abort_request(self, request_id: str | list[str]) -> None:
         """End requests before their time; ids that are not running are ignored."""
-        if not isinstance(request_id, str):
-            for item in as_list("request_id", request_id):
-                check_type("every item of request_id", item, str)
-        ids = [request_id] if isinstance(request_id, str) else list(request_id)
-        self._check_open()
-        self.abort([self.sequences[i] for i in ids if i in self.sequences])
+        ids = [request_id] if isinstance(request_id, str) else request_id
+        if not (isinstance(ids, (list, tuple)) and all(isinstance(i, str) for i in ids)):
+            raise TypeError(f"request_id must be a str or a list of them, got {request_id!r:.200}")
+        self.check_open()
+        found = self.sequences
+        self.abort([found[i] for i in ids if i in found])
 
     def abort(self, seqs: list[Sequence]) -> None:
         """End those of the sequences that are unfinished. An engine that is closed has none.
@@ -353,7 +349,7 @@ class LLMEngine:
 
     def run_step(self) -> list[Sequence]:
         """As `advance`, for a thread that already holds the lock."""
-        self._check_open()
+        self.check_open()
         return self._on_all_ranks("step", None)
 
     def _apply_step(self, _: None) -> list[Sequence]:
@@ -419,7 +415,7 @@ class LLMEngine:
             raise ValueError("skip_tokenizer_init=True: no tokenizer, prompts must be token ids")
         return self.tokenizer
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
         if self.closed:
             raise RuntimeError("this engine is closed: nothing more can be asked of it")
 

@@ -96,7 +96,7 @@ def test_generate_can_be_interrupted_anywhere(overlap):
         engine = llm.llm_engine
         assert generate(llm) == RIGHT
         instructions = count_instructions(lambda: generate(llm))
-        for seed in range(600):
+        for seed in range(400):
             where = interrupted(seed, instructions, lambda: generate(llm)).where
             check_idle(engine)
             assert generate(llm) == RIGHT, where
@@ -120,7 +120,7 @@ def test_streams_and_aborts_can_be_interrupted_anywhere(overlap):
     with llm_of(**CRAMPED, async_scheduling=overlap) as llm:
         engine = llm.llm_engine
         instructions = count_instructions(lambda: work(llm))
-        for seed in range(300):
+        for seed in range(200):
             where = interrupted(seed, instructions, lambda: work(llm)).where
             engine.step()  # aborts what was dropped
             check_idle(engine)
@@ -132,7 +132,7 @@ def test_an_interrupted_step_can_be_run_again(overlap):
     """Whoever catches the interrupt may go on: every request still gets all its tokens and text."""
     answers = right_answers(9)
     with engine_of(1, **CRAMPED, async_scheduling=overlap) as engine:
-        for seed in range(150):
+        for seed in range(80):
             rng, places = random.Random(seed), []
             requests = [engine.make_request(str(i), p, greedy(9)) for i, p in enumerate(PROMPTS)]
             seqs = engine.add(requests)
@@ -149,8 +149,9 @@ def test_an_interrupted_step_can_be_run_again(overlap):
 
 
 @pytest.mark.parametrize("name", ["add", "abort"])
-def test_requests_are_added_and_aborted_all_or_none(name):
-    """An interrupt may also come when all is done, on the way back to the caller."""
+def test_adding_and_aborting_can_be_interrupted_anywhere(name):
+    """All of the requests are added or none. An interrupt may also come when all are, on the way
+    back to the caller. An abort may have ended some of them."""
     counts = Counter()
     with engine_of(1, **CRAMPED) as engine:
 
@@ -177,8 +178,8 @@ def test_requests_are_added_and_aborted_all_or_none(name):
             counts[len(engine.sequences)] += 1
             engine.abort_request(["0", "1", "2"])
             check_idle(engine)
-    assert set(counts) == {0, 3}
     if name == "add":
+        assert set(counts) <= {0, 3}
         assert counts[0] > 20 * counts[3], "only when all was done may they be left"
 
 
@@ -197,7 +198,7 @@ def test_an_interrupt_while_a_failure_is_handled_is_made_good_by_the_next_call()
 
         model.__class__ = Failing
         seen = Counter()
-        for seed in range(250):
+        for seed in range(120):
             rng = random.Random(seed)
             model.fail_at = rng.randint(2, 6)
             calls.clear()

@@ -287,6 +287,49 @@ def test_headroom_keeps_a_small_cache_from_thrashing():
     assert recomputed[Scheduler] < recomputed[NoHeadroom] / 1.5
 
 
+class HeadroomForAll(Scheduler):
+    """Sets a block aside for each running sequence, also for one that will never need it."""
+
+    def _num_spare_blocks(self):
+        return self.block_manager.num_free_blocks - len(self.running)
+
+
+@pytest.mark.parametrize(("scheduler", "rows", "steps"), [(Scheduler, 64, 400),
+                                                          (HeadroomForAll, 32, 800)])  # fmt: skip
+def test_a_sequence_that_never_needs_another_block_sets_none_aside(scheduler, rows, steps):
+    """256 requests of 110 tokens in 64 blocks of 256: each needs one block from first to last."""
+    manager = BlockManager(64, block_size=256)
+    plans = scheduler(manager, max_num_seqs=256, max_num_batched_tokens=16_384)
+    seqs = [make_sequence(str(i), [i] * 10, 100) for i in range(256)]
+    for seq in seqs:
+        plans.add(seq)
+    counts = []
+    while plans.has_work:
+        batch = plans.schedule()
+        counts.append(len(batch))
+        plans.update(batch, [0] * len(batch))
+    assert (max(counts), len(counts)) == (rows, steps)
+    assert not any(seq.metrics.num_preempted_tokens for seq in seqs)
+    assert manager.num_free_blocks == 64
+
+
+def test_headroom_ends_with_the_last_block():
+    """Five tokens out of blocks of four: room is left until the second block has been taken."""
+    sim = simulator(num_blocks=3, block_size=4, prefix_caching=False)
+    first, second = sim.add([1] * 4, max_tokens=3), sim.add([2] * 5, max_tokens=1)
+    sim.step()
+    assert second.status is Status.WAITING, "two blocks are free, and one of them is set aside"
+    sim.step()
+    assert len(first.block_table) == 2
+    sim.run()
+    exact = simulator(num_blocks=3, block_size=4, prefix_caching=False)
+    exact.add([1] * 4, max_tokens=1)  # its last token is never computed: one block is enough
+    second = exact.add([2] * 5, max_tokens=1)
+    exact.step()
+    assert second.is_finished
+    exact.check_nothing_held()
+
+
 def test_decode_goes_on_beside_a_long_prefill():
     sim = simulator(budget=8)
     sim.add([7] * 3, max_tokens=20)

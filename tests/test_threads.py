@@ -1,5 +1,6 @@
 """One engine asked by several threads at once: each caller gets its own answers, and gets them."""
 
+import _thread
 import random
 import sys
 import threading
@@ -124,3 +125,102 @@ def test_four_threads_get_what_one_would(overlap):
     with llm_of(**OPTIONS, async_scheduling=overlap) as llm:
         on_threads(THREADS, lambda i: [Caller(llm, f"{i} {n}").ask() for n in range(CALLS)])
         check_idle(llm.llm_engine)
+
+
+def test_requests_that_another_threads_steps_have_finished_need_no_step():
+    with llm_of(**OPTIONS) as llm:
+        prompt = [5, 6, 7]
+        stream = llm.stream(prompt, greedy(3))
+        on_threads(1, lambda _: llm.generate([[8]], greedy(12), use_tqdm=False))
+        steps = len(llm.llm_engine.trace)
+        assert "".join(text for _, text in stream) == Caller(llm, 0).decode(
+            expected_output(prompt, 3)
+        )
+        assert len(llm.llm_engine.trace) == steps
+        assert stream.outputs[0].outputs[0].finish_reason == "length"
+
+
+def test_closing_the_engine_ends_every_waiting_call():
+    """Each of three threads gets its answers or one clear error, and none waits for ever."""
+    with llm_of(**OPTIONS | {"max_model_len": 96, "max_num_seqs": 2}) as llm:
+
+        def work(number):
+            if number == 3:
+                while len(llm.llm_engine.trace) < 10:
+                    time.sleep(0.001)
+                return llm.close()
+            with pytest.raises(RuntimeError, match="this engine is closed"):
+                while True:
+                    llm.generate([[number]] * 2, greedy(40), use_tqdm=False)
+            return "told"
+
+        assert on_threads(4, work) == ["told"] * 3 + [None]
+
+
+def in_a_step(llm, act):
+    """Do something in the middle of a step, as a signal handler or a destructor would."""
+    model = llm.llm_engine.core.runner.model
+    kind, done = type(model), []
+
+    class Acting(kind):
+        def logits(self, hidden):
+            if not done:
+                done.append(act)
+                act()
+            return super().logits(hidden)
+
+    model.__class__ = Acting
+
+
+def test_what_is_aborted_within_a_step_ends_before_the_next():
+    with llm_of(**OPTIONS) as llm:
+        engine = llm.llm_engine
+        stream = llm.stream([[1], [2]], greedy(12))
+        engine.add_request("by hand", [3], greedy(12))
+        in_a_step(llm, lambda: (stream.close(), engine.abort_request("by hand")))
+        assert llm.generate([4], greedy(3), use_tqdm=False)[0].outputs[0].token_ids == (
+            expected_output([4], 3)
+        )
+        assert [o.outputs[0].finish_reason for o in stream.outputs] == ["abort"] * 2
+        check_idle(engine)
+
+
+def test_an_engine_that_is_closed_within_a_step_closes_after_it():
+    with llm_of(**OPTIONS) as llm:
+        in_a_step(llm, llm.close)
+        with pytest.raises(RuntimeError, match="this engine is closed"):
+            llm.generate([4], greedy(3), use_tqdm=False)
+        assert llm.llm_engine.core.runner is None
+
+
+def test_a_call_within_a_step_is_refused_and_the_step_undone():
+    with llm_of(**OPTIONS) as llm:
+        in_a_step(llm, lambda: llm.generate([5], greedy(3), use_tqdm=False))
+        with pytest.raises(RuntimeError, match="from within another call of the same thread"):
+            llm.generate([4], greedy(3), use_tqdm=False)
+        check_idle(llm.llm_engine)
+        assert llm.generate([4], greedy(3), use_tqdm=False)[0].outputs[0].token_ids == (
+            expected_output([4], 3)
+        )
+
+
+def test_ctrl_c_reaches_a_thread_that_waits_for_its_turn():
+    with llm_of(**OPTIONS) as llm:
+        engine, held = llm.llm_engine, threading.Event()
+
+        def hold():
+            with engine.lock:
+                held.set()
+                while not engine._lined_up:
+                    time.sleep(0.001)
+                time.sleep(0.05)  # from the line to the lock
+                _thread.interrupt_main()
+                time.sleep(0.05)
+
+        other = threading.Thread(target=hold)
+        other.start()
+        held.wait()
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([4], greedy(3), use_tqdm=False)
+        other.join()
+        check_idle(engine)
