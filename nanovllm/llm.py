@@ -107,7 +107,7 @@ class TextStream(Call, Iterator[tuple[int, str]]):
 
     def read(self, seqs: list[Sequence]) -> None:
         seqs = sorted(seqs, key=self._index.__getitem__)
-        for seq, text in zip(seqs, read_texts(seqs, streamable_text), strict=True):
+        for seq, text in zip(seqs, read_texts(seqs, certain_text), strict=True):
             if new := text[self._sent.get(seq, 0) :]:
                 self._pieces.append((self._index[seq], new))
                 self._sent[seq] = len(text)
@@ -136,8 +136,8 @@ class TextStream(Call, Iterator[tuple[int, str]]):
         super().close()
 
 
-def streamable_text(seq: Sequence) -> str:
-    return seq.detokenizer.streamable if seq.detokenizer else ""
+def certain_text(seq: Sequence) -> str:
+    return seq.detokenizer.text if seq.detokenizer else ""
 
 
 class LLM:
