@@ -7,6 +7,7 @@ Several threads may use one engine. One lock lets their calls in one at a time, 
 the requests of all of them.
 """
 
+import json
 import os
 import signal
 import sys
