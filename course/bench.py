@@ -4,6 +4,7 @@ course bench                    the reference workloads W1, W2, W3 and W5 (name 
 course bench sampling           what each kind of sampling costs beside temperature alone
 course bench serving            requests that come and go: TTFT, TPOT and goodput at several rates
 course bench attention          decode attention alone: its share of the read bandwidth
+course bench queue              the host's work for a step and an add, with up to 100,000 queued
 course bench transformers       this engine beside transformers' generate, turn by turn
 
 W1 throughput: 256 prompts of 100 to 1,024 tokens, as many tokens out. W2 latency: one prompt of
@@ -29,15 +30,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from course.benchmarks import against_transformers, attention, measure, sampling, serving
+from course.benchmarks import against_transformers, attention, measure, queue, sampling, serving
 from course.benchmarks.workloads import WORKLOADS
 
-SUBJECTS = (*WORKLOADS, "sampling", "serving", "attention", "transformers")
+SUBJECTS = (*WORKLOADS, "sampling", "serving", "attention", "queue", "transformers")
 # Whose an argument is, if it is not everybody's
 ENGINE, SAMPLING, SERVING = "the reference workloads", "sampling", "serving"
-KERNEL, COMPARED = "attention", "transformers"
+KERNEL, QUEUE, COMPARED = "attention", "queue", "transformers"
 BELONGS = {
-    "model": (ENGINE, SAMPLING, SERVING, COMPARED),
+    "model": (ENGINE, SAMPLING, SERVING, QUEUE, COMPARED),
     "runs": (ENGINE, SAMPLING, COMPARED),
     "max_num_seqs": (ENGINE, SAMPLING, SERVING, COMPARED),
     "scale": (ENGINE, SAMPLING, SERVING, KERNEL),
@@ -214,6 +215,9 @@ def main(args: argparse.Namespace) -> int:
     if others == ["transformers"]:
         report = against_transformers.compare(args)
         against_transformers.print_report(report)
+    elif others == ["queue"]:
+        report = queue.measure(args)
+        queue.print_report(report)
     elif others == ["attention"]:
         report = attention.measure(args)
         attention.print_report(report)

@@ -10,6 +10,10 @@ with LLM("Qwen/Qwen3-0.6B") as llm:
 Several threads may call `generate`, `chat` and `stream` of one LLM at the same time. Their requests
 then run in the same steps, and each caller gets its own answers. What each request draws at random
 follows from its seed, or else from its place in the order of arrival, which threads do not fix.
+Under torchrun every rank must make the same calls, so there only one thread may call.
+
+After Ctrl-C the LLM can be used again: the interrupted call's requests are gone, and everybody
+else's go on. (With several ranks the LLM is closed, because the ranks may then differ.)
 """
 
 import inspect

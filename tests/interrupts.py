@@ -3,7 +3,7 @@
 Python looks for signals after calls, at the start of a function and when a loop jumps back. The
 Interrupter comes at every instruction, which is stricter, with two exceptions. Both would separate
 a `with` block from the call of its `__exit__`, and Python takes care that no signal does that: the
-instructions between the block's last one and that call, and the empty one that stands for `try:`.
+instructions between the block's end, good or bad, and that call, and the empty one of a `try:`.
 """
 
 import dis
@@ -28,7 +28,7 @@ def without_signals(code: CodeType) -> frozenset[int]:
     found: set[int] = set()
     run: list[int] = []
     for instruction in dis.get_instructions(code):
-        if instruction.opname == "NOP":
+        if instruction.opname in ("NOP", "PUSH_EXC_INFO", "WITH_EXCEPT_START"):
             found.add(instruction.offset)
         if instruction.opname == "SWAP" and not run:
             run = [instruction.offset]
@@ -68,8 +68,8 @@ class Interrupter:
     def _instruction(self, frame: FrameType, event: str, _: Any) -> Any:
         if event == "opcode" and not self.where:
             self.count += 1
-            if self.at is not None and self.count >= self.at:
-                if frame.f_lasti not in without_signals(frame.f_code):
-                    self.where = f"{frame.f_code.co_qualname}:{frame.f_lineno}"
-                    raise KeyboardInterrupt
+            due = self.at is not None and self.count >= self.at
+            if due and frame.f_lasti not in without_signals(frame.f_code):
+                self.where = f"{frame.f_code.co_qualname}:{frame.f_lineno}"
+                raise KeyboardInterrupt
         return self._instruction

@@ -14,7 +14,7 @@ import xxhash
 from patience import HANGS
 
 from course import bench, random_model
-from course.benchmarks import attention, measure, roofline, sampling, serving
+from course.benchmarks import attention, measure, queue, roofline, sampling, serving
 from course.benchmarks.workloads import SAMPLING, WORKLOADS, make_workload, number_runs
 from course.cli import main
 from nanovllm.ops.backend import TORCH
@@ -322,6 +322,17 @@ def test_attention_alone_runs_on_a_cpu(small_peaks, tmp_path, capsys):
     assert row["bytes"] == 8 * 28 * 2 * 8 * 128 * 4
     assert row["bytes_per_second"] == pytest.approx(row["bytes"] / row["microseconds"] * 1e6)
     assert "256 x 900" in capsys.readouterr().out
+
+
+def test_the_hosts_work_is_measured_for_each_length_of_the_queue(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(queue, "COUNTS", (3, 80))
+    file = tmp_path / "queue.json"
+    assert main(["bench", "queue", "--json", str(file)]) == 0
+    record = json.loads(file.read_text())
+    assert [row["queued"] for row in record["queues"]] == [3, 80]
+    assert all(row[name]["median_us"] > 0 for row in record["queues"] for name in ("add", "step"))
+    assert record["blocked"]["prompt_tokens"] > 1000
+    assert "a prompt of 1,0" in capsys.readouterr().out
 
 
 def test_attention_is_given_each_context_once():

@@ -6,6 +6,7 @@ all that the queue or the table of requests holds.
 
 import sys
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from counting_engine import engine_of, llm_of
@@ -102,6 +103,10 @@ def test_a_call_costs_the_same_whatever_is_queued(name):
 @pytest.mark.parametrize("name", ["generate", "stream"])
 def test_between_two_steps_of_a_call_nothing_looks_at_all_its_requests(name, monkeypatch):
     """From the begin of one step to the begin of the next: the step, and what the caller does."""
+    ask = {
+        "generate": lambda llm, prompts: llm.generate(prompts, greedy(20), use_tqdm=False),
+        "stream": lambda llm, prompts: list(llm.stream(prompts, greedy(20))),
+    }
     costs = []
     for count in (FEW, MANY):
         with llm_of(**OPTIONS) as llm:
@@ -114,14 +119,12 @@ def test_between_two_steps_of_a_call_nothing_looks_at_all_its_requests(name, mon
                 return plain(core)
 
             prompts = [[i % 90, 1] for i in range(count)]
-            with monkeypatch.context() as patch, pytest.raises(StopAsyncIteration):
+            with monkeypatch.context() as patch:
                 patch.setattr(EngineCore, "step", step)
-                if name == "generate":
-                    llm.generate(prompts, greedy(20), use_tqdm=False)
-                else:
-                    list(llm.stream(prompts, greedy(20)))
+                with pytest.raises(StopAsyncIteration):
+                    ask[name](llm, prompts)
             sys.setprofile(None)
-            costs.append([b - a for a, b in zip(totals, totals[1:], strict=False)])
+            costs.append([end - begin for begin, end in pairwise(totals)])
     assert costs[0] == costs[1]
 
 
@@ -150,11 +153,12 @@ def test_a_queue_is_a_deque_whose_middle_can_leave():
     assert b not in queue
     assert (len(queue), bool(queue), queue.popleft(), queue.popleft()) == (2, True, a, c)
     assert not queue
+    assert WaitingQueue([a, b]).pop() is b
     with pytest.raises(IndexError, match="0 sequences wait, so there is none at 0"):
         queue[0]
 
 
-# -- the head of the queue ---------------------------------------------------------------------------
+# -- the head of the queue -----------------------------------------------------------------------
 
 
 class CountedBlocks(BlockManager):
@@ -238,9 +242,7 @@ def test_params_are_checked_where_they_come_in_and_where_they_arrive(monkeypatch
     checks = []
     plain = SamplingParams.__post_init__
     params = greedy()
-    monkeypatch.setattr(
-        SamplingParams, "__post_init__", lambda p: checks.append(p) or plain(p)
-    )
+    monkeypatch.setattr(SamplingParams, "__post_init__", lambda p: checks.append(p) or plain(p))
     with engine_of(1, **OPTIONS) as engine:
         assert isinstance(engine, LLMEngine)
         engine.add([engine.make_request("a", [1], params)])

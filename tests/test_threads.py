@@ -150,9 +150,12 @@ def test_closing_the_engine_ends_every_waiting_call():
                     time.sleep(0.001)
                 return llm.close()
             with pytest.raises(RuntimeError, match="this engine is closed"):
-                while True:
-                    llm.generate([[number]] * 2, greedy(40), use_tqdm=False)
+                ask_for_ever(number)
             return "told"
+
+        def ask_for_ever(number):
+            while True:
+                llm.generate([[number]] * 2, greedy(40), use_tqdm=False)
 
         assert on_threads(4, work) == ["told"] * 3 + [None]
 

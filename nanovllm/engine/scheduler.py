@@ -17,7 +17,7 @@ looked at again while nothing has changed that could let it in.
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -55,8 +55,8 @@ class WaitingQueue:
     abort a request in the middle of a queue of 100,000.
     """
 
-    def __init__(self) -> None:
-        self._seqs: OrderedDict[Sequence, None] = OrderedDict()
+    def __init__(self, seqs: Iterable[Sequence] = ()):
+        self._seqs: OrderedDict[Sequence, None] = OrderedDict.fromkeys(seqs)
 
     def __len__(self) -> int:
         return len(self._seqs)
@@ -82,6 +82,9 @@ class WaitingQueue:
 
     def popleft(self) -> Sequence:
         return self._seqs.popitem(last=False)[0]
+
+    def pop(self) -> Sequence:
+        return self._seqs.popitem()[0]
 
     def remove(self, seq: Sequence) -> None:
         """Take a sequence out, if it is there."""

@@ -264,10 +264,11 @@ from nanovllm.engine import block_manager as module
 m = BlockManager
 show_source(module.hash_block, module.Block, m._take_oldest_free, m._acquire, m.free)
 show_source(m.match, m.num_free_after_sharing, m.share, m.register, m.unregister, m._uncache)
+show_source(m.is_cached, m.rebuild)
 show_source(m._content, m._tokens, m._hash)
 
 # %% [markdown]
-# Beyond the toy: a hit on a *free* block uses it up (`num_free_after_sharing`); `unregister` is for a step that failed.
+# Beyond the toy: a hit on a *free* block uses it up (`num_free_after_sharing`); `unregister` and `rebuild` are for a step that failed, and `is_cached` helps the scheduler of lesson 05.
 #
 # `register` runs when a step is **planned**, so its requests share, too: each layer stores all rows' keys and values
 # before any row reads. **Predict**: eight questions arrive at once, at an empty cache. How many tokens does each find?

@@ -196,7 +196,7 @@ for spare in (0, 1):
 # %% tags=["nbval-check-output"]
 from nanovllm import SamplingParams
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.scheduler import ScheduledSequence, Scheduler
+from nanovllm.engine.scheduler import Blocked, ScheduledSequence, Scheduler, WaitingQueue
 from nanovllm.engine.sequence import Sequence, Status
 
 scheduler = Scheduler(BlockManager(8, block_size=4), max_num_seqs=3, max_num_batched_tokens=4)
@@ -226,15 +226,17 @@ print(sequence.__doc__)
 show_source(Status, Sequence)
 
 # %% [markdown]
-# The scheduler is our loop in two halves; `_fits` is our `spare=1`. New: a sequence in flight is not preempted, as the
+# The scheduler is our loop in two halves; `_fits` is our `spare=1` for each sequence that can still grow. New: a sequence in flight is not preempted, as the
 # device is writing into its blocks; nobody is overtaken at admission; rows that decode stand first, where attention
-# wants them. `abort` is for a user who left, `roll_back` for a step that failed.
+# wants them. `abort` is for a user who left, `roll_back` for a step that failed. The queue is a class of its own, because
+# a user may leave from its middle. `_is_still_blocked` saves a second look at a head of the queue that cannot come in yet.
 
 # %%
 s = Scheduler
-show_source(ScheduledSequence, s.__init__, s.has_work.fget, s.add, s.schedule)
+show_source(ScheduledSequence, WaitingQueue, s.__init__, s.has_work.fget, s.add, s.schedule)
 show_source(s._schedule_running, s._make_room, s._preempt, s._return_to_queue)
-show_source(s._admit_waiting, s._fits, s._admit, s._plan)
+show_source(s._admit_waiting, s._fits, s._num_spare_blocks, s._admit, s._plan)
+show_source(Blocked, s._is_still_blocked)
 show_source(s.update, s._retire, s.abort, s.roll_back)
 
 # %% [markdown]

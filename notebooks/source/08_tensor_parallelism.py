@@ -260,7 +260,7 @@ assert [json.loads(message)[0] for message in messages] == ["add"] * 3 + ["step"
 # %%
 from nanovllm.llm_engine import LLMEngine, run_worker
 
-show_source(Ranks.share, LLMEngine._on_all_ranks, run_worker)
+show_source(Ranks.share, LLMEngine._on_all_ranks, LLMEngine._share_and_act, run_worker)
 
 # %% [markdown]
 # Commands go through a key-value store, and each is signed, since any process of this machine can write there; tensors through gloo, or with a GPU a rank **NCCL**, NVIDIA's library, which
