@@ -29,7 +29,7 @@ from course.random_model import random_model_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "gpu-results"
-NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=180")  # as in `make test`
+NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=1800")  # as in `make test`
 MODULES = ("pytest", "torch", "triton", "transformers", "xxhash")
 NOTEBOOK_MODULES = (*MODULES, "nbval", "ipykernel", "ipywidgets", "matplotlib", "jupytext")
 PROBE = """

@@ -46,10 +46,12 @@ class Interrupter:
     """Counts the engine's instructions in this thread, and raises KeyboardInterrupt at one.
 
     with Interrupter(at=1000) as interrupter: ...
+
+    within: the qualified name of the only function whose instructions count.
     """
 
-    def __init__(self, at: int | None = None):
-        self.at, self.count = at, 0
+    def __init__(self, at: int | None = None, within: str = ""):
+        self.at, self.count, self.within = at, 0, within
         self.where = ""  # function and line of the interrupt, once it was raised
 
     def __enter__(self) -> "Interrupter":
@@ -60,7 +62,8 @@ class Interrupter:
         sys.settrace(None)
 
     def _enter_function(self, frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(ENGINE):
+        code = frame.f_code
+        if not code.co_filename.startswith(ENGINE) or self.within not in ("", code.co_qualname):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._instruction

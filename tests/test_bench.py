@@ -215,7 +215,7 @@ def test_a_comparison_runs_alone(capsys):
             "--engine belongs to the reference workloads, sampling and serving, not to tr",
         ),
         ("transformers --scale 1/8", "--scale belongs to the reference workloads, sampling, "),
-        ("attention --model /nope", "sampling, serving and transformers, not to attention"),
+        ("attention --model /nope", "serving, queue and transformers, not to attention"),
         ("W1 --batch 4", "--batch belongs to transformers, not to the reference workloads"),
         ("serving --runs 2", "--runs belongs to the reference workloads, sampling and trans"),
         ("sampling --rates 1,2", "--rates belongs to serving, not to sampling"),

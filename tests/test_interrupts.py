@@ -26,6 +26,8 @@ CRAMPED = {  # eight blocks of two: the third request waits, and the second is p
     "max_num_batched_tokens": 8,
 }
 MAX_TOKENS = 4
+# Functions that change several things one after the other. They get interrupts of their own.
+DELICATE = ("BlockManager.free", "Scheduler.update", "Scheduler._admit", "LLMEngine.add")
 
 
 def greedy(max_tokens: int = MAX_TOKENS) -> SamplingParams:
@@ -46,8 +48,8 @@ def generate(llm) -> list[tuple[list[int], str]]:
     return [(output.outputs[0].token_ids, output.outputs[0].text) for output in outputs]
 
 
-def count_instructions(work) -> int:
-    with Interrupter() as interrupter:
+def count_instructions(work, within: str = "") -> int:
+    with Interrupter(within=within) as interrupter:
         work()
     return interrupter.count
 
@@ -79,9 +81,10 @@ def check_idle(engine) -> None:
     assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
 
 
-def interrupted(seed: int, instructions: int, work) -> Interrupter:
+def interrupted(seed: int, instructions: int, work, within: str = "") -> Interrupter:
     """Run `work`, and interrupt it somewhere."""
-    with Interrupter(at=random.Random(seed).randint(1, instructions)) as interrupter:
+    at = random.Random(seed).randint(1, instructions)
+    with Interrupter(at, within) as interrupter:
         try:
             work()
         except KeyboardInterrupt:
@@ -97,13 +100,14 @@ def test_generate_can_be_interrupted_anywhere(overlap):
     with llm_of(**CRAMPED, async_scheduling=overlap) as llm:
         engine = llm.llm_engine
         assert generate(llm) == RIGHT
-        instructions = count_instructions(lambda: generate(llm))
-        for seed in range(400):
-            where = interrupted(seed, instructions, lambda: generate(llm)).where
-            check_idle(engine)
-            assert generate(llm) == RIGHT, where
-            places[where.partition(":")[0]] += 1
-    for name in ("BlockManager.free", "Scheduler.update", "Scheduler._admit", "LLMEngine.add"):
+        for name, times in {"": 320, **dict.fromkeys(DELICATE, 20)}.items():
+            instructions = count_instructions(lambda: generate(llm), name)
+            for seed in range(times):
+                where = interrupted(seed, instructions, lambda: generate(llm), name).where
+                check_idle(engine)
+                assert generate(llm) == RIGHT, where
+                places[where.partition(":")[0]] += 1
+    for name in DELICATE:
         assert places[name], f"nothing was interrupted in {name}: this test says too little"
     assert len(places) > 50
 

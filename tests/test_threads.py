@@ -2,6 +2,7 @@
 
 import _thread
 import random
+import signal
 import sys
 import threading
 import time
@@ -208,6 +209,7 @@ def test_a_call_within_a_step_is_refused_and_the_step_undone():
 
 
 def test_ctrl_c_reaches_a_thread_that_waits_for_its_turn():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     with llm_of(**OPTIONS) as llm:
         engine, held = llm.llm_engine, threading.Event()
 

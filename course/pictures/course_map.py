@@ -4,8 +4,8 @@ from course.lessons import FILES_OF_LESSON
 from course.pictures.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, Picture
 
 TITLE = "Ten lessons, and the files of nanovllm/ they end in"
-COLOURS = {"": BLUE, "model": PURPLE, "engine": ORANGE, "ops": GREEN}
-FOLDERS = {"": "nanovllm/", "model": "model/", "engine": "engine/", "ops": "ops/"}
+COLOURS = {"": BLUE, "model": PURPLE, "engine": ORANGE, "ops": GREEN, "kernels": GREY}
+FOLDERS = {folder: f"{folder or 'nanovllm'}/" for folder in COLOURS}
 INSTEAD = {
     "02_kv_cache": "begins ops/attention.py, which 03 completes",
     "09_the_ladder": "measures all of it together",

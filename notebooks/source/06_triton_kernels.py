@@ -7,7 +7,7 @@
 # | Difficulty | hard |
 # | Hardware | any laptop; on a GPU the same cells compile their kernels |
 # | Needs | lessons 02, 03 and 05 |
-# | Ends in | `nanovllm/ops/kernels.py`, `nanovllm/ops/backend.py` |
+# | Ends in | `nanovllm/ops/kernels.py`, `nanovllm/kernels/sampling.py`, `nanovllm/ops/backend.py` |
 
 # %% [markdown]
 # ## What hurts now
