@@ -111,6 +111,18 @@ def test_rows_with_other_filters_do_not_meet(dtype):
         assert found[row] == int(sampling.draw(logits[row : row + 1], metadata))
 
 
+@pytest.mark.parametrize(
+    "limits", [(0, 0.0), (2000, 0.0), (0, 1e-4)], ids=["alone", "behind top-k", "behind min-p"]
+)
+def test_a_top_p_that_is_zero_in_float32_keeps_the_likeliest_token(limits, dtype):
+    """A request may ask for a top-p of 1e-50. So many tokens are left to it that none is sorted."""
+    top_k, min_p = limits
+    logits = torch.randn(1, 3000).to(DEVICE, dtype)
+    metadata = parameters(1, top_k, 1e-50, min_p)
+    assert metadata.top_p == 0
+    assert sampling.draw(logits, metadata).tolist() == logits.argmax(dim=1).tolist()
+
+
 @pytest.mark.skipif(not CUDA, reason="200,000 rows take an NVIDIA GPU")
 @pytest.mark.parametrize("filters", [(0, 0.8, 0.0), (7, 1.0, 0.0), (9, 0.8, 0.02)], ids=str)
 def test_draws_follow_the_filtered_softmax(filters, dtype):

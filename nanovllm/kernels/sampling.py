@@ -382,8 +382,10 @@ def choose_kernel(
 ):  # fmt: skip
     """One program: a row's next id, or -1 if its best score is not finite.
 
-    Where a limit is open, the winner must come before it. If it does not, only tokens before it are
-    still to be considered. So the best of a chunk whose winner is behind is found once more.
+    Where a limit is open, the winner must come before the limit. If it does not, only tokens before
+    the winner can still be drawn, so the best of each chunk whose winner is not among these is
+    found once more. The first token of the order is always accepted, even if top-p is so small that
+    it is 0 in float32. So each rejection leaves tokens to draw from, and the loop ends.
     """
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.arange(0, WIDTH)
@@ -406,7 +408,7 @@ def choose_kernel(
         score = load_scores(logits, row, winner, num_ids, heat)
         if is_before(score, winner, limit, limit_id):
             number, mass = tokens_before(logits, row, num_ids, heat, largest, score, winner, TILE)
-            searching = (mass >= open_mass) | (number >= open_count)
+            searching = (number > 0) & ((mass >= open_mass) | (number >= open_count))
             if searching:
                 limit, limit_id = score, winner
         else:
@@ -434,9 +436,9 @@ def draw(logits: Tensor, metadata: SamplingMetadata, has_filters: bool = True) -
     (num_rows, num_ids), tile, device = logits.shape, SPAN * SPANS, logits.device
     programs = triton.cdiv(num_ids, tile)
     spans, stride, heat = programs * SPANS, metadata.temperature.stride(0), metadata.temperature
-    floats = (torch.empty(num_rows, n, device=device) for n in (spans, programs, programs, 4))
-    maxima, tops, masses, scores = floats
-    counts = torch.empty(num_rows, 4, dtype=torch.int32, device=device)
+    widths = (spans, programs, programs, NUM_SCORES.value)
+    maxima, tops, masses, scores = (torch.empty(num_rows, n, device=device) for n in widths)
+    counts = torch.empty(num_rows, NUM_COUNTS.value, dtype=torch.int32, device=device)
     keys = torch.empty(num_rows, MANY, dtype=torch.int64, device=device)
     filters = (heat, metadata.top_k, metadata.top_p, metadata.log_min_p)
     stats_kernel[(num_rows, programs)](
