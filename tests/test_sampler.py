@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nanovllm.model.ranks import Ranks
+from nanovllm.ops import sampler
 from nanovllm.ops.backend import TORCH
 from nanovllm.ops.sampler import SamplingMetadata, filter_scores, log_of, philox, sample
 
@@ -78,6 +79,25 @@ def test_a_filter_does_not_shift_the_noise():
     inside = (free[:, None] == top).any(dim=1)
     assert 0 < inside.sum() < 200
     assert free[inside].tolist() == filtered[inside].tolist()
+
+
+def test_only_rows_with_filters_are_filtered_and_only_those_without_top_k_sort_it_all(monkeypatch):
+    settings = [{}, {"top_k": 3}, {"top_p": 0.8}, {"min_p": 0.1}, {"top_k": 2, "top_p": 0.7}]
+    rows = [metadata(1, heat, **options) for options in settings for heat in (0.0, 1.0)]
+    together = SamplingMetadata(
+        *(torch.cat([getattr(row, name) for row in rows]) for name in vars(rows[0]))
+    )
+    logits = torch.randn(len(rows), VOCAB, generator=torch.Generator().manual_seed(2))
+    alone = [sampler.draw(logits[i : i + 1], row, True) for i, row in enumerate(rows)]
+    filtered = []
+
+    def noted(scores, top_k, *limits):
+        filtered.append(top_k.flatten().tolist())
+        return filter_scores(scores, top_k, *limits)
+
+    monkeypatch.setattr(sampler, "filter_scores", noted)
+    assert sampler.draw(logits, together, True).tolist() == torch.cat(alone).tolist()
+    assert filtered == [[3, 2], [0, 0]]
 
 
 @pytest.mark.parametrize(

@@ -61,12 +61,24 @@ def sample(
 def draw(logits: Tensor, metadata: SamplingMetadata, has_filters: bool) -> Tensor:
     """Next ids [num_rows] int64 of whole rows of logits [num_rows, vocab_size]."""
     scores = scale(logits, metadata)
-    limits = (metadata.top_k, metadata.top_p, metadata.log_min_p)
-    for first in range(0, len(scores) if has_filters else 0, FILTERED_AT_ONCE):
-        rows = slice(first, first + FILTERED_AT_ONCE)
-        kept = filter_scores(scores[rows], *(limit[rows] for limit in limits))
-        scores[rows] = torch.where(metadata.temperature[rows] > 0, kept, scores[rows])
+    for rows in rows_with_filters(metadata) if has_filters else ():
+        limits = (metadata.top_k[rows], metadata.top_p[rows], metadata.log_min_p[rows])
+        scores[rows] = filter_scores(scores[rows], *limits)
     return best_of(add_noise(scores, metadata))[1].squeeze(1)
+
+
+def rows_with_filters(metadata: SamplingMetadata) -> list[Tensor]:
+    """Groups of the rows that have filters: the indices [n] of each, n from 1 to FILTERED_AT_ONCE.
+
+    Rows with and without a top-k are not in one group, because a group without top-k sorts the
+    whole vocabulary.
+    """
+    has_k = metadata.top_k > 0
+    has_filters = has_k | (metadata.top_p < 1) | (metadata.log_min_p > -torch.inf)
+    has_filters &= metadata.temperature > 0
+    kinds = (has_filters & has_k, has_filters & ~has_k)
+    indices = [kind.squeeze(1).nonzero().squeeze(1) for kind in kinds]
+    return [rows for group in indices for rows in group.split(FILTERED_AT_ONCE) if len(rows)]
 
 
 def candidates(logits: Tensor, metadata: SamplingMetadata, first_id: int) -> tuple[Tensor, Tensor]:
@@ -109,7 +121,7 @@ def filter_scores(scores: Tensor, top_k: Tensor, top_p: Tensor, log_min_p: Tenso
     scores are cut, the lowest ids stay, whereas vLLM's top-k keeps all that equal the k-th.
     """
     most = scores.shape[1]
-    if scores.device.type == "cpu" and (top_k > 0).all():  # a GPU would have to be waited for
+    if scores.device.type == "cpu" and (top_k > 0).all():  # a GPU rehearses the largest case
         most = min(most, int(top_k.max()))
     values = scores.topk(most, dim=1).values  # the largest first
     place = torch.arange(most, device=values.device)
