@@ -18,6 +18,7 @@ from triton.compiler import ASTSource, make_backend  # noqa: E402
 from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
 
 from nanovllm import EngineArgs, LLMEngine, SamplingParams, llm_engine  # noqa: E402
+from nanovllm.engine import model_runner  # noqa: E402
 from nanovllm.engine.memory import count_blocks  # noqa: E402
 from nanovllm.kernels import sampling  # noqa: E402
 from nanovllm.ops import attention, kernels, linear, sampler  # noqa: E402
@@ -197,6 +198,23 @@ def test_an_engine_that_has_started_compiles_nothing_more(
     mixed = [step for step in engine.trace if 1 < len(step.rows) < step.num_tokens]
     assert len(mixed) > 3
     assert {variant(*launch) for launch in launches} <= started
+
+
+def test_several_ranks_rehearse_steps_with_and_without_filters(tiny_model, monkeypatch):
+    """They sample with other kernels; the parameters' stride differs in decode and mixed steps."""
+    args = EngineArgs(str(tiny_model()), device="cpu", max_model_len=96, use_tqdm_on_load=False)
+    runner = LLMEngine(args).core.runner
+    rehearsed = set()
+
+    def noted(logits, metadata, ranks, vocab_size, backend, has_filters):
+        rehearsed.add((metadata.temperature.stride(0), has_filters))
+        return torch.zeros(len(logits), dtype=torch.int64)
+
+    monkeypatch.setattr(model_runner, "sample", noted)
+    runner.ranks = SimpleNamespace(size=2, minimum=lambda value: value)
+    runner.rehearse(200)
+    strides = (1, runner.rows.temperatures.stride(0))
+    assert rehearsed == {(stride, filters) for stride in strides for filters in (False, True)}
 
 
 def test_a_block_count_that_is_given_is_rehearsed_too():

@@ -194,7 +194,11 @@ class ModelRunner:
 
     @on_its_device
     def rehearse(self, max_num_batched_tokens: int) -> None:
-        """Run the steps that need the most memory, over a cache whose block 0 may be spoiled."""
+        """Run the steps that need the most memory, over a cache whose block 0 may be spoiled.
+
+        Several ranks sample in another way where a row has filters, with other kernels. They run
+        each step in both ways, so that no request waits for a kernel to be compiled.
+        """
         num_rows = len(self.rows.ids)
         longest = self.ranks.minimum(len(self.model.rope))  # no request will be longer
         self._rehearse_decodes(num_rows, longest)
@@ -209,10 +213,11 @@ class ModelRunner:
             for n, end in zip(counts, ends, strict=True)
             if n
         ]
-        self.rows.positions.zero_()
         for column in (self.rows.temperatures, self.rows.top_k):  # every row has a filter
             column.fill_(1)
-        self._mixed(batch, decodes, [0] * num_rows, filters=True)
+        for filters in (False, True) if self.ranks.size > 1 else (True,):
+            self.rows.positions.zero_()
+            self._mixed(batch, decodes, [0] * num_rows, filters)
 
     def _rehearse_decodes(self, num_rows: int, longest: int) -> None:
         """Rows that together have SLOTS_AT_ONCE tokens, or one that is longer: no more are gathered
@@ -220,8 +225,9 @@ class ModelRunner:
         most = SLOTS_AT_ONCE[self.device.type]
         rows = min(num_rows, -(-most // longest))
         length = longest if rows == 1 else min(longest, most // rows)
-        self.rows.positions.fill_(length - 1)
-        self._decode(rows, filters=False)
+        for filters in (False, True) if self.ranks.size > 1 else (False,):
+            self.rows.positions.fill_(length - 1)
+            self._decode(rows, filters)
 
     @on_its_device
     def capture(self, sizes: list[int]) -> None:
