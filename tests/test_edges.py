@@ -353,7 +353,7 @@ def test_a_rehearsed_step_is_the_largest_and_leaves_no_trace(
         runner.model.logits = lambda hidden: scored.append(len(hidden)) or logits(hidden)
         runner.rehearse(200)
         assert seen == [num_seqs, tokens]
-        assert scored == [num_seqs] * 2
+        assert scored == [num_seqs] * 2, "the head runs once in a step"
         runner.model.forward, runner.model.logits = forward, logits
         assert ids(answer(llm)) == expected
 
