@@ -6,6 +6,7 @@ for before Triton is first imported: TRITON_INTERPRET=1 pytest tests/test_sampli
 
 import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +43,7 @@ FILTERS = {  # top_k, top_p, min_p
     "p m": (0, 0.8, 0.02),
     "large k, p": (3000, 0.7, 0.0),
     "large k, p, m": (3000, 0.7, 1e-4),
+    "large k, p 1 - 1e-7": (3000, 1 - 1e-7, 0.0),
 }
 LOGITS = {
     "random": lambda *shape: torch.randn(shape),
@@ -93,6 +95,49 @@ def test_the_kernels_draw_what_torch_draws(kind, filters, dtype):
         metadata = parameters(ROWS, top_k, top_p, min_p)
         wanted = sampler.draw(logits, metadata, has_filters=True)
         assert sampling.draw(logits, metadata).tolist() == wanted.tolist(), vocab_size
+
+
+def kept_by_the_kernels(logits, metadata, monkeypatch):
+    """Bools [num_rows, vocab_size]: what the kernels that look for the last kept token say."""
+    found: list = []
+    monkeypatch.setattr(sampling, "_draw", lambda *args: found.extend(args[3]))  # and draw nothing
+    with pytest.raises(TypeError):
+        sampling.draw(logits, metadata)
+    _, scores, counts = found
+    largest, last_score, open_mass = scores.split(1, dim=1)
+    _, _, last_id, open_count = counts.split(1, dim=1)
+    values = sampler.scale(logits, metadata)
+    ids = torch.arange(values.shape[1], device=DEVICE)
+    place, before = places((values - largest).double().exp(), values)
+    kept = (values > last_score) | ((values == last_score) & (ids <= last_id))
+    kept &= (place < open_count) & ((before < open_mass) | (place == 0))
+    return kept & (values > -torch.inf)
+
+
+def places(mass, values):
+    """Each token's place in the filters' order, and the mass before it."""
+    order = values.sort(dim=1, descending=True, stable=True).indices
+    place, mass = order.argsort(dim=1), mass.gather(1, order)
+    return place, (mass.cumsum(dim=1) - mass).gather(1, place)
+
+
+@pytest.mark.parametrize("vocab_size", [5, 300, 4100] + [151_936] * CUDA)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kernels_keep_what_torch_keeps(kind, vocab_size, dtype, monkeypatch):
+    """Of every token, unless the probability of those before it is within 1e-6 of top-p."""
+    top_k, top_p, min_p = torch.tensor([x for x in FILTERS.values() if x != FILTERS["none"]]).T
+    limits = [x[:, None].contiguous().to(DEVICE) for x in (top_k.int(), top_p, min_p.log())]
+    metadata = parameters(len(top_k))
+    metadata = replace(metadata, top_k=limits[0], top_p=limits[1], log_min_p=limits[2])
+    logits = made(kind, 1, vocab_size, dtype).repeat(len(top_k), 1)
+    scores = sampler.scale(logits, metadata)
+    wanted = sampler.filter_scores(scores, *limits) > -torch.inf
+    others = sampler.filter_scores(scores, limits[0], torch.ones_like(limits[1]), limits[2])
+    _, before = places(others.double().softmax(dim=1), scores)
+    near = ((before - limits[1]).abs() <= 1e-6) & (limits[1] < 1)
+    assert near.float().mean() < 0.5
+    differs = (kept_by_the_kernels(logits, metadata, monkeypatch) != wanted) & ~near
+    assert not differs.any(), differs.nonzero().tolist()[:9]
 
 
 def test_rows_with_other_filters_do_not_meet(dtype):
