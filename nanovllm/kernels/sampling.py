@@ -432,7 +432,11 @@ def candidates(logits: Tensor, metadata: SamplingMetadata, first_id: int) -> tup
 
 
 def draw(logits: Tensor, metadata: SamplingMetadata, has_filters: bool = True) -> Tensor:
-    """As `sampler.draw`. The kernels see for themselves which rows have filters."""
+    """As `sampler.draw`. The kernels see for themselves which rows have filters.
+
+    The temperature and the three filter parameters must have one stride, as columns of one table
+    and tensors [num_rows, 1] of their own have.
+    """
     (num_rows, num_ids), tile, device = logits.shape, SPAN * SPANS, logits.device
     programs = triton.cdiv(num_ids, tile)
     spans, stride, heat = programs * SPANS, metadata.temperature.stride(0), metadata.temperature
