@@ -104,7 +104,8 @@ class ModelRunner:
     def _decode(self, size: int, filters: bool) -> Tensor:
         """A step of the first `size` rows, from their ids to their next ids, on the device alone.
 
-        Returns ids [size]. filters: whether a row has filters, which several ranks must know.
+        Returns ids [size]. filters: whether a row has filters. Several ranks then gather whole rows
+        of logits, and otherwise compare the best of each rank.
         """
         positions = self.rows.positions[:size]
         decodes = self._plan_decodes(size)

@@ -27,7 +27,7 @@ def upload(values: np.ndarray | list, device: torch.device) -> Tensor:
 
 
 class PersistentBatch:
-    """Row i is the last batch's row i; rows beyond it have position -1 where they are used."""
+    """Row i is the last batch's row i. A graph may compute rows beyond it: their position is -1."""
 
     def __init__(self, max_num_seqs: int, max_blocks: int, device: torch.device):
         self.device = device

@@ -12,12 +12,12 @@ score and its id. Four kernels look for this token, and two draw.
 5. `draw_kernel` adds Gumbel noise to the kept scores, and finds the best of every 512 tokens.
 6. `choose_kernel` takes the best of these.
 
-Top-p alone, and a very large k, keep too many tokens to sort. Such a limit stays open until the
-last kernel, which counts what comes before the winner, and accepts the winner if that is below the
-limit. Otherwise neither the winner nor any token behind it is kept, so the row draws again from the
-tokens before it. This is the rejection of FlashInfer's sampler (Ye et al., arXiv:2501.01005).
-Our noise is a function of the token id, so the result is the same as if the limit had been resolved
-beforehand.
+Top-p alone, and a very large k, keep too many tokens to sort. We call such a limit *open*, because
+no kernel before the last one knows at which token it cuts. The last one counts the tokens before
+the winner, or sums their probabilities, and accepts the winner if the result is below the limit.
+Otherwise neither the winner nor any token behind it is kept, so the row draws again from the tokens
+before it. This is the rejection of FlashInfer's sampler (Ye et al., arXiv:2501.01005). Our noise is
+a function of the token id, so the result is the same as if the limit had been resolved beforehand.
 
 Rows without filters leave the first four kernels at once, so that one captured graph serves every
 mix. Scores are logits divided by the temperature, as in torch. A NaN counts as infinity, and a row
@@ -32,14 +32,19 @@ from torch import Tensor
 from nanovllm.ops.sampler import SamplingMetadata
 
 SPAN, SPANS = 128, 32  # tokens that share one noted score; spans that one program reads
-GROUP, GROUPS = 8, 8  # spans that are searched for gathered tokens at once; times a program does so
+GROUP, GROUPS = (
+    8,
+    8,
+)  # spans that are searched for gathered tokens at once; groups that one program searches
 FEW, MANY = 128, 1024  # gathered tokens that are sorted at once
 QUADS = 128  # a draw makes noise for four tokens at a time
 
 # Columns of what is known of a row. `scores` are float32, `counts` int32.
 LARGEST, LAST_SCORE, OPEN_MASS, NUM_SCORES = (tl.constexpr(i) for i in range(4))
 MODE, NUM_GATHERED, LAST_ID, OPEN_COUNT, NUM_COUNTS = (tl.constexpr(i) for i in range(5))
-PLAIN, SETTLED, GATHER = (tl.constexpr(i) for i in range(3))  # a row's mode
+# A row's mode. PLAIN: it has no filters. SETTLED: the bound is exact, or a limit is open.
+# GATHER: the tokens that reach the bound are sorted.
+PLAIN, SETTLED, GATHER = (tl.constexpr(i) for i in range(3))
 LAST_POSSIBLE_ID = tl.constexpr(2**31 - 1)
 INF, MINUS_INF = tl.constexpr(float("inf")), tl.constexpr(float("-inf"))
 
@@ -49,7 +54,10 @@ INF, MINUS_INF = tl.constexpr(float("inf")), tl.constexpr(float("-inf"))
 
 @triton.jit
 def load_scores(logits, row, ids, num_ids, temperature):
-    """A row's logits over its temperature, float32; -inf beyond the row, infinity for a NaN."""
+    """A row's logits over its temperature, float32. Beyond the row they are -inf.
+
+    A NaN becomes infinity, so that the row is recognised as broken.
+    """
     scores = tl.load(logits + row * num_ids + ids, (ids >= 0) & (ids < num_ids), MINUS_INF)
     scores = tl.div_rn(scores.to(tl.float32), temperature)
     return tl.where(scores == scores, scores, float("inf"))
@@ -63,7 +71,7 @@ def is_before(scores, ids, score, token_id):
 
 @triton.jit
 def mass_of(scores, largest, kept):
-    """The kept tokens' probabilities, each over the largest one."""
+    """The kept tokens' probabilities, each divided by the largest token's probability."""
     return tl.where(kept, tl.exp(scores - largest), 0.0)
 
 
@@ -99,10 +107,10 @@ def stats_kernel(
     logits, temperature, top_k, top_p, log_min_p, maxima, tops, masses, num_ids, stride,
     SPAN: tl.constexpr, SPANS: tl.constexpr,
 ):  # fmt: skip
-    """One program: the largest score of each of SPANS spans, and of them all; their mass.
+    """One program: note the largest score of each of SPANS spans and of all of them together.
 
-    maxima: [num_rows, programs * SPANS]; tops and masses: [num_rows, programs]. The mass is over
-    the program's own largest score, and only top-p alone needs it.
+    maxima: [num_rows, programs * SPANS]; tops and masses: [num_rows, programs]. For top-p
+    alone it also notes the mass, which is the sum of exp(score - the program's largest score).
     """
     row, program, programs = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     at = row * stride
@@ -166,7 +174,7 @@ def kth_largest(scores, k, SIZE: tl.constexpr):
     low, high = tl.min(ordered).to(tl.int64), tl.max(ordered).to(tl.int64)
     if (k <= 0) | (k > SIZE):
         high = low
-    while low < high:  # at least k scores reach `low`, and fewer reach what is over `high`
+    while low < high:  # at least k scores reach `low`, and fewer exceed `high`
         middle = low + (high - low + 1) // 2
         enough = tl.sum((ordered >= middle.to(tl.int32)).to(tl.int32)) >= k
         low, high = tl.where(enough, middle, low), tl.where(enough, high, middle - 1)
@@ -181,7 +189,8 @@ def collect_kernel(
     """One program: append its tokens that reach the bound to keys [num_rows, MANY] int64.
 
     A key orders tokens as the filters do: its upper half is the score, and its lower half falls
-    with the id. Programs append in any order. Tokens beyond MANY are counted only. A program goes
+    with the id. Programs append in any order. If more than MANY tokens reach
+    the bound, the count says so and the keys are not used. A program goes
     through GROUPS groups of SPANS spans, most of which do not reach the bound.
     """
     row, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -276,7 +285,7 @@ def last_by_bisection(
     low, high = as_ordered(bound).to(tl.int64), as_ordered(largest).to(tl.int64)
     if number == wanted:
         high = low
-    while low < high:  # at least `wanted` tokens reach `low`, and fewer reach what is over `high`
+    while low < high:  # at least `wanted` tokens reach `low`, and fewer exceed `high`
         middle = low + (high - low + 1) // 2
         score = as_score(middle.to(tl.int32))
         number, _ = tokens_from(logits, row, num_ids, temperature, largest, score, TILE)
@@ -335,16 +344,16 @@ def draw_kernel(
     """
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     heat = tl.load(temperature + row * stride)
-    score, last_id, some = MINUS_INF, LAST_POSSIBLE_ID, True
+    score, last_id, any_kept = MINUS_INF, LAST_POSSIBLE_ID, True
     if FILTERS:  # noqa: SIM102  (a constant: without filters there are no counts to load)
         if tl.load(counts + row * NUM_COUNTS + MODE) != PLAIN:
             score = tl.load(scores + row * NUM_SCORES + LAST_SCORE)
             last_id = tl.load(counts + row * NUM_COUNTS + LAST_ID)
             span = chunk * 4 * QUADS // SPAN + tl.arange(0, 4 * QUADS // SPAN)
             spans = maxima + row * num_spans + span
-            some = tl.max(tl.load(spans, span < num_spans, MINUS_INF)) >= score
+            any_kept = tl.max(tl.load(spans, span < num_spans, MINUS_INF)) >= score
     best, winner = MINUS_INF, LAST_POSSIBLE_ID
-    if some:
+    if any_kept:
         seed = tl.load(seeds + row * seed_stride)
         position = tl.load(positions + row * position_stride)
         best, winner = best_of_chunk(
@@ -360,7 +369,7 @@ def best_of_chunk(
     logits, row, first_id, num_ids, temperature, seed, position, chunk, score, last_id,
     QUADS: tl.constexpr,
 ):  # fmt: skip
-    """The best perturbed score of a chunk's tokens up to the one of this score and id, and its id.
+    """The best perturbed score of a chunk's tokens that are not behind (score, last_id); its id.
 
     Philox gives four words at a time, so ids lie four by four; see `sampler.gumbel_noise`.
     """

@@ -20,7 +20,7 @@ PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
 NO_TOKEN = -1  # the id of a row whose best score is not finite: nothing can be drawn from it
-FILTERED_AT_ONCE = 64  # rows: filters need memory for several copies of their scores
+FILTERED_AT_ONCE = 64  # rows, because filtering copies a row's scores several times
 
 
 @dataclass(frozen=True)
