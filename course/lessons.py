@@ -5,7 +5,18 @@ tests/test_size.py checks that the table and the folder agree.
 """
 
 FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
-    "00_tour": ("llm.py", "config.py", "outputs.py", "validation.py"),
+    "00_tour": (
+        "llm.py",
+        "config.py",
+        "inputs.py",
+        "outputs.py",
+        "validation.py",
+        "vllm_defaults.py",
+        "utils/argparse_utils.py",
+        "entrypoints/llm.py",
+        "engine/arg_utils.py",
+        "engine/llm_engine.py",
+    ),
     "01_naive_generate": (
         "sampling_params.py",
         "model/model_config.py",

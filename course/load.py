@@ -49,8 +49,7 @@ def interrupted(engine: LLMEngine, prompt: list[int]) -> tuple[list[float], floa
     newcomer = queue(engine, "newcomer", prompt, 4)
     run(engine)
     moments = [r.end_time for r in engine.trace if watched.request_id in {row[0] for row in r.rows}]
-    first = newcomer.metrics.first_token_time
-    assert first is not None
+    first = newcomer.metrics.first_token_ts
     return [moment - arrival for moment in moments], first - arrival
 
 

@@ -116,8 +116,8 @@ def summary(llm: Any, outputs: list) -> str:
 
 def speed_rows(outputs: list) -> list[tuple[str, str]]:
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-    start = min(output.metrics.arrival_time for output in outputs)
-    seconds = max(output.metrics.finished_time for output in outputs) - start
+    start = min(output.metrics.queued_ts for output in outputs)
+    seconds = max(output.metrics.last_token_ts for output in outputs) - start
     rows = [("output tokens", f"{tokens} in {seconds:.2f} s: {tokens / seconds:.1f} tok/s")]
     for name, values in (
         ("time to first token", [output.metrics.ttft for output in outputs]),

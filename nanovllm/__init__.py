@@ -1,6 +1,7 @@
 """nano-vLLM, rebuilt one lesson at a time: a small, readable engine for language models."""
 
 from nanovllm.config import EngineArgs
+from nanovllm.inputs import PromptType, TextPrompt, TokensPrompt
 from nanovllm.llm import LLM
 from nanovllm.llm_engine import LLMEngine
 from nanovllm.outputs import CompletionOutput, RequestOutput
@@ -8,4 +9,14 @@ from nanovllm.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "CompletionOutput", "EngineArgs", "LLMEngine", "RequestOutput", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "EngineArgs",
+    "LLMEngine",
+    "PromptType",
+    "RequestOutput",
+    "SamplingParams",
+    "TextPrompt",
+    "TokensPrompt",
+]

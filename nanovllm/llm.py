@@ -17,19 +17,26 @@ else's go on. (With several ranks the LLM is closed, because the ranks may then 
 """
 
 import inspect
+import os
+import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict
+from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from nanovllm import vllm_defaults
 from nanovllm.config import EngineArgs
 from nanovllm.engine.sequence import Sequence
 from nanovllm.llm_engine import LLMEngine, read_texts
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.validation import check_type, check_unicode
+from nanovllm.validation import check_options, check_type, check_unicode
 
 Params = SamplingParams | list[SamplingParams] | None
 
@@ -150,25 +157,42 @@ class LLM:
     Raises TypeError or ValueError naming the argument for anything it cannot honour.
     """
 
-    def __init__(self, model: str, **kwargs: Any):
+    def __init__(self, model: str, *, chat_template: Any = None, **kwargs: Any):
+        if "swap_space" in kwargs:  # vLLM 0.24 says the same
+            warnings.warn("swap_space is deprecated and ignored", DeprecationWarning, stacklevel=2)
+            del kwargs["swap_space"]
+        self.chat_template = read_template(chat_template)
         self.llm_engine = LLMEngine(EngineArgs(model, **kwargs))
+
+    @classmethod
+    def from_engine_args(cls, engine_args: EngineArgs) -> "LLM":
+        return cls(**asdict(engine_args))
 
     # -- generating ------------------------------------------------------------------------------
 
     def generate(
-        self, prompts: Any, sampling_params: Params = None, *, use_tqdm: bool = True
+        self,
+        prompts: Any,
+        sampling_params: Params = None,
+        *,
+        use_tqdm: bool | Callable[..., tqdm] = True,
+        **options: Any,
     ) -> list[RequestOutput]:
         """One output a prompt, in order.
 
         prompts: a string, a list of token ids, {"prompt": ...}, {"prompt_token_ids": ...}, or a
         list of any of these. sampling_params: one for all, a list with one each, or None for the
-        model's own defaults. Everything is checked before anything is queued.
+        model's own defaults. use_tqdm: False for no progress bar, or what makes one in place of
+        tqdm. options: those of vLLM's method, with its defaults. Everything is checked before
+        anything is queued.
         """
-        silent = not use_tqdm or self.llm_engine.ranks.rank > 0
+        check_options("generate", options, vllm_defaults.GENERATE)
+        make_bar = bar_maker(use_tqdm, self.llm_engine.ranks.rank)
         call = Call(self.llm_engine)
         try:
             call.add(self._make_requests(prompts, sampling_params))
-            with tqdm(total=len(call.seqs), desc="Processed prompts", disable=silent) as bar:
+            total = len(call.seqs)
+            with closing(make_bar(total=total, desc="Processed prompts")) as bar:
                 while call.unfinished:
                     before = len(call.unfinished)
                     call.advance()
@@ -181,19 +205,34 @@ class LLM:
         self,
         messages: list,
         sampling_params: Params = None,
-        *,
-        use_tqdm: bool = True,
-        add_generation_prompt: bool = True,
+        use_tqdm: bool | Callable[..., tqdm] = True,
+        lora_request: None = None,
         chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        **options: Any,
     ) -> list[RequestOutput]:
-        """Answer one conversation (a list of {"role", "content"}) or a list of them."""
+        """Answer one conversation (a list of {"role", "content"}) or a list of them.
+
+        The template gets add_generation_prompt, continue_final_message, tools and whatever
+        chat_template_kwargs holds. The other parameters of vLLM's method take its defaults alone.
+        """
+        options["lora_request"] = lora_request
+        options["chat_template_content_format"] = chat_template_content_format
+        check_options("chat", options, vllm_defaults.CHAT)
         check_type("messages", messages, list)
         check_type("chat_template_kwargs", chat_template_kwargs or {}, dict)
         many = bool(messages) and isinstance(messages[0], (list, tuple))
-        options = {"chat_template": chat_template, "add_generation_prompt": add_generation_prompt}
+        options = {"chat_template": chat_template or self.chat_template, "tools": tools}
+        options |= {"add_generation_prompt": add_generation_prompt}
+        options |= {"continue_final_message": continue_final_message}
         options |= chat_template_kwargs or {}
         check_type("add_generation_prompt", options["add_generation_prompt"], bool)
+        check_type("continue_final_message", options["continue_final_message"], bool)
+        check_type("tools", options["tools"] or [], list)
         check_type("chat_template", options["chat_template"] or "", str)
         for name, value in {"messages": messages, **options}.items():
             check_unicode(name, value)
@@ -253,6 +292,16 @@ class LLM:
     def get_tokenizer(self) -> Any:
         return self.llm_engine.get_tokenizer()
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The parameters of a prompt that comes without any: see `generation_config`."""
+        return self.llm_engine.get_default_sampling_params()
+
+    def reset_prefix_cache(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        """As `LLMEngine.reset_prefix_cache`."""
+        return self.llm_engine.reset_prefix_cache(reset_running_requests, reset_connector)
+
     # -- the end ---------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -276,4 +325,34 @@ def is_message(message: Any) -> bool:
     return known and (isinstance(message.get("content"), str) or "tool_calls" in message)
 
 
-LLM.__init__.__signature__ = inspect.signature(EngineArgs).replace(return_annotation=None)  # type: ignore[attr-defined]
+def bar_maker(use_tqdm: Any, rank: int) -> Callable[..., Any]:
+    """What makes a progress bar: tqdm, what the caller gave for it, or a bar that is not shown.
+
+    Raises TypeError for what is neither a bool nor callable.
+    """
+    if not isinstance(use_tqdm, bool) and not callable(use_tqdm):
+        raise TypeError(f"use_tqdm must be of type bool, or callable as tqdm is, got {use_tqdm!r}")
+    if use_tqdm is False or rank > 0:
+        return partial(tqdm, disable=True)
+    return partial(tqdm if use_tqdm is True else use_tqdm, dynamic_ncols=True)
+
+
+def read_template(template: Any) -> str | None:
+    """A chat template, from its file if it names one. TypeError for what is neither."""
+    if template is None:
+        return None
+    text = os.fspath(template) if isinstance(template, os.PathLike) else template
+    check_type("chat_template", text, str)
+    is_text = any(mark in text for mark in "{}\n")  # as vLLM tells a template from a path
+    return text if is_text else Path(text).read_text(encoding="utf-8")
+
+
+def signature_of_llm() -> inspect.Signature:
+    """What `help(LLM)` shows: the arguments of EngineArgs, by name after the model."""
+    own = inspect.signature(LLM.__init__).parameters
+    given = inspect.signature(EngineArgs).parameters
+    named = [p.replace(kind=p.KEYWORD_ONLY) for name, p in given.items() if name != "model"]
+    return inspect.Signature([own["self"], own["model"], *named, own["chat_template"]])
+
+
+LLM.__init__.__signature__ = signature_of_llm()  # type: ignore[attr-defined]

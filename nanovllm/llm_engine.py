@@ -35,6 +35,7 @@ from nanovllm.engine.memory import (
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
+from nanovllm.inputs import as_prompt
 from nanovllm.model import loader
 from nanovllm.model.launch import facts_of
 from nanovllm.model.model_config import ModelConfig
@@ -44,7 +45,15 @@ from nanovllm.ops.attention import rope_store
 from nanovllm.ops.backend import choose_backend, compiled
 from nanovllm.outputs import RequestOutput, StepRecord
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.validation import check_number, check_type, check_unicode, tokenizer_errors
+from nanovllm.validation import (
+    check_number,
+    check_only,
+    check_options,
+    check_type,
+    check_unicode,
+    tokenizer_errors,
+)
+from nanovllm.vllm_defaults import ADD_REQUEST, FROM_ENGINE_ARGS
 
 Message = list[Any]  # a command, its payload, and the ids of abandoned requests
 Request = dict[str, Any]  # the arguments of a Sequence, as rank 0 tells them to the others
@@ -100,7 +109,7 @@ class LLMEngine:
         config = replace(config, dtype=loader.choose_dtype(args.dtype, config, self.device))
         self.model_config = config
         self.tokenizer = None if args.skip_tokenizer_init else loader.load_tokenizer(args, folder)
-        self.eos_ids, self.default_params = loader.stop_ids_of(folder, config, self.tokenizer)
+        self.eos_ids, self.default_params = loader.stop_ids_of(folder, config, self.tokenizer, args)
         backend = choose_backend(
             args.attention_backend, self.device, config.head_dim, args.block_size
         )
@@ -151,7 +160,9 @@ class LLMEngine:
         self.closed = self._released = False
 
     @classmethod
-    def from_engine_args(cls, engine_args: EngineArgs) -> "LLMEngine":
+    def from_engine_args(cls, engine_args: EngineArgs, **options: Any) -> "LLMEngine":
+        """Build an engine. vLLM's options of this method say who is asking and what to log."""
+        check_options("from_engine_args", options, FROM_ENGINE_ARGS)
         return cls(engine_args)
 
     def _start_ranks(self, args: EngineArgs) -> Ranks:
@@ -197,7 +208,7 @@ class LLMEngine:
     def make_request(self, request_id: str, prompt: Any, params: SamplingParams | None) -> Request:
         """Check one prompt (text, token ids, or vLLM's dict of either) and its parameters."""
         check_type("request_id", request_id, str)
-        params = loader.usual_params(self.default_params) if params is None else params
+        params = self.get_default_sampling_params() if params is None else params
         check_type("sampling_params", params, SamplingParams)
         params = replace(params)  # a checked copy: the caller's object stays the caller's
         if self.tokenizer is None and params.stop:
@@ -223,11 +234,8 @@ class LLMEngine:
         }
 
     def _tokenize(self, prompt: Any) -> tuple[str | None, list[int]]:
-        if not isinstance(prompt, dict):
-            prompt = {"prompt" if isinstance(prompt, str) else "prompt_token_ids": prompt}
-        if unknown := set(prompt) - {"prompt", "prompt_token_ids"}:
-            raise ValueError(f"a prompt has 'prompt' or 'prompt_token_ids', not {unknown}")
-        text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+        prompt = as_prompt(prompt)
+        text, token_ids = prompt["prompt"], prompt["prompt_token_ids"]
         if text is not None:
             check_type("prompt", text, str)
             check_unicode("prompt", text)
@@ -277,6 +285,7 @@ class LLMEngine:
             seq = Sequence(
                 **{**request, "params": params},
                 stop_ids=eos_ids.union(params.stop_token_ids),
+                eos_id=None if params.ignore_eos else getattr(self.tokenizer, "eos_token_id", None),
                 noise=(self.args.seed, number),
                 tokenizer=self.tokenizer,
             )
@@ -293,15 +302,24 @@ class LLMEngine:
         self.core.add(seqs)
         return seqs
 
-    def add_request(self, request_id: str, prompt: Any, params: SamplingParams) -> None:
-        """Check and queue one request; ValueError or TypeError if it cannot be honoured."""
-        self.add([self.make_request(request_id, prompt, params)])
+    def add_request(
+        self, request_id: str, prompt: Any, params: SamplingParams, **options: Any
+    ) -> str:
+        """Check and queue one request; ValueError or TypeError if it cannot be honoured.
 
-    def abort_request(self, request_id: str | list[str]) -> None:
+        options: those of vLLM's method, with its defaults. Returns the request's id.
+        """
+        check_options("add_request", options, ADD_REQUEST)
+        self.add([self.make_request(request_id, prompt, params)])
+        return request_id
+
+    def abort_request(self, request_ids: str | list[str]) -> None:
         """End requests before their time; ids that are not running are ignored."""
-        ids = [request_id] if isinstance(request_id, str) else request_id
+        ids = [request_ids] if isinstance(request_ids, str) else request_ids
         if not (isinstance(ids, (list, tuple)) and all(isinstance(i, str) for i in ids)):
-            raise TypeError(f"request_id must be a str or a list of them, got {request_id!r:.200}")
+            raise TypeError(
+                f"request_ids must be a str or a list of them, got {request_ids!r:.200}"
+            )
         self.check_open()
         found = self.sequences
         self.abort([found[i] for i in ids if i in found])
@@ -329,8 +347,30 @@ class LLMEngine:
 
     def has_unfinished_requests(self) -> bool:
         """Whether a step has anything to do for requests that nobody has abandoned."""
+        return self.get_num_unfinished_requests() > 0
+
+    def get_num_unfinished_requests(self) -> int:
+        """The number of unfinished requests that nobody has abandoned."""
         seqs = (seq for noted in list(self.abandoned) for seq in noted.seqs)
-        return not self.closed and len(self.sequences) > len(set(self._unfinished_ids(seqs)))
+        return 0 if self.closed else len(self.sequences) - len(set(self._unfinished_ids(seqs)))
+
+    def reset_prefix_cache(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        """Forget the keys and values of all prompts so far. False if requests are using them.
+
+        Raises ValueError for True, because running requests are never preempted for this.
+        """
+        check_only("reset_running_requests", reset_running_requests, (False,))
+        check_only("reset_connector", reset_connector, (False,))
+        self.line_up()
+        with self.lock:
+            self.leave_line()
+            self.check_open()
+            return self._on_all_ranks("reset_prefix_cache", None)
+
+    def _apply_reset_prefix_cache(self, _: None) -> bool:
+        return self.block_manager.reset_prefix_cache()
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -411,6 +451,10 @@ class LLMEngine:
     def trace(self) -> list[StepRecord]:
         return list(self.core.trace)
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The parameters of a request that comes without any. The object is the caller's own."""
+        return loader.usual_params(self.default_params)
+
     def get_tokenizer(self) -> Any:
         if self.tokenizer is None:
             raise ValueError("skip_tokenizer_init=True: no tokenizer, prompts must be token ids")
@@ -481,7 +525,7 @@ def settle(args: EngineArgs, config: ModelConfig) -> EngineArgs:
     device = ("cuda" if cuda else "cpu") if args.device == "auto" else args.device
     if device != "cpu" and not (cuda and device.partition(":")[0] == "cuda"):
         raise ValueError(f"device={device!r} is not usable here; try 'cpu' or 'auto'")
-    limit = config.max_position_embeddings
+    limit = config.derived_max_model_len
     length = args.max_model_len or limit
     if length > limit:
         raise ValueError(f"max_model_len={length} is over the model's limit of {limit} positions")

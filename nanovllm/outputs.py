@@ -1,6 +1,8 @@
 """What comes out: a request's text and timings, and what each step of the engine did.
 
-Plain dataclasses with vLLM's names. Times are seconds on time.perf_counter's clock.
+Plain dataclasses with vLLM's names and clocks. `arrival_time` is the time of day, in seconds since
+1970. All other times are seconds on time.monotonic's clock, so that only their differences mean
+something. A field for what was not asked for is None.
 """
 
 import math
@@ -9,29 +11,53 @@ from typing import Any
 
 
 @dataclass
-class RequestMetrics:
-    """When things happened to one request, and what the cache saved or cost it."""
+class RequestStateStats:
+    """When things happened to one request, and what the cache saved or cost it.
 
-    arrival_time: float
-    first_scheduled_time: float | None = None
-    first_token_time: float | None = None
-    finished_time: float | None = None
+    A time that has not come yet is 0.0, as in vLLM.
+    """
+
+    num_generation_tokens: int = 0
+    arrival_time: float = 0.0  # time of day
+    queued_ts: float = 0.0  # the same moment, on the clock of the other times
+    scheduled_ts: float = 0.0  # first admitted to a step
+    first_token_ts: float = 0.0
+    last_token_ts: float = 0.0
+    first_token_latency: float = 0.0  # from its arrival, queueing included
+    is_corrupted: bool = False  # its logits were not finite
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache on first admission
     num_preempted_tokens: int = 0  # computed tokens thrown away by preemption
 
     @property
     def ttft(self) -> float | None:
-        """Time to first token, queueing included."""
-        return None if self.first_token_time is None else self.first_token_time - self.arrival_time
+        """Time to first token, queueing included; None before it."""
+        return self.first_token_latency if self.first_token_ts else None
+
+    def note_token(self, count: int, now: float) -> None:
+        """Note that a token has come, and that there are `count` now."""
+        self.num_generation_tokens = count
+        self.last_token_ts = now
+        if not self.first_token_ts:
+            self.first_token_ts = now
+            self.first_token_latency = now - self.queued_ts
 
 
 @dataclass
 class CompletionOutput:
+    """One answer to a prompt."""
+
     index: int
     text: str  # while it runs, only the text that later tokens cannot change
     token_ids: list[int]  # with the stop token, if one ended it
-    finish_reason: str | None  # "stop", "length", "abort", "error"; None while it runs
+    cumulative_logprob: float | None = None
+    logprobs: Any = None
+    finish_reason: str | None = None  # "stop", "length", "abort", "error"; None while it runs
+    stop_reason: int | str | None = None  # what stopped it, if not the tokenizer's end token
+    lora_request: None = None
     error: str | None = None  # what went wrong, if finish_reason is "error"
+
+    def finished(self) -> bool:
+        return self.finish_reason is not None
 
 
 @dataclass
@@ -43,7 +69,9 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]  # always one
     finished: bool
-    metrics: RequestMetrics
+    metrics: RequestStateStats
+    prompt_logprobs: Any = None
+    lora_request: None = None
 
     @property
     def num_cached_tokens(self) -> int:
@@ -53,15 +81,21 @@ class RequestOutput:
     @property
     def tpot(self) -> float | None:
         """Time per output token after the first; None before the end, or if there was only one."""
-        count = len(self.outputs[0].token_ids)
-        first, last = self.metrics.first_token_time, self.metrics.finished_time
-        return (last - first) / (count - 1) if first and last and count > 1 else None
+        count, first = self.metrics.num_generation_tokens, self.metrics.first_token_ts
+        done = self.finished and count > 1
+        return (self.metrics.last_token_ts - first) / (count - 1) if done else None
 
     @classmethod
     def of(cls, seq: Any) -> "RequestOutput":
         """What there is to say of a Sequence now."""
-        text = seq.detokenizer.text if seq.detokenizer else ""
-        completion = CompletionOutput(0, text, seq.output_ids, seq.finish_reason, seq.error)
+        completion = CompletionOutput(
+            index=0,
+            text=seq.detokenizer.text if seq.detokenizer else "",
+            token_ids=seq.output_ids,
+            finish_reason=seq.finish_reason,
+            stop_reason=seq.stop_reason,
+            error=seq.error,
+        )
         ids = seq.token_ids[: seq.num_prompt_tokens]
         return cls(seq.request_id, seq.prompt, ids, [completion], seq.is_finished, seq.metrics)
 

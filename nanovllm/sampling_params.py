@@ -1,13 +1,15 @@
 """SamplingParams: how one request turns logits into tokens, and when it stops.
 
-Names, defaults and meanings are vLLM's, so that a script written for vLLM runs unchanged. (A
-temperature from 1e-5 to 0.01 is taken as it is; vLLM raises it to 0.01.)
+Names, defaults and meanings are those of vLLM 0.24, so that a script written for it runs unchanged.
 """
 
 import math
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 
+from nanovllm import vllm_defaults
 from nanovllm.validation import (
+    also_takes,
     as_list,
     check_fields,
     check_number,
@@ -18,20 +20,25 @@ from nanovllm.validation import (
     only,
 )
 
+RequestOutputKind = vllm_defaults.RequestOutputKind  # where vLLM's scripts import it from
+LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 0.01, 2.0  # vLLM's limits; 0 is taken as well
 GREEDY_BELOW = 1e-5  # vLLM's threshold: a smaller temperature means greedy
-LARGEST_FLOAT = 3.0e38  # float32's, about
 LARGEST_INT = 2**31 - 1
 
 
-@dataclass(slots=True)  # a misspelt attribute is an error, as a misspelt argument is
+@also_takes(vllm_defaults.SAMPLING)
+@dataclass(slots=True, kw_only=True)  # a misspelt attribute is an error, as a misspelt argument is
 class SamplingParams:
     """One request's sampling parameters. Raises TypeError or ValueError for what it cannot honour.
+
+    All of them are given by name. The parameters of vLLM 0.24 that are no fields here are taken
+    with the values that `vllm_defaults.SAMPLING` lists, and with no others.
 
     The engine works on a copy: the caller's object is never changed, and changing it later has
     no effect on a request that was already added.
     """
 
-    temperature: float = number(1.0, 0.0, LARGEST_FLOAT)  # below 1e-5: greedy
+    temperature: float = number(1.0, 0.0, LARGEST_TEMPERATURE)  # 0: greedy; else 0.01 or more
     top_p: float = number(1.0, math.ulp(0.0), 1.0)  # keep the likeliest that sum to top_p
     top_k: int = number(0, -1, LARGEST_INT)  # keep the k likeliest; 0 or -1: all
     min_p: float = number(0.0, 0.0, 1.0)  # keep those at least min_p times as likely as the best
@@ -54,6 +61,13 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            warnings.warn(
+                f"temperature={self.temperature!r} is raised to {LEAST_TEMPERATURE}, as in vLLM, "
+                f"because logits divided by less can overflow; 0 is greedy",
+                stacklevel=4,
+            )
+            self.temperature = LEAST_TEMPERATURE
         self.seed = None if self.seed == -1 else self.seed  # as in vLLM
         self.stop = as_list("stop", [self.stop] if isinstance(self.stop, str) else self.stop)
         self.stop_token_ids = as_list("stop_token_ids", self.stop_token_ids)
@@ -66,6 +80,10 @@ class SamplingParams:
             raise ValueError(f"stop={self.stop!r} needs detokenize=True")
         for token_id in self.stop_token_ids:
             check_number("every item of stop_token_ids", token_id, 0, LARGEST_INT)
+
+    def clone(self) -> "SamplingParams":
+        """A copy, checked once more."""
+        return replace(self)
 
     @property
     def is_greedy(self) -> bool:

@@ -429,7 +429,7 @@ def test_fuzzed_generation_config_is_read_or_refused(tiny_model, tmp_path_factor
     fields = content if isinstance(content, dict) else {"eos_token_id": content, "top_k": content}
     (folder / "generation_config.json").write_text(json.dumps(fields))
     try:
-        eos, defaults = loader.stop_ids_of(folder, config, None)
+        eos, defaults = loader.stop_ids_of(folder, config, None, EngineArgs())
         assert all(isinstance(i, int) for i in eos)
         loader.usual_params(defaults)
     except ValueError:

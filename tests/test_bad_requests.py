@@ -21,7 +21,7 @@ WRONG = ["1", [1], {}, object(), 1j]
 
 # name: (values that are taken, values out of range, more values of a wrong type)
 SAMPLING = {
-    "temperature": ([0, 0.0, 1e-9, 1, 2.5, 3.0e38], [-1e-9, -1, NAN, INF, 4e38], [True, None]),
+    "temperature": ([0, 0.0, 0.01, 1, 2.0], [-1e-9, -1, 2.5, NAN, INF], [True, None]),
     "top_p": ([5e-324, 0.5, 1, 1.0], [0, 0.0, -0.1, NEAR_ONE, NAN, INF], [True, None]),
     "top_k": ([-1, 0, 1, TOP], [-2, TOP + 1], [1.0, NAN, True, None]),
     "min_p": ([0, 0.0, 1, 1.0], [-5e-324, NEAR_ONE, NAN, INF], [True, None]),
@@ -35,25 +35,32 @@ SAMPLING = {
     "detokenize": ([True, False], [], [0, 1, None]),
 }
 ENGINE = {
-    "seed": ([0, -(2**63), 2**63 - 1], [2**63, -(2**63) - 1], [1.0, True, None, NAN]),
+    "seed": ([None, 0, -(2**63), 2**63 - 1], [2**63, -(2**63) - 1], [1.0, True, NAN]),
     "tensor_parallel_size": ([1, TOP], [0, -1, TOP + 1], [1.0, True, None]),
     "max_model_len": ([None, 1, TOP], [0, -1, TOP + 1], [1.0, True, NAN]),
-    "max_num_seqs": ([1, 2**16], [0, -1, 2**16 + 1, TOP], [1.0, True, None]),
+    "max_num_seqs": ([None, 1, 2**16], [0, -1, 2**16 + 1, TOP], [1.0, True]),
     "max_num_batched_tokens": ([None, 1, TOP], [0, -1, TOP + 1], [1.0, True]),
-    "block_size": ([1, TOP], [0, -1, TOP + 1], [1.0, True, None]),
+    "block_size": ([None, 1, TOP], [0, -1, TOP + 1], [1.0, True]),
     "num_gpu_blocks_override": ([None, 1, TOP], [0, -1, TOP + 1], [1.0, True]),
     "gpu_memory_utilization": ([0.01, 0.5, 1, 1.0], [0.009, 0, NEAR_ONE, NAN, INF], [True, None]),
-    "dtype": (["auto", "float32", "bfloat16", "float16"], ["int8", "float64", ""], []),
+    "dtype": (["auto", "float32", "bfloat16", "float16", "half", "float"], ["int8", "float64"], []),
 } | {
     name: ([True, False], [], [0, 1, None, "yes"])
-    for name in (
-        "skip_tokenizer_init", "enable_prefix_caching", "enable_chunked_prefill",
-        "async_scheduling", "enforce_eager", "enable_torch_compile", "use_tqdm_on_load",
-    )
-}  # fmt: skip
+    for name in ("skip_tokenizer_init", "enforce_eager", "enable_torch_compile", "use_tqdm_on_load")
+} | {
+    name: ([True, False, None], [], [0, 1, "yes"])
+    for name in ("enable_prefix_caching", "enable_chunked_prefill", "async_scheduling")
+} | {"override_generation_config": ([{}, {"top_k": 1}], [], [None, 5, True])}  # fmt: skip
 NAMES = {  # strings, checked where they are used
-    "model", "tokenizer", "revision", "device", "attention_backend", "dtype"
+    "model", "tokenizer", "revision", "device", "attention_backend", "dtype", "generation_config",
 }  # fmt: skip
+NOT_WRONG = {
+    "override_generation_config": [{}],
+    "dtype": WRONG,
+    "stop": [[1]],
+    "stop_token_ids": [[1]],
+}
+ITS_OWN = {"distributed_executor_backend"}  # what it takes depends on the number of ranks
 
 
 def in_words(value):
@@ -64,8 +71,8 @@ def in_words(value):
 
 def cases(table, which):
     for name, row in table.items():
-        wrong_types = [] if name == "dtype" else WRONG[1:] if name.startswith("stop") else WRONG
-        wrong_types = [v for v in wrong_types if not (name.startswith("stop") and v == [1])]
+        wrong_types = WRONG[1:] if name.startswith("stop") else WRONG
+        wrong_types = [v for v in wrong_types if v not in NOT_WRONG.get(name, [])]
         values = row[which] + (wrong_types if which == 2 else [])
         yield from ((name, value) for value in values)
 
@@ -108,7 +115,8 @@ def test_values_of_a_wrong_type_are_named(kind, name, value):
 def test_the_tables_are_whole():
     for kind, table in TABLES:
         ours = {f.name for f in fields(kind) if f.repr}
-        assert ours - set(table) - (NAMES if kind is EngineArgs else set()) == set()
+        others = NAMES | ITS_OWN if kind is EngineArgs else set()
+        assert ours - set(table) - others == set()
 
 
 ONLY = [(kind, f.name) for kind, _ in TABLES for f in fields(kind) if not f.repr]
@@ -122,12 +130,70 @@ def test_vllms_other_parameters_take_their_default_alone(kind, name):
         build(kind, name, [float("nan")])
 
 
+ALSO = [(kind, name) for kind, _ in TABLES for name in kind.also_takes]
+
+
+@pytest.mark.parametrize(("kind", "name"), ALSO, ids=in_words)
+def test_what_is_no_field_takes_the_values_that_change_nothing(kind, name):
+    accepted = kind.also_takes[name]
+    for value in accepted:
+        parameters = build(kind, name, value)
+        setattr(parameters, name, value)
+        assert getattr(parameters, name) == accepted[0]
+        assert parameters == build(kind, "seed", kind().seed)
+    for value in ("another", [NAN], object(), 77):
+        with pytest.raises(ValueError, match=f"{name}=.* is vLLM's; this engine takes only"):
+            build(kind, name, value)
+        with pytest.raises(ValueError, match=f"{name}=.* is vLLM's; this engine takes only"):
+            setattr(parameters, name, value)
+
+
+def test_sampling_parameters_are_given_by_name():
+    """The first parameter is n in vLLM, so a number alone would mean something else here."""
+    with pytest.raises(TypeError, match="positional"):
+        SamplingParams(2)
+
+
+def test_a_low_temperature_is_raised_as_in_vllm():
+    for low in (1e-9, 0.001, 0.00999):
+        with pytest.warns(UserWarning, match=rf"temperature={low!r} is raised to 0.01") as caught:
+            assert SamplingParams(temperature=low).temperature == 0.01
+        assert caught[0].filename == __file__
+    assert SamplingParams(temperature=0).is_greedy
+
+
+def test_none_means_our_default_where_vllms_default_is_none():
+    names = ("seed", "max_num_seqs", "block_size", "enable_prefix_caching", "async_scheduling")
+    assert EngineArgs("m", **dict.fromkeys(names)) == EngineArgs("m")
+    assert EngineArgs("m", attention_backend=None, enable_chunked_prefill=None) == EngineArgs("m")
+    assert (EngineArgs(dtype="half").dtype, EngineArgs(dtype="float").dtype) == (
+        "float16",
+        "float32",
+    )
+
+
+def test_an_executor_is_taken_where_it_changes_nothing(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for size, name, taken in [
+        (1, None, True), (1, "mp", True), (1, "uni", True), (1, "ray", False),
+        (2, None, True), (2, "mp", True), (2, "uni", False), (2, "external_launcher", False),
+    ]:  # fmt: skip
+        options = {"tensor_parallel_size": size, "distributed_executor_backend": name}
+        if taken:
+            EngineArgs("m", **options)
+        else:
+            with pytest.raises(ValueError, match=f"distributed_executor_backend='{name}'"):
+                EngineArgs("m", **options)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    EngineArgs("m", tensor_parallel_size=2, distributed_executor_backend="external_launcher")
+
+
 # -- attributes set after the check ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(SamplingParams, "logit_bias"), (SamplingParams, "temprature"), (EngineArgs, "enable_lora")],
+    [(SamplingParams, "best_of"), (SamplingParams, "temprature"), (EngineArgs, "enable_lra")],
 )
 def test_an_attribute_that_is_no_parameter_is_refused_as_an_argument_is(kind, name):
     parameters = build(kind, "seed", 1)
@@ -135,6 +201,8 @@ def test_an_attribute_that_is_no_parameter_is_refused_as_an_argument_is(kind, na
         setattr(parameters, name, 1)
     with pytest.raises(TypeError, match=f"{kind.__name__}.*{name}"):
         build(kind, name, 1)
+    with pytest.raises(AttributeError, match=f"{kind.__name__}.*{name}"):
+        getattr(parameters, name)
 
 
 @pytest.mark.parametrize("kind", [SamplingParams, EngineArgs])

@@ -94,6 +94,8 @@ class Clock:
     def perf_counter(self):
         return self.now
 
+    monotonic = perf_counter
+
     def sleep(self, seconds):
         self.slept.append(seconds)
         self.now += seconds
@@ -107,7 +109,7 @@ class OneSecondEngine:
         self.sequences, self.added, self.most = {}, [], 0
 
     def add_request(self, request_id, prompt, params):
-        metrics = SimpleNamespace(first_token_time=None, finished_time=None)
+        metrics = SimpleNamespace(first_token_ts=0.0, last_token_ts=0.0)
         self.sequences[request_id] = SimpleNamespace(
             request_id=request_id,
             metrics=metrics,
@@ -129,12 +131,12 @@ class OneSecondEngine:
         for seq in running:
             ids = seq.outputs[0].token_ids
             ids.append(7)
-            seq.metrics.first_token_time = seq.metrics.first_token_time or self.clock.now
+            seq.metrics.first_token_ts = seq.metrics.first_token_ts or self.clock.now
             seq.finished = len(ids) == seq.params.max_tokens
             if seq.finished:
-                seq.metrics.finished_time = self.clock.now
+                seq.metrics.last_token_ts = self.clock.now
                 if len(ids) > 1:
-                    seq.tpot = (self.clock.now - seq.metrics.first_token_time) / (len(ids) - 1)
+                    seq.tpot = (self.clock.now - seq.metrics.first_token_ts) / (len(ids) - 1)
                 del self.sequences[seq.request_id]
         return running
 

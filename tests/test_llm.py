@@ -125,8 +125,8 @@ def test_steps_and_requests_are_recorded(folder):
     assert len(trace) == 12
     assert all(step.start_time < step.end_time for step in trace)
     for metrics in (output.metrics for output in outputs):
-        assert metrics.arrival_time < metrics.first_scheduled_time < metrics.first_token_time
-        assert metrics.first_token_time < metrics.finished_time
+        assert metrics.queued_ts < metrics.scheduled_ts < metrics.first_token_ts
+        assert metrics.first_token_ts < metrics.last_token_ts
 
 
 def test_seeds(llm):

@@ -112,5 +112,5 @@ def test_an_answer_is_printed_field_by_field(capsys):
         tour_lab.print_answer(llm.generate(["A fox"], params, use_tqdm=False)[0])
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[0] for line in lines]
-    assert {"request_id", "text", "finish_reason", "finished_time"} <= set(names)
+    assert {"request_id", "text", "finish_reason", "last_token_ts"} <= set(names)
     assert all(line.endswith("ms after arrival") for line in lines[-3:])

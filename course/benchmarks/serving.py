@@ -174,16 +174,16 @@ def closed_loop(
 def open_loop(engine: Any, requests: list[Request]) -> tuple[list[Served], float]:
     """Serve requests as they arrive. Their times, in order, and the seconds until the last end."""
     waiting, outputs = deque(requests), {}
-    start = time.perf_counter()
+    start = time.monotonic()
     while waiting or engine.has_unfinished_requests():
-        now = time.perf_counter() - start
+        now = time.monotonic() - start
         while waiting and waiting[0].arrival <= now:
             add(engine, waiting.popleft())
         if engine.has_unfinished_requests():
             outputs |= {out.request_id: out for out in engine.step() if out.finished}
         else:
-            time.sleep(max(0.0, waiting[0].arrival - (time.perf_counter() - start)))
-    duration = time.perf_counter() - start
+            time.sleep(max(0.0, waiting[0].arrival - (time.monotonic() - start)))
+    duration = time.monotonic() - start
     return [served(request, outputs, start) for request in requests], duration
 
 
@@ -192,7 +192,7 @@ def served(request: Request, outputs: dict[str, Any], start: float) -> Served:
     output, arrival = outputs[request.request_id], start + request.arrival
     count = len(output.outputs[0].token_ids)
     workload_bench.check_counts([request.num_output], [count])
-    first, last = output.metrics.first_token_time, output.metrics.finished_time
+    first, last = output.metrics.first_token_ts, output.metrics.last_token_ts
     return Served(len(request.prompt), count, first - arrival, output.tpot, last - arrival)
 
 

@@ -30,8 +30,8 @@ def print_answer(answer: RequestOutput) -> None:
         for field in fields(part):
             print(f"{field.name:<21}{repr(getattr(part, field.name))[:66]}")
     times = answer.metrics
-    for name in ("first_scheduled_time", "first_token_time", "finished_time"):
-        later = getattr(times, name) - times.arrival_time
+    for name in ("scheduled_ts", "first_token_ts", "last_token_ts"):
+        later = getattr(times, name) - times.queued_ts
         print(f"{name:<21}{1000 * later:.1f} ms after arrival")
 
 

@@ -153,6 +153,15 @@ class BlockManager:
         full = (index + 1) * self.block_size <= len(seq.token_ids)
         return self.enable_prefix_caching and full and self._hash(seq, index) in self._cached
 
+    def reset_prefix_cache(self) -> bool:
+        """Forget everything in the prefix cache. Return False, and forget nothing, if any block
+        is used."""
+        if self.num_free_blocks < self.num_blocks:
+            return False
+        for block in self.blocks:
+            self._uncache(block)
+        return True
+
     # -- after an interrupt ----------------------------------------------------------------------
 
     def rebuild(self, seqs: list[Sequence]) -> None:

@@ -57,6 +57,7 @@ class Detokenizer:
         self._run = ByteRun(begun)
         self._longest_stop = max(map(len, params.stop), default=0)
         self._searched = 0  # characters before this one cannot begin a stop string
+        self.stop_string: str | None = None  # the one that the text was cut at
         self._ended = False  # no more ids will come
         self._closed = False  # the text is whole
 
@@ -136,6 +137,7 @@ class Detokenizer:
         if not found:
             return False
         at, stop = min(found)
+        self.stop_string = stop
         self._text = text[: at + len(stop) if self._params.include_stop_str_in_output else at]
         self._closed = True
         return True

@@ -104,7 +104,7 @@ class EngineCore:
     def _launch(self, batch: Batch) -> None:
         if batch:
             record = StepRecord(
-                start_time=time.perf_counter(),
+                start_time=time.monotonic(),
                 rows=tuple((r.seq.request_id, r.start, r.num_tokens) for r in batch),
                 num_running=len(self.scheduler.running),
                 num_waiting=len(self.scheduler.waiting),
@@ -131,7 +131,7 @@ class EngineCore:
             return []
         step = self.launched[0]
         token_ids = step.tokens.read()
-        step.record.end_time = time.perf_counter()
+        step.record.end_time = time.monotonic()
         updated = self.scheduler.update(step.batch, token_ids)
         self.launched.popleft()  # not before: an update that fails is rolled back as well
         self.trace.append(step.record)

@@ -222,8 +222,8 @@ class Scheduler:
 
     def _admit(self, seq: Sequence, hits: list[int], num_cached: int) -> None:
         self._blocked = None
-        if seq.metrics.first_scheduled_time is None:
-            seq.metrics.first_scheduled_time = time.perf_counter()
+        if not seq.metrics.scheduled_ts:
+            seq.metrics.scheduled_ts = time.monotonic()
             seq.metrics.num_cached_tokens = num_cached
         self.block_manager.share(seq, hits)
         self.block_manager.allocate(seq, len(seq.token_ids))

@@ -18,7 +18,7 @@ from typing import Any
 import xxhash
 
 from nanovllm.engine.detokenizer import Detokenizer
-from nanovllm.outputs import RequestMetrics
+from nanovllm.outputs import RequestStateStats
 from nanovllm.sampling_params import SamplingParams
 
 NOT_FINITE = (
@@ -44,12 +44,14 @@ class Sequence:
     params: SamplingParams
     max_length: int
     stop_ids: frozenset[int] = frozenset()
+    eos_id: int | None = None  # the tokenizer's own end token, which is no stop_reason
     noise: tuple[int, int] = (0, 0)  # the engine's seed and the request's number
     tokenizer: Any = None  # None: token ids only
     news: dict["Sequence", None] | None = None  # where its caller looks for what has changed
 
     status: Status = Status.WAITING
     finish_reason: str | None = None  # "stop", "length", "abort" or "error"
+    stop_reason: int | str | None = None  # the stop token or stop string that ended it
     error: str | None = None  # what went wrong, if it ended by an error
     num_computed: int = 0
     num_scheduled: int = 0
@@ -63,7 +65,7 @@ class Sequence:
         self.num_prompt_tokens = len(self.token_ids)
         self.num_read = self.num_prompt_tokens  # ids that `append` has read to their end
         self.text_is_torn = False
-        self.metrics = RequestMetrics(arrival_time=time.perf_counter())
+        self.metrics = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
         self.detokenizer = self._make_detokenizer()
         self.seed = self.params.seed
         if self.seed is None:  # equal prompts differ
@@ -109,14 +111,17 @@ class Sequence:
             self.read_again()
         if token_id is None:
             self.error = NOT_FINITE.format(len(self.token_ids))
+            self.metrics.is_corrupted = True
             self.finish("error")
             return
         self.token_ids.append(token_id)
-        if self.metrics.first_token_time is None:
-            self.metrics.first_token_time = time.perf_counter()
+        count = len(self.token_ids) - self.num_prompt_tokens
+        self.metrics.note_token(count, time.monotonic())
         stops = token_id in self.stop_ids
-        if self.detokenizer and (not stops or self.params.include_stop_str_in_output):
-            stops = self.detokenizer.append(token_id) or stops
+        self.stop_reason = token_id if stops and token_id != self.eos_id else None
+        shown = self.detokenizer and (not stops or self.params.include_stop_str_in_output)
+        if self.detokenizer and shown and self.detokenizer.append(token_id):
+            stops, self.stop_reason = True, self.detokenizer.stop_string
         if stops:
             self.finish("stop")
         elif len(self.token_ids) >= self.max_length:
@@ -163,6 +168,5 @@ class Sequence:
         self._announce()
         self.finish_reason = reason
         self.status = Status.FINISHED
-        self.metrics.finished_time = time.perf_counter()
         if self.detokenizer:
             self.detokenizer.finish()

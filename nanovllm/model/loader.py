@@ -89,9 +89,22 @@ def load_tokenizer(args: EngineArgs, folder: Path) -> Any:
     return tokenizer
 
 
-def stop_ids_of(folder: Path, config: ModelConfig, tokenizer: Any) -> tuple[frozenset, dict]:
-    """Every end-of-sequence id the model's files name, and the sampling defaults they give."""
-    file = folder / "generation_config.json"
+def stop_ids_of(
+    folder: Path, config: ModelConfig, tokenizer: Any, args: EngineArgs
+) -> tuple[frozenset, dict]:
+    """Every end-of-sequence id the model's files name, and the sampling defaults they give.
+
+    args.generation_config: "auto" reads the model's own generation_config.json. "vllm" takes its
+    end-of-sequence ids alone, so that the defaults are those of SamplingParams. A folder's file
+    takes the place of the model's.
+    """
+    source = args.generation_config
+    file = (folder if source in ("auto", "vllm") else Path(source)) / "generation_config.json"
+    if source not in ("auto", "vllm") and not file.is_file():
+        raise ValueError(
+            f"generation_config={source!r} must be 'auto', 'vllm', or a folder that holds "
+            f"generation_config.json"
+        )
     try:
         generation = dict(json.loads(file.read_text()) if file.exists() else {})
     except (ValueError, TypeError, RecursionError) as error:
@@ -100,9 +113,11 @@ def stop_ids_of(folder: Path, config: ModelConfig, tokenizer: Any) -> tuple[froz
     eos = [*config.eos_token_ids, *as_tuple(named[0]), *as_tuple(named[1])]
     if not all(type(token_id) is int for token_id in eos):
         raise ValueError(f"{file.name}: eos_token_id must be ids, got {named[0]!r:.80}")
-    defaults = {k: generation[k] for k in SAMPLING_DEFAULTS if generation.get(k) is not None}
-    if generation.get("max_new_tokens") is not None:
-        defaults["max_tokens"] = generation["max_new_tokens"]
+    given = {**({} if source == "vllm" else generation), **args.override_generation_config}
+    names = {name: name for name in SAMPLING_DEFAULTS} | {"max_new_tokens": "max_tokens"}
+    if unknown := args.override_generation_config.keys() - names.keys():
+        raise ValueError(f"override_generation_config takes {', '.join(names)}, not {unknown}")
+    defaults = {names[k]: v for k, v in given.items() if k in names and v is not None}
     return frozenset(eos), defaults
 
 
@@ -111,7 +126,9 @@ def usual_params(defaults: dict[str, Any]) -> SamplingParams:
     try:
         return SamplingParams(**defaults)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"generation_config.json: {error}; pass sampling_params") from error
+        raise ValueError(
+            f"generation_config.json: {error}; pass sampling_params, or generation_config='vllm'"
+        ) from error
 
 
 def choose_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torch.dtype:

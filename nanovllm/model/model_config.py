@@ -48,6 +48,7 @@ class ModelConfig:
     num_attention_heads: int
     num_key_value_heads: int
     max_position_embeddings: int
+    derived_max_model_len: int  # positions that a request may have, as vLLM derives them
     rms_norm_eps: float
     tie_word_embeddings: bool  # the head's weight is the embedding's
     head_dim: int
@@ -84,6 +85,7 @@ class ModelConfig:
             "o_bias": bias and family != "qwen2",
             "mlp_bias": family == "llama" and found.mlp_bias,
             "dtype": found.dtype or torch.float32,
+            "derived_max_model_len": _derived_max_model_len(found),
             "rope_frequencies": tuple(frequencies.tolist()),
             "rope_scale": rope_scale,
             "eos_token_ids": as_tuple(found.eos_token_id),
@@ -164,6 +166,21 @@ def _refuse_what_is_not_here(found: Any) -> None:
     plain = plain and all(rope.get(name, 1.0) > 0 for name in ("rope_theta", "factor"))
     _need(plain, f"rope_parameters={rope}: only positive numbers are supported")
     _one_of("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), (1.0,))
+
+
+def _derived_max_model_len(found: Any) -> int:
+    """The longest request that the model is made for, by vLLM's rule.
+
+    YaRN stretches the original length by its factor, whether or not max_position_embeddings has
+    been raised as well. "linear" stretches max_position_embeddings. Llama 3's recipe stretches
+    nothing, because its max_position_embeddings already holds the length that it leads to.
+    """
+    rope = found.rope_parameters
+    if rope["rope_type"] == "yarn":
+        original = rope.get("original_max_position_embeddings") or found.max_position_embeddings
+        return int(original * rope["factor"])
+    factor = rope.get("factor", 1.0) if rope["rope_type"] == "linear" else 1.0
+    return int(found.max_position_embeddings * factor)
 
 
 def _frequencies_of(found: Any) -> tuple[Tensor, float]:

@@ -92,7 +92,7 @@ assert [index for index, _ in arrived[:6]] == [0, 1, 2, 0, 1, 2]
 tour_lab.print_answer(answer)
 times = answer.metrics
 print(f"TTFT {1000 * times.ttft:.1f} ms, TPOT {1000 * answer.tpot:.2f} ms")
-pace = (times.finished_time - times.first_token_time) / (len(ids) - 1)  # the first came with TTFT
+pace = (times.last_token_ts - times.first_token_ts) / (len(ids) - 1)  # the first came with TTFT
 assert abs(answer.tpot - pace) < 1e-9
 
 # %% [markdown]
