@@ -32,9 +32,14 @@ def with_dashes(word: str) -> str:
     return (name.replace("_", "-") if name.startswith("--") else name) + equals + value
 
 
-def add_options(parser: argparse.ArgumentParser, arguments: Any) -> None:
-    """Add an option for each field of the dataclass `arguments`, and for what it also takes."""
-    group = parser.add_argument_group(arguments.__name__, inspect.getdoc(arguments))
+def add_options(parser: Any, arguments: Any) -> None:
+    """Add an option for each field of the dataclass `arguments`, and for what it also takes.
+
+    parser: an ArgumentParser, or a group of its options.
+    """
+    group = parser
+    if isinstance(parser, argparse.ArgumentParser):
+        group = parser.add_argument_group(arguments.__name__)
     comments = dict(FIELD.findall(inspect.getsource(arguments)))
     for f in fields(arguments):
         default = f.default if f.default_factory is MISSING else f.default_factory()
