@@ -224,6 +224,7 @@ class LLM:
         options["chat_template_content_format"] = chat_template_content_format
         check_options("chat", options, vllm_defaults.CHAT)
         check_type("messages", messages, list)
+        messages = [join_parts(message) for message in messages]
         check_type("chat_template_kwargs", chat_template_kwargs or {}, dict)
         many = bool(messages) and isinstance(messages[0], (list, tuple))
         options = {"chat_template": chat_template or self.chat_template, "tools": tools}
@@ -275,7 +276,12 @@ class LLM:
                 f"messages={conversation!r:.200} must be dicts with a role and a content of text"
             )
         tokenizer = self.get_tokenizer()
-        if options["chat_template"] is None and not tokenizer.chat_template:
+        template = options["chat_template"] or tokenizer.chat_template
+        if options["tools"] and "tools" not in str(template):
+            raise ValueError(
+                f"tools={options['tools']!r:.80} would be ignored: the chat template names no tools"
+            )
+        if not template:
             raise ValueError(
                 f"model {self.llm_engine.args.model!r} has no chat template; pass chat_template="
             )
@@ -319,6 +325,24 @@ class LLM:
         self.close()
 
 
+def join_parts(message: Any) -> Any:
+    """A message, or a conversation, whose content may be a list of {"type": "text", "text": ...}.
+
+    The texts become one, joined by line ends as in vLLM. Other parts stay, and are refused later.
+    """
+    if isinstance(message, (list, tuple)):
+        return [join_parts(inner) for inner in message]
+    parts = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(parts, list) or not all(map(is_text, parts)):
+        return message
+    return {**message, "content": "\n".join(part["text"] for part in parts)}
+
+
+def is_text(part: Any) -> bool:
+    known = isinstance(part, dict) and set(part) == {"type", "text"}
+    return known and part["type"] == "text" and isinstance(part["text"], str)
+
+
 def is_message(message: Any) -> bool:
     """Whether it has a role, and a content of text: parts of other kinds no template here takes."""
     known = isinstance(message, dict) and "role" in message
@@ -338,13 +362,18 @@ def bar_maker(use_tqdm: Any, rank: int) -> Callable[..., Any]:
 
 
 def read_template(template: Any) -> str | None:
-    """A chat template, from its file if it names one. TypeError for what is neither."""
+    """A chat template, from its file if it names one. TypeError or ValueError for neither."""
     if template is None:
         return None
     text = os.fspath(template) if isinstance(template, os.PathLike) else template
     check_type("chat_template", text, str)
-    is_text = any(mark in text for mark in "{}\n")  # as vLLM tells a template from a path
-    return text if is_text else Path(text).read_text(encoding="utf-8")
+    is_template = any(mark in text for mark in "{}\n")  # as vLLM tells a template from a path
+    try:
+        return text if is_template else Path(text).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"chat_template={text!r:.200} is neither a template nor a file to read: {error}"
+        ) from error
 
 
 def signature_of_llm() -> inspect.Signature:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from nanovllm import vllm_defaults
 from nanovllm.config import EngineArgs
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.engine import EngineCore
@@ -47,13 +48,11 @@ from nanovllm.outputs import RequestOutput, StepRecord
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.validation import (
     check_number,
-    check_only,
     check_options,
     check_type,
     check_unicode,
     tokenizer_errors,
 )
-from nanovllm.vllm_defaults import ADD_REQUEST, FROM_ENGINE_ARGS
 
 Message = list[Any]  # a command, its payload, and the ids of abandoned requests
 Request = dict[str, Any]  # the arguments of a Sequence, as rank 0 tells them to the others
@@ -162,7 +161,7 @@ class LLMEngine:
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs, **options: Any) -> "LLMEngine":
         """Build an engine. vLLM's options of this method say who is asking and what to log."""
-        check_options("from_engine_args", options, FROM_ENGINE_ARGS)
+        check_options("from_engine_args", options, vllm_defaults.FROM_ENGINE_ARGS)
         return cls(engine_args)
 
     def _start_ranks(self, args: EngineArgs) -> Ranks:
@@ -309,12 +308,13 @@ class LLMEngine:
 
         options: those of vLLM's method, with its defaults. Returns the request's id.
         """
-        check_options("add_request", options, ADD_REQUEST)
+        check_options("add_request", options, vllm_defaults.ADD_REQUEST)
         self.add([self.make_request(request_id, prompt, params)])
         return request_id
 
-    def abort_request(self, request_ids: str | list[str]) -> None:
+    def abort_request(self, request_ids: str | list[str], internal: bool = False) -> None:
         """End requests before their time; ids that are not running are ignored."""
+        check_options("abort_request", {"internal": internal}, vllm_defaults.ABORT_REQUEST)
         ids = [request_ids] if isinstance(request_ids, str) else request_ids
         if not (isinstance(ids, (list, tuple)) and all(isinstance(i, str) for i in ids)):
             raise TypeError(
@@ -361,8 +361,9 @@ class LLMEngine:
 
         Raises ValueError for True, because running requests are never preempted for this.
         """
-        check_only("reset_running_requests", reset_running_requests, (False,))
-        check_only("reset_connector", reset_connector, (False,))
+        options = {"reset_running_requests": reset_running_requests}
+        options["reset_connector"] = reset_connector
+        check_options("reset_prefix_cache", options, vllm_defaults.RESET_PREFIX_CACHE)
         self.line_up()
         with self.lock:
             self.leave_line()

@@ -97,7 +97,7 @@ ENGINE: dict[str, tuple] = {
     "kv_cache_metrics_sample": (0.01,),
     "kv_offloading_backend": ("native",),
     "offload_backend": ("auto",),
-    **each("cpu_offload_gb offload_group_size", 0, 0.0),
+    **each("cpu_offload_gb offload_group_size", 0),
     **each("cpu_offload_params offload_params", set(), None),
     **each("offload_num_in_group offload_prefetch_step", 1),
     **each("mamba_cache_dtype mamba_ssm_cache_dtype", "auto"),
@@ -150,7 +150,7 @@ ENGINE: dict[str, tuple] = {
     **each("language_model_only enable_mm_embeds interleave_mm_strings mm_encoder_only", False),
     **each("skip_mm_profiling disable_chunked_mm_input enable_mm_processor_stats", False),
     **each("limit_mm_per_prompt media_io_kwargs", {}, None),
-    "mm_processor_cache_gb": (4, 4.0),
+    "mm_processor_cache_gb": (4,),
     "mm_processor_cache_type": ("lru",),
     "mm_shm_cache_max_object_size_mb": (128,),
     "mm_encoder_tp_mode": ("weights",),
@@ -158,7 +158,8 @@ ENGINE: dict[str, tuple] = {
     "mm_tensor_ipc": ("direct_rpc",),
 }
 
-REQUESTS: dict[str, tuple] = {  # of LLM.generate, LLM.chat and LLMEngine.add_request
+# Parameters of methods, by method.
+REQUESTS: dict[str, tuple] = {
     "lora_request": (None,),
     "tokenization_kwargs": (None, {}),
 }
@@ -173,6 +174,8 @@ ADD_REQUEST = {
     **each("arrival_time trace_headers prompt_text", None),
     "priority": (0,),
 }
+ABORT_REQUEST: dict[str, tuple] = {"internal": (False,)}
+RESET_PREFIX_CACHE = each("reset_running_requests reset_connector", False)
 FROM_ENGINE_ARGS: dict[str, tuple] = {
     "usage_context": (None,),
     "stat_loggers": (None,),

@@ -380,7 +380,9 @@ def test_whole_surrogate_pairs_and_every_other_character_are_taken(llm):
 
 
 TALKS = [None, 5, {}, {"role": "user"}, [None], [5], [[5]], ["a"], [["a"]], [{}], [[{}]],
-         [{"role": "user"}], [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+         [{"role": "user"}], [{"role": "user", "content": [{"type": "text", "text": 5}]}],
+         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}],
+         [{"role": "user", "content": []}, "a"],
          [{"role": "user", "content": "a"}, [{"role": "user", "content": "b"}]],
          [[{"role": "user", "content": "b"}], {"role": "user", "content": "a"}]]  # fmt: skip
 

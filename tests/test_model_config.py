@@ -301,3 +301,35 @@ def test_refuses_a_folder_without_config(tmp_path):
         ModelConfig.from_folder(tmp_path)
     with pytest.raises(ValueError, match=r"cannot use .*nowhere.*config\.json"):
         ModelConfig.from_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("stated", [64, 128, 256, 1000])
+def test_yarn_gives_the_original_length_times_its_factor(stated):
+    """As vLLM derives it: a model's card says to add YaRN, and max_position_embeddings stays."""
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+    rope["original_max_position_embeddings"] = 64
+    fields = plain("qwen3", rope_parameters=rope, max_position_embeddings=stated)
+    theirs = CLASSES["qwen3"].from_dict(dict(fields))
+    ours = read(fields)
+    factor = theirs.rope_parameters["factor"]
+    original = theirs.rope_parameters["original_max_position_embeddings"]
+    assert ours.derived_max_model_len == original * factor == 256
+    assert ours.max_position_embeddings == theirs.max_position_embeddings == stated
+    check_rope(ours, theirs)
+
+
+def test_other_recipes_give_the_length_that_vllm_derives():
+    for kind, rope in SCALINGS.items():
+        rope = {"rope_type": kind, "rope_theta": 1e4, **rope}
+        ours = read(plain("llama", rope_parameters=rope, max_position_embeddings=512))
+        original = rope.get("original_max_position_embeddings")
+        lengths = {"linear": 1024, "llama3": 512, "yarn": original and original * rope["factor"]}
+        assert ours.derived_max_model_len == lengths[kind]
+    assert read(plain("llama", max_position_embeddings=512)).derived_max_model_len == 512
+
+
+@pytest.mark.parametrize("factor", [1e30, float("inf"), 1e-9])
+def test_a_factor_that_leads_to_no_length_is_refused(factor):
+    rope = {"rope_type": "linear", "rope_theta": 1e4, "factor": factor}
+    with pytest.raises(ValueError, match=r"rope_parameters=.* lead to .* positions"):
+        read(plain("llama", rope_parameters=rope))

@@ -5,18 +5,14 @@ nanovllm here, and its model is the storyteller. What it prints must match the p
 """
 
 import importlib
-import json
 import pkgutil
 import re
 import sys
-from dataclasses import fields
 
 import pytest
 
 import nanovllm
 from course.models import own_model
-from nanovllm import LLM, EngineArgs, SamplingParams
-from nanovllm.utils.argparse_utils import FlexibleArgumentParser
 
 SCRIPTS = {}  # name -> (pattern of what it prints, script, words of its command line)
 
@@ -25,7 +21,10 @@ def script(name, pattern, text, *words):
     SCRIPTS[name] = (pattern, text, words)
 
 
-script("quickstart", r"(Prompt: '.+', Generated text: '.+'\n){4}", """
+script(
+    "quickstart",
+    r"(Prompt: '.+', Generated text: '.+'\n){4}",
+    """
 from vllm import LLM, SamplingParams
 
 prompts = [
@@ -41,9 +40,13 @@ for output in outputs:
     prompt = output.prompt
     generated_text = output.outputs[0].text
     print(f"Prompt: {prompt!r}, Generated text: {generated_text!r}")
-""")
+""",
+)
 
-script("generate by the command line", r"(Once upon a time.+\n-+\n){2}", """
+script(
+    "generate by the command line",
+    r"(Once upon a time.+\n-+\n){2}",
+    """
 from vllm import LLM, EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -70,9 +73,17 @@ if __name__ == "__main__":
     group.add_argument("--top-p", type=float)
     group.add_argument("--top-k", type=int)
     main(vars(parser.parse_args()))
-""", "--max-tokens", "6", "--max_model_len=64", "--no-enable-prefix-caching")
+""",
+    "--max-tokens",
+    "6",
+    "--max_model_len=64",
+    "--no-enable-prefix-caching",
+)
 
-script("chat by the command line", r"(Generated text: .+\n){4}-+\nGenerated text: .+\n-+\n", """
+script(
+    "chat by the command line",
+    r"(Generated text: .+\n){4}-+\nGenerated text: .+\n-+\n",
+    """
 from vllm import LLM, EngineArgs
 from vllm.utils import FlexibleArgumentParser
 
@@ -108,9 +119,19 @@ if __name__ == "__main__":
     parser.add_argument("--max-tokens", type=int)
     parser.add_argument("--chat-template-path", type=str)
     main(vars(parser.parse_args()))
-""", "--max-tokens", "4", "--tokenizer-mode", "auto", "--load_format", "auto")
+""",
+    "--max-tokens",
+    "4",
+    "--tokenizer-mode",
+    "auto",
+    "--load_format",
+    "auto",
+)
 
-script("an engine of one's own", r"(request \d done: '.+'\n){3}0 left\n", """
+script(
+    "an engine of one's own",
+    r"(request \d done: '.+'\n){3}0 left\n",
+    """
 import argparse
 
 from vllm import EngineArgs, LLMEngine, RequestOutput, SamplingParams
@@ -142,9 +163,17 @@ if __name__ == "__main__":
     parser = FlexibleArgumentParser(description="Demo of using the LLMEngine class directly")
     parser = EngineArgs.add_cli_args(parser)
     main(parser.parse_args())
-""", "--model", "MODEL", "--max-num-seqs", "2")
+""",
+    "--model",
+    "MODEL",
+    "--max-num-seqs",
+    "2",
+)
 
-script("prefix caching and its reset", r"True\n\[0, 0\] \[48, 48\] True \[0, 0\]\n", """
+script(
+    "prefix caching and its reset",
+    r"True\n\[0, 0\] \[48, 48\] True \[0, 0\]\n",
+    """
 from vllm import LLM, SamplingParams
 
 prefix = "Once upon a time there was a little fox who lived in the old wood near the river. " * 3
@@ -160,51 +189,75 @@ done = llm.reset_prefix_cache()
 again = llm.generate(prompts[:1], params) + llm.generate(prompts[1:], params)
 print([o.num_cached_tokens for o in plain], [min(n, 48) for n in found], done,
       [again[0].num_cached_tokens, plain[1].num_cached_tokens])
-""")
+""",
+)
 
-script("a prompt of token ids", r"None \[1, 2, 3, 4\] 3\n", """
+script(
+    "a prompt of token ids",
+    r"None \[1, 2, 3, 4\] 3\n",
+    """
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 
 llm = LLM(model="MODEL")
 output = llm.generate(TokensPrompt(prompt_token_ids=[1, 2, 3, 4]), SamplingParams(max_tokens=3))[0]
 print(output.prompt, output.prompt_token_ids, len(output.outputs[0].token_ids))
-""")
+""",
+)
 
-script("prompts as dicts", r"Once upon a time \| A fox\n", """
+script(
+    "prompts as dicts",
+    r"Once upon a time \| A fox\n",
+    """
 from vllm import LLM, SamplingParams, TextPrompt
 
 llm = LLM("MODEL")
 prompts = [TextPrompt(prompt="Once upon a time"), {"prompt": "A fox", "multi_modal_data": None}]
 print(*[o.prompt for o in llm.generate(prompts, SamplingParams(max_tokens=2))], sep=" | ")
-""")
+""",
+)
 
-script("parameters for each prompt", r"\[2, 5\]\n", """
+script(
+    "parameters for each prompt",
+    r"\[2, 5\]\n",
+    """
 from vllm import LLM, SamplingParams
 
 llm = LLM(model="MODEL")
-params = [SamplingParams(max_tokens=2, ignore_eos=True), SamplingParams(max_tokens=5, ignore_eos=True)]
+params = [SamplingParams(max_tokens=n, ignore_eos=True) for n in (2, 5)]
 outputs = llm.generate(["One", "Two"], sampling_params=params, use_tqdm=False)
 print([len(output.outputs[0].token_ids) for output in outputs])
-""")
+""",
+)
 
-script("the model's own sampling parameters", r"0.7 300 1.0 16\n", """
+script(
+    "the model's own sampling parameters",
+    r"0.7 300 1.0 16\n",
+    """
 from vllm import LLM
 
 own = LLM(model="MODEL", generation_config="auto").get_default_sampling_params()
 neutral = LLM(model="MODEL", generation_config="vllm").get_default_sampling_params()
 print(own.temperature, own.max_tokens, neutral.temperature, neutral.max_tokens)
-""")
+""",
+)
 
-script("generation defaults that are overridden", r"0.2 3\n", """
+script(
+    "generation defaults that are overridden",
+    r"0.2 3\n",
+    """
 from vllm import LLM
 
 llm = LLM(model="MODEL", override_generation_config={"temperature": 0.2, "max_new_tokens": 3})
 params = llm.get_default_sampling_params()
 print(params.temperature, len(llm.generate("A fox")[0].outputs[0].token_ids))
-""")
+""",
+)
 
-script("a progress bar of one's own", r"3 Processed prompts .*3", """
+script(
+    "a progress bar of one's own",
+    r"3 Processed prompts .*3",
+    """
 from functools import partial
 
 from tqdm import tqdm
@@ -226,9 +279,13 @@ class Bar(tqdm):
 llm = LLM(model="MODEL")
 llm.generate(["a", "b", "c"], SamplingParams(max_tokens=1), use_tqdm=partial(Bar, leave=False))
 print(made[0]["total"], made[0]["desc"], made[1:])
-""")
+""",
+)
 
-script("why a request ended", r"length None\nstop fox\nstop \d+ True\n", """
+script(
+    "why a request ended",
+    r"length None\nstop fox\nstop \d+ True\n",
+    """
 from vllm import LLM, SamplingParams
 
 llm = LLM(model="MODEL", disable_log_stats=True)
@@ -246,18 +303,26 @@ stopped = end(max_tokens=9, stop=[word])
 print(stopped.finish_reason, stopped.stop_reason.replace(word, "fox"))
 stopped = end(max_tokens=9, stop_token_ids=[short.token_ids[0]])
 print(stopped.finish_reason, stopped.stop_reason, stopped.stop_reason == stopped.token_ids[-1])
-""")
+""",
+)
 
-script("fields that were not asked for", r"None None None None None True\n", """
+script(
+    "fields that were not asked for",
+    r"None None None None None True\n",
+    """
 from vllm import LLM, SamplingParams
 
 output = LLM(model="MODEL").generate("A fox", SamplingParams(max_tokens=1, logprobs=None))[0]
 answer = output.outputs[0]
 print(answer.cumulative_logprob, answer.logprobs, output.prompt_logprobs, output.lora_request,
       answer.lora_request, answer.finished())
-""")
+""",
+)
 
-script("what a request took", r"4 tokens True True\n", """
+script(
+    "what a request took",
+    r"4 tokens True True\n",
+    """
 import time
 
 from vllm import LLM, SamplingParams
@@ -269,9 +334,13 @@ queue_time = metrics.scheduled_ts - metrics.queued_ts
 decode_time = metrics.last_token_ts - metrics.first_token_ts
 print(metrics.num_generation_tokens, "tokens", abs(time.time() - metrics.arrival_time) < 600,
       min(queue_time, decode_time, metrics.first_token_latency) > 0)
-""")
+""",
+)
 
-script("vLLM's defaults written out", r"1\n", """
+script(
+    "vLLM's defaults written out",
+    r"1\n",
+    """
 from vllm import LLM, SamplingParams
 
 llm = LLM(
@@ -290,19 +359,28 @@ params = SamplingParams(
     structured_outputs=None, logit_bias=None, allowed_token_ids=None, extra_args=None,
 )
 print(len(llm.generate("A fox", params, lora_request=None, priority=None)))
-""")
+""",
+)
 
-script("chat with every argument", r"'.+'\n", """
+script(
+    "chat with every argument",
+    r"'.+'\n",
+    """
 from vllm import LLM, SamplingParams
 
 llm = LLM(model="MODEL")
 messages = [{"role": "user", "content": "Tell me a story about a bear."}]
-outputs = llm.chat(messages, SamplingParams(max_tokens=6, temperature=0.0), False, None, None, "auto",
-                   True, False, None, None, tokenization_kwargs=None, mm_processor_kwargs=None)
+params = SamplingParams(max_tokens=6, temperature=0.0)
+outputs = llm.chat(messages, params, False, None, None, "auto", True, False, None, None,
+                   tokenization_kwargs=None, mm_processor_kwargs=None)
 print(repr(outputs[0].outputs[0].text))
-""")
+""",
+)
 
-script("the beginning of an answer", r"True\n", """
+script(
+    "the beginning of an answer",
+    r"True\n",
+    """
 from vllm import LLM, SamplingParams
 
 llm = LLM(model="MODEL")
@@ -313,17 +391,25 @@ messages = [
 output = llm.chat(messages, SamplingParams(max_tokens=2), add_generation_prompt=False,
                   continue_final_message=True)[0]
 print(output.prompt.endswith("a bear called"))
-""")
+""",
+)
 
-script("a chat template for all calls", r"Ask: Who\? Answer:\n", """
+script(
+    "a chat template for all calls",
+    r"Ask: Who\? Answer:\n",
+    """
 from vllm import LLM, SamplingParams
 
 template = "{% for m in messages %}Ask: {{ m.content }}{% endfor %} Answer:"
 llm = LLM(model="MODEL", chat_template=template)
 print(llm.chat([{"role": "user", "content": "Who?"}], SamplingParams(max_tokens=1))[0].prompt)
-""")
+""",
+)
 
-script("tools", r"\['get_weather'\]\n", """
+script(
+    "tools",
+    r"\['get_weather'\]\n",
+    """
 import json
 
 from vllm import LLM, SamplingParams
@@ -334,36 +420,53 @@ llm = LLM(model="MODEL")
 output = llm.chat([{"role": "user", "content": "Weather?"}], SamplingParams(max_tokens=1),
                   tools=tools, chat_template=template)[0]
 print(output.prompt)
-""")
+""",
+)
 
-script("stop strings in the output", r"True False\n", """
+script(
+    "stop strings in the output",
+    r"True False\n",
+    """
 from vllm import LLM, SamplingParams
 
 llm = LLM(model="MODEL")
 kept, cut = llm.generate(["Once upon a time"] * 2, [
-    SamplingParams(temperature=0.0, stop=[" a"], include_stop_str_in_output=keep) for keep in (True, False)
+    SamplingParams(temperature=0.0, stop=[" a"], include_stop_str_in_output=keep)
+    for keep in (True, False)
 ])
 print(kept.outputs[0].text.endswith(" a"), cut.outputs[0].text.endswith(" a"))
-""")
+""",
+)
 
-script("reproducible by a seed", r"True False\n", """
+script(
+    "reproducible by a seed",
+    r"True False\n",
+    """
 from vllm import LLM, SamplingParams
 
 llm = LLM(model="MODEL", seed=None)
-texts = [llm.generate("Once upon a time", SamplingParams(seed=seed, temperature=1.5))[0].outputs[0].text
-         for seed in (7, 7, 8)]
+params = [SamplingParams(seed=seed, temperature=1.5) for seed in (7, 7, 8)]
+texts = [output.outputs[0].text for output in llm.generate(["Once upon a time"] * 3, params)]
 print(texts[0] == texts[1], texts[0] == texts[2])
-""")
+""",
+)
 
-script("half precision by its short name", r"torch.float32\n", """
+script(
+    "half precision by its short name",
+    r"torch.float32\n",
+    """
 import torch
 from vllm import LLM
 
 llm = LLM(model="MODEL", dtype="float", distributed_executor_backend="uni", max_model_len=64)
 print(llm.llm_engine.model_config.dtype)
-""")
+""",
+)
 
-script("an LLM of engine arguments", r"48 48\n", """
+script(
+    "an LLM of engine arguments",
+    r"48 48\n",
+    """
 from dataclasses import asdict
 
 from vllm import LLM, EngineArgs
@@ -371,9 +474,13 @@ from vllm import LLM, EngineArgs
 engine_args = EngineArgs(model="MODEL", max_model_len=48, max_num_seqs=5, disable_log_stats=True)
 print(LLM.from_engine_args(engine_args).llm_engine.max_model_len,
       LLM(**asdict(engine_args)).llm_engine.max_model_len)
-""")
+""",
+)
 
-script("a request that is aborted", r"1 0 \[\]\n", """
+script(
+    "a request that is aborted",
+    r"1 0 \[\]\n",
+    """
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.engine.llm_engine import LLMEngine
@@ -384,9 +491,13 @@ engine.step()
 before = engine.get_num_unfinished_requests()
 engine.abort_request([name])
 print(before, engine.get_num_unfinished_requests(), engine.step())
-""")
+""",
+)
 
-script("text that grows from step to step", r"True \d+\n", """
+script(
+    "text that grows from step to step",
+    r"True \d+\n",
+    """
 from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
@@ -397,9 +508,13 @@ texts = []
 while engine.has_unfinished_requests():
     texts += [output.outputs[0].text for output in engine.step()]
 print(all(later.startswith(text) for text, later in zip(texts, texts[1:])), len(texts))
-""")
+""",
+)
 
-script("a prompt that the tokenizer made", r"True\n", """
+script(
+    "a prompt that the tokenizer made",
+    r"True\n",
+    """
 from vllm import LLM, SamplingParams
 
 llm = LLM(model="MODEL")
@@ -409,27 +524,40 @@ params = SamplingParams(temperature=0.0, max_tokens=8)
 a = llm.generate({"prompt_token_ids": ids}, params)[0].outputs[0].text
 b = llm.generate("Once upon a time", params)[0].outputs[0].text
 print(a == b)
-""")
+""",
+)
 
-script("token ids without a tokenizer", r"'' 4\n", """
+script(
+    "token ids without a tokenizer",
+    r"'' 4\n",
+    """
 from vllm import LLM, SamplingParams
 
 llm = LLM(model="MODEL", skip_tokenizer_init=True)
 answer = llm.generate([[1, 2, 3]], SamplingParams(max_tokens=4, detokenize=False))[0].outputs[0]
 print(repr(answer.text), len(answer.token_ids))
-""")
+""",
+)
 
-script("conversations with a batch of parameters", r"2 \[1, 2\]\n", """
+script(
+    "conversations with a batch of parameters",
+    r"2 \[1, 2\]\n",
+    """
 from vllm import LLM, SamplingParams
 
 llm = LLM(model="MODEL")
-talks = [[{"role": "user", "content": f"Tell me a story about {what}."}] for what in ("a fox", "a hen")]
-outputs = llm.chat(messages=talks, sampling_params=[SamplingParams(max_tokens=n) for n in (1, 2)],
-                   use_tqdm=False)
+texts = ["Tell me a story about a fox.", [{"type": "text", "text": "Tell me about a hen."}]]
+talks = [[{"role": "user", "content": text}] for text in texts]
+params = [SamplingParams(max_tokens=n) for n in (1, 2)]
+outputs = llm.chat(messages=talks, sampling_params=params, use_tqdm=False)
 print(len(outputs), [len(output.outputs[0].token_ids) for output in outputs])
-""")
+""",
+)
 
-script("types of what comes out", r"True True\n", """
+script(
+    "types of what comes out",
+    r"True True\n",
+    """
 from vllm import LLM, PromptType, SamplingParams
 from vllm.outputs import CompletionOutput, RequestOutput
 
@@ -437,18 +565,26 @@ prompts: list[PromptType] = ["A fox", [3, 4], {"prompt_token_ids": [5]}]
 outputs = LLM(model="MODEL").generate(prompts, SamplingParams(max_tokens=1))
 print(all(isinstance(output, RequestOutput) for output in outputs),
       all(isinstance(output.outputs[0], CompletionOutput) for output in outputs))
-""")
+""",
+)
 
-script("a copy of parameters", r"0.5 0.9 SamplingParams\(.*temperature=0.9", """
+script(
+    "a copy of parameters",
+    r"0.5 0.9 SamplingParams\(.*temperature=0.9",
+    """
 from vllm import SamplingParams
 
 base = SamplingParams(temperature=0.5, top_k=10)
 other = base.clone()
 other.temperature = 0.9
 print(base.temperature, other.temperature, other)
-""")
+""",
+)
 
-script("a refusal that names the parameter", r"speculative_config=.*only None\nenable_lora=True.*False\n", """
+script(
+    "a refusal that names the parameter",
+    r"speculative_config=.*None\nenable_lora=True.*\n",
+    """
 from vllm import LLM
 
 for options in ({"speculative_config": {"method": "ngram"}}, {"enable_lora": True}):
@@ -456,7 +592,8 @@ for options in ({"speculative_config": {"method": "ngram"}}, {"enable_lora": Tru
         LLM(model="MODEL", **options)
     except ValueError as error:
         print(error)
-""")
+""",
+)
 
 
 @pytest.fixture

@@ -175,12 +175,14 @@ def _derived_max_model_len(found: Any) -> int:
     been raised as well. "linear" stretches max_position_embeddings. Llama 3's recipe stretches
     nothing, because its max_position_embeddings already holds the length that it leads to.
     """
-    rope = found.rope_parameters
+    rope, length = found.rope_parameters, found.max_position_embeddings
     if rope["rope_type"] == "yarn":
-        original = rope.get("original_max_position_embeddings") or found.max_position_embeddings
-        return int(original * rope["factor"])
-    factor = rope.get("factor", 1.0) if rope["rope_type"] == "linear" else 1.0
-    return int(found.max_position_embeddings * factor)
+        length = rope.get("original_max_position_embeddings") or length
+    if rope["rope_type"] in ("linear", "yarn"):
+        length *= rope["factor"]
+    low, high = LIMITS["max_position_embeddings"]
+    _need(low <= length <= high, f"rope_parameters={rope} lead to {length:g} positions")
+    return int(length)
 
 
 def _frequencies_of(found: Any) -> tuple[Tensor, float]:
