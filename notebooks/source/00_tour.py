@@ -345,14 +345,14 @@ show(tour_plots.roofline(peaks, series, f"{Path(choice.path).name}, {HERE}"))
 #
 # ## In real vLLM
 #
-# At release v0.11.0:
-# [`vllm/outputs.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/outputs.py#L79) and
-# [`vllm/engine/arg_utils.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/engine/arg_utils.py#L284).
+# At release v0.24.0:
+# [`vllm/outputs.py`](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/outputs.py#L85) and
+# [`vllm/engine/arg_utils.py`](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/engine/arg_utils.py#L414).
 #
-# 1. `EngineArgs` has 139 fields there, 25 here.
+# 1. `EngineArgs` has 212 public fields there, 28 here. [A table](../docs/vllm_api.md) says what becomes of each.
 # 2. `RequestOutput` drops unknown arguments with a warning; here nothing unknown is let in.
-# 3. `RequestOutput.metrics` stays `None`: the engine
-#    [does not fill it](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/engine/output_processor.py#L251).
+# 3. `RequestOutput.metrics` is `None` unless you ask for it with `disable_log_stats=False`: the engine
+#    [does not fill it](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/engine/output_processor.py#L176).
 #
 # ## Exercises
 #

@@ -422,10 +422,10 @@ show(plots.ladder(upto=1))
 #
 # ## In real vLLM
 #
-# Release v0.11.0:
-# [`Qwen3Attention` and `Qwen3DecoderLayer`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/model_executor/models/qwen3.py#L55-L238),
-# [`Sampler.forward`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/sample/sampler.py#L69-L125),
-# [`random_sample`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/sample/ops/topk_topp_sampler.py#L232-L253).
+# Release v0.24.0:
+# [`Qwen3Attention` and `Qwen3DecoderLayer`](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/model_executor/models/qwen3.py#L65-L242),
+# [`Sampler.forward`](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/sample/sampler.py#L72-L149),
+# [`random_sample`](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/sample/ops/topk_topp_sampler.py#L446-L468).
 #
 # 1. Each model family has its own file. Here one decoder serves three.
 # 2. A layer passes on `hidden_states` and `residual`; the next norm's kernel adds them.

@@ -403,13 +403,13 @@ show(batch_map(spans, title), f"{title}. Five of eight rows are finished and hel
 #
 # ## In real vLLM
 #
-# Release v0.11.0 has your formula in
-# [`vllm/v1/kv_cache_interface.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/kv_cache_interface.py#L63-L66).
+# Release v0.24.0 has your formula in
+# [`vllm/v1/kv_cache_interface.py`](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/kv_cache_interface.py#L184-L202).
 # Three differences:
 #
 # 1. It counts a **block** of tokens in one layer; no request has a row.
 # 2. The cache gets what the largest step leaves, found by trial:
-#    [`determine_available_memory`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/worker/gpu_worker.py#L222).
+#    [`determine_available_memory`](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/worker/gpu_worker.py#L400).
 # 3. With `kv_cache_dtype="fp8"` a cached number takes one byte.
 #
 # ## Exercises

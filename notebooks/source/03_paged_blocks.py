@@ -400,16 +400,16 @@ show(fig, fig.alt_text)
 #
 # ## In real vLLM
 #
-# Release v0.11.0 hands out blocks in
-# [`vllm/v1/core/block_pool.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/block_pool.py#L257-L284).
+# Release v0.24.0 hands out blocks in
+# [`vllm/v1/core/block_pool.py`](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/core/block_pool.py#L542-L573).
 # Three differences:
 #
-# 1. Block 0, the [`null_block`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/block_pool.py#L154-L158),
+# 1. Block 0, the [`null_block`](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/core/block_pool.py#L188-L192),
 #    fills tables where nothing is to be read.
-# 2. The free queue is a [linked list](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/kv_cache_utils.py#L216-L231)
+# 2. The free queue is a [linked list](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/core/kv_cache_utils.py#L179-L194)
 #    through the blocks themselves.
 # 3. Nothing is gathered: FlashAttention takes the tables, if
-#    [16 divides](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/attention/backends/flash_attn.py#L85-L87) the block size.
+#    [16 divides](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/attention/backends/flash_attn.py#L76-L94) the block size.
 #
 # ## Exercises
 #

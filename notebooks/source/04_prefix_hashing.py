@@ -410,14 +410,14 @@ show(fig, fig.alt_text)
 #
 # ## In real vLLM
 #
-# Release v0.11.0 chains keys in
-# [`vllm/v1/core/kv_cache_utils.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/kv_cache_utils.py#L547-L573).
+# Release v0.24.0 chains keys in
+# [`vllm/v1/core/kv_cache_utils.py`](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/core/kv_cache_utils.py#L577-L604).
 # Three differences:
 #
 # 1. Its keys also cover LoRA adapters, images, and a `cache_salt` that keeps customers apart; it does not compare a hit's
 #    tokens.
 # 2. Of a prompt found in full it computes the **last block**, not the last token
-#    ([here](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/kv_cache_manager.py#L174-L180)).
+#    ([here](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/core/kv_cache_manager.py#L221-L227)).
 # 3. Two blocks with the same tokens may both be cached, under one key, so that one may be evicted without the other.
 #
 # ## Exercises

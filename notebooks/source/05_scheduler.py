@@ -389,13 +389,13 @@ print(f"capacity {capacity:.1f} requests a second; the knee is at {knee.rate / c
 #
 # ## In real vLLM
 #
-# Release v0.11.0: [`vllm/v1/core/sched/scheduler.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L179-L189).
+# Release v0.24.0: [`vllm/v1/core/sched/scheduler.py`](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/core/sched/scheduler.py#L389-L399).
 # Three differences:
 #
-# 1. It keeps no headroom, but [admits nobody](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L335-L336)
+# 1. It keeps no headroom unless `watermark` is set, but [admits nobody](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/core/sched/scheduler.py#L625-L626)
 #    in a step that preempted somebody.
-# 2. Its *priority* policy [preempts](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L260-L271) the least important request, not the youngest.
-# 3. `long_prefill_token_threshold` [caps](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/scheduler.py#L216-L220) one prompt's share of a step.
+# 2. Its *priority* policy [preempts](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/core/sched/scheduler.py#L535-L563) the least important request, not the youngest.
+# 3. `long_prefill_token_threshold` [caps](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/core/sched/scheduler.py#L468-L469) one prompt's share of a step.
 #
 # ## Exercises
 #

@@ -400,9 +400,9 @@ show(figure, figure.alt_text)
 #
 # ## In real vLLM
 #
-# Release v0.11.0:
-# [`cache_kernels.cu`](https://github.com/vllm-project/vllm/blob/v0.11.0/csrc/cache_kernels.cu) stores,
-# [`triton_unified_attention.py`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/attention/ops/triton_unified_attention.py)
+# Release v0.24.0:
+# [`reshape_and_cache_flash`](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/_custom_ops.py#L2531) stores,
+# [`triton_unified_attention.py`](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/attention/ops/triton_unified_attention.py)
 # can attend (by default FlashAttention does). Three differences:
 #
 # 1. Its store is CUDA C++, and may write 8-bit floats.

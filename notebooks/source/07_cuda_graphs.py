@@ -415,13 +415,13 @@ show(figure, figure.alt_text)
 #
 # ## In real vLLM
 #
-# Release v0.11.0:
+# Release v0.24.0:
 #
-# 1. [`CUDAGraphWrapper`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/compilation/cuda_graph.py#L43-L66)
+# 1. [`CUDAGraphWrapper`](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/compilation/cuda_graph.py#L145-L169)
 #    also captures *pieces* of a step, between attention layers, so that prompts gain as well.
 # 2. The sampler runs after the graph; ours is in it, but for top-k, top-p and min-p.
-# 3. Overlap is an option there (`--async-scheduling`), with
-#    [placeholders](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/sched/async_scheduler.py#L14-L48)
+# 3. Overlap is the default there as well (`async_scheduling`), with
+#    [placeholders](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/core/sched/async_scheduler.py#L19-L67)
 #    as here.
 #
 # ## Exercises

@@ -398,18 +398,18 @@ show(figure, figure.alt_text)
 #
 # ## In real vLLM
 #
-# Release v0.11.0:
-# [`RowParallelLinear`](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/model_executor/layers/linear.py#L1340-L1367)
+# Release v0.24.0:
+# [`RowParallelLinear`](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/model_executor/layers/linear.py#L1628-L1653)
 # adds the bias on rank 0 alone, too. Three differences:
 #
 # 1. One process plans, and
-#    [sends its schedule](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/executor/multiproc_executor.py#L173-L187)
+#    [sends its schedule](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/executor/multiproc_executor.py#L307-L317)
 #    to every worker in every step.
 # 2. Small tensors skip NCCL: a
-#    [custom all-reduce](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/distributed/device_communicators/cuda_communicator.py#L121-L159)
+#    [custom all-reduce](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/distributed/device_communicators/cuda_communicator.py#L254-L297)
 #    has less latency.
 # 3. It
-#    [pads the vocabulary](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/model_executor/layers/vocab_parallel_embedding.py#L226-L230)
+#    [pads the vocabulary](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/model_executor/layers/vocab_parallel_embedding.py#L255-L264)
 #    to equal shards.
 #
 # ## Exercises

@@ -317,21 +317,21 @@ assert 1.37 < step / parts["attention"] < 1.38
 #
 # ## In real vLLM
 #
-# Release v0.11.0 has, and this engine has not:
+# Release v0.24.0 has, and this engine has not:
 #
-# 1. **Speculative decoding**: a small head [proposes](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/spec_decode/eagle.py#L42)
+# 1. **Speculative decoding**: a small head [proposes](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/spec_decode/eagle.py#L10)
 #    tokens, one step checks several.
-# 2. **Quantization**: [FP8](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/model_executor/layers/quantization/fp8.py#L71)
-#    halves $W$, an [FP8 cache](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/model_executor/layers/quantization/fp8.py#L1092) halves $K$.
-# 3. **LoRA**: [many adapters](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/lora/worker_manager.py#L202) over one base, in one batch.
-# 4. **Structured output**: a [grammar](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/structured_output/__init__.py#L32) masks the logits.
-# 5. **Images and sound**: [encoders](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/worker/gpu_model_runner.py#L1540), and a cache for them.
-# 6. **Mixtures of experts**: [fused experts](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/model_executor/layers/fused_moe/layer.py#L912), spread over GPUs.
-# 7. **Moving keys and values** [between engines](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/distributed/kv_transfer/kv_connector/v1/base.py#L83):
+# 2. **Quantization**: [FP8](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/model_executor/layers/quantization/fp8.py#L99)
+#    halves $W$, an [FP8 cache](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/model_executor/layers/quantization/fp8.py#L983) halves $K$.
+# 3. **LoRA**: [many adapters](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/lora/worker_manager.py#L237) over one base, in one batch.
+# 4. **Structured output**: a [grammar](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/structured_output/__init__.py#L36) masks the logits.
+# 5. **Images and sound**: [encoders](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/worker/gpu_model_runner.py#L2892), and a cache for them.
+# 6. **Mixtures of experts**: [fused experts](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/model_executor/layers/fused_moe/layer.py#L103), spread over GPUs.
+# 7. **Moving keys and values** [between engines](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/distributed/kv_transfer/kv_connector/v1/base.py#L171):
 #    prefill on one machine, decode on another.
-# 8. **Layers of several kinds**: a cache for [sliding windows](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/v1/core/kv_cache_coordinator.py#L268) beside full attention.
+# 8. **Layers of several kinds**: a cache for [sliding windows](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/v1/core/kv_cache_coordinator.py#L506) beside full attention.
 #
-# It also has an [HTTP server](https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/entrypoints/openai/api_server.py#L583).
+# It also has an [HTTP server](https://github.com/vllm-project/vllm/blob/v0.24.0/vllm/entrypoints/openai/api_server.py#L650).
 #
 # ## Exercises
 #
