@@ -7,12 +7,14 @@ tests/test_size.py checks that the table and the folder agree.
 FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
     "00_tour": (
         "llm.py",
+        "chat.py",
         "config.py",
         "inputs.py",
         "outputs.py",
         "validation.py",
         "vllm_defaults.py",
         "utils/argparse_utils.py",
+        "distributed.py",
         "entrypoints/llm.py",
         "engine/arg_utils.py",
         "engine/llm_engine.py",

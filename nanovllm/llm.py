@@ -17,7 +17,6 @@ else's go on. (With several ranks the LLM is closed, because the ranks may then 
 """
 
 import inspect
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,12 +24,11 @@ from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from nanovllm import vllm_defaults
+from nanovllm import chat, vllm_defaults
 from nanovllm.config import EngineArgs
 from nanovllm.engine.sequence import Sequence
 from nanovllm.llm_engine import LLMEngine, read_texts
@@ -161,7 +159,7 @@ class LLM:
         if "swap_space" in kwargs:  # vLLM 0.24 says the same
             warnings.warn("swap_space is deprecated and ignored", DeprecationWarning, stacklevel=2)
             del kwargs["swap_space"]
-        self.chat_template = read_template(chat_template)
+        self.chat_template = chat.read_template(chat_template)
         self.llm_engine = LLMEngine(EngineArgs(model, **kwargs))
 
     @classmethod
@@ -224,7 +222,7 @@ class LLM:
         options["chat_template_content_format"] = chat_template_content_format
         check_options("chat", options, vllm_defaults.CHAT)
         check_type("messages", messages, list)
-        messages = [join_parts(message) for message in messages]
+        messages = [chat.join_parts(message) for message in messages]
         check_type("chat_template_kwargs", chat_template_kwargs or {}, dict)
         many = bool(messages) and isinstance(messages[0], (list, tuple))
         options = {"chat_template": chat_template or self.chat_template, "tools": tools}
@@ -271,27 +269,7 @@ class LLM:
 
     def _template(self, conversation: list, options: dict[str, Any]) -> dict[str, Any]:
         """The conversation as a prompt; the template writes the special tokens, and no one else."""
-        if not (conversation and all(map(is_message, conversation))):
-            raise ValueError(
-                f"messages={conversation!r:.200} must be dicts with a role and a content of text"
-            )
-        tokenizer = self.get_tokenizer()
-        template = options["chat_template"] or tokenizer.chat_template
-        if options["tools"] and "tools" not in str(template):
-            raise ValueError(
-                f"tools={options['tools']!r:.80} would be ignored: the chat template names no tools"
-            )
-        if not template:
-            raise ValueError(
-                f"model {self.llm_engine.args.model!r} has no chat template; pass chat_template="
-            )
-        try:
-            text = tokenizer.apply_chat_template(conversation, tokenize=False, **options)
-        except Exception as error:  # a template is a program, and may raise anything
-            raise ValueError(
-                f"messages={conversation!r:.200} do not fit the chat template: {error!r}"
-            ) from error
-        check_unicode("the chat template's text", text)  # a template can write "\ud800" itself
+        text = chat.render(conversation, options, self.get_tokenizer())
         ids = self.llm_engine.encode(text, add_special_tokens=False)
         return {"prompt": text, "prompt_token_ids": ids}
 
@@ -325,30 +303,6 @@ class LLM:
         self.close()
 
 
-def join_parts(message: Any) -> Any:
-    """A message, or a conversation, whose content may be a list of {"type": "text", "text": ...}.
-
-    The texts become one, joined by line ends as in vLLM. Other parts stay, and are refused later.
-    """
-    if isinstance(message, (list, tuple)):
-        return [join_parts(inner) for inner in message]
-    parts = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(parts, list) or not all(map(is_text, parts)):
-        return message
-    return {**message, "content": "\n".join(part["text"] for part in parts)}
-
-
-def is_text(part: Any) -> bool:
-    known = isinstance(part, dict) and set(part) == {"type", "text"}
-    return known and part["type"] == "text" and isinstance(part["text"], str)
-
-
-def is_message(message: Any) -> bool:
-    """Whether it has a role, and a content of text: parts of other kinds no template here takes."""
-    known = isinstance(message, dict) and "role" in message
-    return known and (isinstance(message.get("content"), str) or "tool_calls" in message)
-
-
 def bar_maker(use_tqdm: Any, rank: int) -> Callable[..., Any]:
     """What makes a progress bar: tqdm, what the caller gave for it, or a bar that is not shown.
 
@@ -359,21 +313,6 @@ def bar_maker(use_tqdm: Any, rank: int) -> Callable[..., Any]:
     if use_tqdm is False or rank > 0:
         return partial(tqdm, disable=True)
     return partial(tqdm if use_tqdm is True else use_tqdm, dynamic_ncols=True)
-
-
-def read_template(template: Any) -> str | None:
-    """A chat template, from its file if it names one. TypeError or ValueError for neither."""
-    if template is None:
-        return None
-    text = os.fspath(template) if isinstance(template, os.PathLike) else template
-    check_type("chat_template", text, str)
-    is_template = any(mark in text for mark in "{}\n")  # as vLLM tells a template from a path
-    try:
-        return text if is_template else Path(text).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"chat_template={text!r:.200} is neither a template nor a file to read: {error}"
-        ) from error
 
 
 def signature_of_llm() -> inspect.Signature:

@@ -176,6 +176,7 @@ ADD_REQUEST = {
 }
 ABORT_REQUEST: dict[str, tuple] = {"internal": (False,)}
 RESET_PREFIX_CACHE = each("reset_running_requests reset_connector", False)
+CLEANUP: dict[str, tuple] = {"shutdown_ray": (False,)}  # there is no Ray
 FROM_ENGINE_ARGS: dict[str, tuple] = {
     "usage_context": (None,),
     "stat_loggers": (None,),

@@ -155,7 +155,7 @@ def test_bad_arguments_are_refused_before_other_ranks_are_told(size):
 def test_a_bad_id_to_abort_is_named():
     with engine_of(1, **OPTIONS) as engine:
         for bad in (5, None, {"a"}, ["a", 5]):
-            with pytest.raises(TypeError, match="request_id must be a str or a list of them, got"):
+            with pytest.raises(TypeError, match="request_ids must be a str or a list of them, got"):
                 engine.abort_request(bad)
         engine.abort_request(("no such", "ids"))
 

@@ -369,6 +369,19 @@ def test_the_prefix_cache_is_forgotten_unless_it_is_used(llm):
     assert cached() == 48
 
 
+def test_two_ranks_forget_together_and_share_the_defaults(tiny_model):
+    options = {"override_generation_config": {"temperature": 0.0, "max_new_tokens": 3}}
+    with LLM(tiny_model(), tensor_parallel_size=2, use_tqdm_on_load=False, **options) as llm:
+        first = llm.generate([[1] * 40], use_tqdm=False)[0]
+        again = llm.generate([[1] * 40], use_tqdm=False)[0]
+        assert (first.num_cached_tokens, again.num_cached_tokens) == (0, 32)
+        assert llm.reset_prefix_cache()
+        last = llm.generate([[1] * 40], use_tqdm=False)[0]
+        assert last.num_cached_tokens == 0
+        assert len(last.outputs[0].token_ids) == 3
+        assert last.outputs[0].token_ids == first.outputs[0].token_ids
+
+
 def test_a_closed_engine_has_nothing_left_and_forgets_nothing():
     llm = LLM(str(own_model()), device="cpu", use_tqdm_on_load=False)
     llm.close()

@@ -193,6 +193,23 @@ print([o.num_cached_tokens for o in plain], [min(n, 48) for n in found], done,
 )
 
 script(
+    "two engines, one after the other",
+    r"True\n",
+    """
+from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+
+params = SamplingParams(temperature=0.0, max_tokens=4)
+llm = LLM(model="MODEL", enable_prefix_caching=False, gpu_memory_utilization=0.4)
+first = llm.generate("Once upon a time", params)[0].outputs[0].text
+del llm
+cleanup_dist_env_and_memory()
+llm = LLM(model="MODEL", enable_prefix_caching=True, gpu_memory_utilization=0.4)
+print(llm.generate("Once upon a time", params)[0].outputs[0].text == first)
+""",
+)
+
+script(
     "a prompt of token ids",
     r"None \[1, 2, 3, 4\] 3\n",
     """
