@@ -1,7 +1,7 @@
 """figures/course_map.svg: the ten lessons, and the files of nanovllm/ each of them ends in."""
 
 from course.lessons import FILES_OF_LESSON
-from course.pictures.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, Picture
+from course.pictures.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Picture
 
 TITLE = "Ten lessons, and the files of nanovllm/ they end in"
 COLOURS = {"": BLUE, "model": PURPLE, "engine": ORANGE, "ops": GREEN, "kernels": GREY}
@@ -77,6 +77,6 @@ def lesson(p: Picture, y: float, height: float, stem: str, files: tuple[str, ...
     for row, chips in enumerate(rows):
         x = LEFT
         for file, width in chips:
-            colour = COLOURS[file.rpartition("/")[0]]
+            colour = COLOURS.get(file.rpartition("/")[0], SKY)  # SKY: for vLLM's scripts
             p.box(x, top + row * LINE, width, CHIP, shape=file, colour=colour, size=14)
             x += width + GAP
