@@ -24,9 +24,19 @@ OTHER_NAMES = {"half": "float16", "float": "float32"}  # of dtypes, in torch and
 EXECUTORS = (None, "mp")  # each rank is a process of its own
 
 
+class HasVars:
+    """Gives a dataclass with slots the `vars(...)` that scripts for vLLM pass on to LLM."""
+
+    __slots__ = ()
+
+    @property
+    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+
+
 @also_takes(vllm_defaults.ENGINE)
 @dataclass(slots=True)  # a misspelt attribute is an error, as a misspelt argument is
-class EngineArgs:
+class EngineArgs(HasVars):
     """Arguments of `LLM` and `LLMEngine`. Raises TypeError or ValueError for a bad one.
 
     The arguments of vLLM 0.24 that are no fields here are taken with the values that
@@ -45,7 +55,7 @@ class EngineArgs:
     seed: int = number(0, -(2**63), 2**63 - 1, none_is_default=True)  # of what is drawn at random
     tensor_parallel_size: int = number(1, 1, LARGEST)  # GPUs, or processes on a CPU
     distributed_executor_backend: str | None = None  # "mp": a process each
-    max_model_len: int | None = number(None, 1, LARGEST)  # None: what model and cache allow
+    max_model_len: int | None = number(None, 1, LARGEST)  # None, -1: what model and cache allow
     max_num_seqs: int = number(256, 1, 2**16, none_is_default=True)  # requests running at once
     max_num_batched_tokens: int | None = number(None, 1, LARGEST)  # a step; None: by device
     block_size: int = number(16, 1, LARGEST, none_is_default=True)  # tokens a block of the KV cache
@@ -67,6 +77,8 @@ class EngineArgs:
     pipeline_parallel_size: int = only(1)
 
     def __post_init__(self) -> None:
+        if type(self.max_model_len) in (int, str) and self.max_model_len in (-1, "auto"):
+            self.max_model_len = None
         check_fields(self)
         self.model = as_name("model", self.model)
         self.tokenizer = None if self.tokenizer is None else as_name("tokenizer", self.tokenizer)

@@ -37,7 +37,7 @@ SAMPLING = {
 ENGINE = {
     "seed": ([None, 0, -(2**63), 2**63 - 1], [2**63, -(2**63) - 1], [1.0, True, NAN]),
     "tensor_parallel_size": ([1, TOP], [0, -1, TOP + 1], [1.0, True, None]),
-    "max_model_len": ([None, 1, TOP], [0, -1, TOP + 1], [1.0, True, NAN]),
+    "max_model_len": ([None, -1, "auto", 1, TOP], [0, -2, TOP + 1], [1.0, True, NAN]),
     "max_num_seqs": ([None, 1, 2**16], [0, -1, 2**16 + 1, TOP], [1.0, True]),
     "max_num_batched_tokens": ([None, 1, TOP], [0, -1, TOP + 1], [1.0, True]),
     "block_size": ([None, 1, TOP], [0, -1, TOP + 1], [1.0, True]),

@@ -139,6 +139,15 @@ def test_every_argument_goes_through_the_command_line_and_back(name):
         assert args == replace(EngineArgs(), **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("4k", 4000), ("4K", 4096), ("1.5k", 1500), ("auto", None), ("-1", None)]
+)
+def test_a_length_may_be_written_short(text, value):
+    assert parse("--max-model-len", text).max_model_len == value
+    with pytest.raises(SystemExit):
+        parse("--max-model-len", f"{text}x")
+
+
 def test_without_words_the_command_line_gives_the_defaults():
     assert parse() == EngineArgs()
 
@@ -411,7 +420,8 @@ def test_times_are_on_vllms_clocks(llm):
 
 def test_an_engine_is_made_of_arguments_and_an_llm_of_an_engine_args(llm):
     args = EngineArgs(llm.llm_engine.args.model, max_model_len=40, use_tqdm_on_load=False)
-    with LLM.from_engine_args(args) as other, LLM(**asdict(args)) as third:
+    assert vars(args) == asdict(args)
+    with LLM.from_engine_args(args) as other, LLM(**vars(args)) as third:
         assert other.llm_engine.max_model_len == third.llm_engine.max_model_len == 40
     LLMEngine.from_engine_args(args, usage_context=None, stat_loggers=None).close()
     with pytest.raises(ValueError, match=r"stat_loggers=.* is vLLM's"):

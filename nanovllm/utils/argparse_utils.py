@@ -15,6 +15,7 @@ from dataclasses import MISSING, Field, fields
 from functools import partial
 from typing import Any, get_args
 
+LENGTHS = ("max_model_len", "max_num_batched_tokens")  # options that take 4k as well
 FIELD = re.compile(r"^    (\w+): .*?  # (.*)$", re.MULTILINE)
 
 
@@ -65,8 +66,16 @@ def kind(f: Field) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if f.default_factory is not MISSING:
         return {"type": json.loads}
-    read: Callable = types[0]
+    read: Callable = length if f.name in LENGTHS else types[0]
     return {"type": read}
+
+
+def length(text: str) -> Any:
+    """A number of tokens: 4096, 4k (4,000), 4K (4,096), or auto."""
+    if text == "auto":
+        return text
+    units = {"k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20}
+    return int(float(text[:-1]) * units[text[-1]]) if text[-1:] in units else int(text)
 
 
 def value_of(text: str, accepted: tuple) -> Any:
