@@ -148,6 +148,13 @@ def test_what_is_no_field_takes_the_values_that_change_nothing(kind, name):
             setattr(parameters, name, value)
 
 
+def test_zero_is_a_number_and_no_flag():
+    assert EngineArgs(cpu_offload_gb=0.0, pipeline_parallel_size=1) == EngineArgs()
+    for name, value in [("enable_lora", 0), ("trust_remote_code", 0), ("max_loras", True)]:
+        with pytest.raises(ValueError, match=f"{name}={value} is vLLM's"):
+            EngineArgs(**{name: value})
+
+
 def test_sampling_parameters_are_given_by_name():
     """The first parameter is n in vLLM, so a number alone would mean something else here."""
     with pytest.raises(TypeError, match="positional"):

@@ -469,7 +469,7 @@ print(texts[0] == texts[1], texts[0] == texts[2])
 )
 
 script(
-    "half precision by its short name",
+    "a dtype by its short name",
     r"torch.float32\n",
     """
 import torch
