@@ -89,7 +89,7 @@ COMMANDS = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_call_costs_the_same_whatever_is_queued(name):
     costs = []
-    for count in (FEW, MANY):
+    for count in (FEW, FEW, MANY):  # the first run fills what a tokenizer remembers of its ids
         with engine_of(1, **OPTIONS) as engine:
             requests = fill(engine, count)
             before = requests.walks
@@ -97,7 +97,7 @@ def test_a_call_costs_the_same_whatever_is_queued(name):
                 COMMANDS[name](engine)
             assert requests.walks == before
             costs.append(calls.counts)
-    assert costs[0] == costs[1]
+    assert costs[1] == costs[2]
 
 
 @pytest.mark.parametrize("name", ["generate", "stream"])

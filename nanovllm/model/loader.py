@@ -90,14 +90,15 @@ def load_tokenizer(args: EngineArgs, folder: Path) -> Any:
 
 
 def stop_ids_of(
-    folder: Path, config: ModelConfig, tokenizer: Any, args: EngineArgs
+    folder: Path, config: ModelConfig, tokenizer: Any, args: EngineArgs | None = None
 ) -> tuple[frozenset, dict]:
     """Every end-of-sequence id the model's files name, and the sampling defaults they give.
 
     args.generation_config: "auto" reads the model's own generation_config.json. "vllm" takes its
     end-of-sequence ids alone, so that the defaults are those of SamplingParams. A folder's file
-    takes the place of the model's.
+    takes the place of the model's. Without args, those of EngineArgs() hold.
     """
+    args = args or EngineArgs()
     source = args.generation_config
     file = (folder if source in ("auto", "vllm") else Path(source)) / "generation_config.json"
     if source not in ("auto", "vllm") and not file.is_file():
