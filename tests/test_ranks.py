@@ -203,7 +203,7 @@ def test_a_worker_that_dies_before_the_group_is_open_is_noticed():
 def test_what_a_worker_fails_of_is_said_before_its_process_has_ended(folder, monkeypatch):
     llm = make(folder, 2)
     monkeypatch.setattr(llm.llm_engine.ranks.workers[0], "poll", lambda: None)
-    llm.llm_engine.ranks.share(["nonsense", None])
+    llm.llm_engine.ranks.share(["nonsense", None, []])
     with pytest.raises(RuntimeError, match=r"rank 1 has failed: AttributeError: .*_apply_nonsense"):
         answer(llm)
     llm.close()

@@ -15,7 +15,8 @@ from course.notebooks.lint_exercises import EXERCISE_LINTS, lint_no_outputs
 from course.notebooks.lint_pages import PAGE_LINTS
 from course.notebooks.source import first_line
 
-CELLS, WORDS, LINES = range(20, 41), range(600, 1601), range(181)
+CELLS, LINES = range(20, 41), range(181)
+FEWEST_WORDS = 600  # there is no upper limit: a page is too long when it bores, not at some count
 MOST_BYTES = 1_500_000
 MOST_COLUMNS = 100
 SHOWING = {"print", "show", "steps", "show_source"}
@@ -126,11 +127,13 @@ def size_of(notebook: Notebook) -> tuple[int, int, int]:
 
 
 def lint_size(notebook: Notebook, path: Path) -> Iterator[tuple[int | None, str]]:
-    """Far outside the usual size of a lesson (36 cells, 1,200 words) it is another thing."""
-    limits, units = (CELLS, WORDS, LINES), ("cells", "words", "lines of code")
-    for count, allowed, what in zip(size_of(notebook), limits, units, strict=True):
+    """A page far outside the usual size of a lesson (36 cells) is no lesson."""
+    cells, words, lines = size_of(notebook)
+    for count, allowed, what in ((cells, CELLS, "cells"), (lines, LINES, "lines of code")):
         if count not in allowed:
             yield None, f"{count:,} {what}; a lesson has {allowed.start:,} to {allowed.stop - 1:,}"
+    if words < FEWEST_WORDS:
+        yield None, f"{words:,} words; a lesson has {FEWEST_WORDS:,} or more"
     if (size := path.stat().st_size) > MOST_BYTES:
         yield None, f"{size:,} bytes, at most {MOST_BYTES:,}"
 
