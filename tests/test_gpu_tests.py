@@ -83,7 +83,14 @@ def test_only_lessons_take_arguments_of_pytest(capsys):
 
 
 def dry_make(*arguments: str, cwd: Path) -> str:
-    command = ["make", "--dry-run", "-f", str(ROOT / "Makefile"), *arguments]
+    command = [
+        "make",
+        "--no-print-directory",
+        "--dry-run",
+        "-f",
+        str(ROOT / "Makefile"),
+        *arguments,
+    ]
     return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
 
 
