@@ -1,7 +1,7 @@
 """How fast is the engine on this machine, and how near to what the machine can do?
 
 course bench                    the reference workloads W1, W2, W3 and W5 (name some to run those)
-course bench sampling           what each kind of sampling costs beside temperature alone
+course bench sampling           how much each kind of sampling costs over temperature alone
 course bench serving            requests that come and go: TTFT, TPOT and goodput at several rates
 course bench attention          decode attention alone: its share of the read bandwidth
 course bench queue              the host's work for a step and an add, with up to 100,000 queued

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def is_clone() -> bool:
-    """Whether the course's files lie beside this package."""
+    """Whether this package lies in a clone, which also has the course's files."""
     return (ROOT / "pyproject.toml").is_file() and (ROOT / "notebooks").is_dir()
 
 

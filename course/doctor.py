@@ -123,7 +123,7 @@ def _check_packages() -> list[str]:
 
 
 def _problem_with(requirement: Any) -> str | None:
-    """What is wrong with the installed version of one needed package, and what to do about it."""
+    """Say why the installed version of a package does not fit, and how to repair it."""
     package, wanted, version = requirement.name, requirement.specifier, _version(requirement.name)
     repair = (
         "run `make install`, or see the README" if is_clone() else f'pip install "{requirement}"'

@@ -29,7 +29,7 @@ def locked(file: Path) -> Iterator[None]:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a file so that nobody ever sees half of it, and a write that fails changes nothing.
+    """Write a file atomically: no reader sees half of it, and a failed write changes nothing.
 
     The text goes to a file beside it, whose name no other writer has, which then takes its place.
     """

@@ -9,7 +9,7 @@ from nanovllm.vllm_defaults import CLEANUP
 
 
 def cleanup_dist_env_and_memory(shutdown_ray: bool = False) -> None:
-    """Close every engine that nobody refers to any more, and give its memory back to the GPU."""
+    """Close every engine that has no references left, and give its memory back to the GPU."""
     check_options("cleanup_dist_env_and_memory", {"shutdown_ray": shutdown_ray}, CLEANUP)
     gc.collect()
     if torch.cuda.is_available():

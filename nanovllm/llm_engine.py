@@ -192,7 +192,7 @@ class LLMEngine:
         self._lined_up.discard(threading.get_ident())
 
     def watch(self, call: Any) -> None:
-        """Abort what is unfinished of `call.seqs` once nobody refers to the call any more."""
+        """Abort the unfinished sequences of `call.seqs` once the call has no references left."""
         reference = CallReference(call, self.abandoned.append)
         reference.seqs = call.seqs
         self._calls.add(reference)

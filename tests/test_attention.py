@@ -104,7 +104,7 @@ def test_a_bad_token_of_a_prompt_reaches_only_those_that_read_it(which, bad):
 
 
 class Gathered(TorchDispatchMode):
-    """Counts the slots whose keys are copied out of a cache, and what is copied at once."""
+    """Counts the slots whose keys are copied out of a cache, in all and in one piece."""
 
     def __init__(self):
         super().__init__()

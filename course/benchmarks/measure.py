@@ -119,7 +119,7 @@ def warm_up(llm: Any, scale: float, sampling: dict[str, Any] = PLAIN) -> None:
 def run_workloads(
     llm: Any, names: list[str], runs: int, scale: float
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run each workload several times; what is known of each run, without the machine's peaks."""
+    """Run each workload several times. Return each run's facts, without the machine's peaks."""
     vocab_size = llm.llm_engine.model_config.vocab_size
     return {
         name: [

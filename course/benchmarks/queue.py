@@ -113,7 +113,7 @@ def measure_blocked(model: str | None) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure every number of queued requests; what is printed and recorded."""
+    """Measure every number of queued requests. Return the report that is printed and recorded."""
     return {
         "machine": machine.describe("cpu"),
         "versions": machine.versions(),

@@ -1,4 +1,4 @@
-"""Compare kinds of sampling: what each filter costs beside temperature alone.
+"""Compare kinds of sampling: measure how much each filter costs over temperature alone.
 
 One engine answers the same number of requests with each setting in turn, round after round, so that
 a machine that slows down slows every setting alike. Each round therefore gives one ratio to plain
@@ -81,7 +81,7 @@ def take_turns(
 
 
 def summarise(seconds: dict[str, list[float]], output_tokens: int) -> dict[str, Any]:
-    """Each setting's speeds in tokens a second, beside the plain setting's speeds."""
+    """Compare each setting's speeds, in tokens per second, with the plain setting's speeds."""
     speeds = {name: [output_tokens / run for run in runs] for name, runs in seconds.items()}
     return {name: beside_plain(runs, speeds[BASE]) for name, runs in speeds.items()}
 

@@ -46,7 +46,7 @@ class TookTooLong(Exception):
 
 
 class OutOfTime(BaseException):
-    """What is raised inside the block. A learner's `except Exception` does not stop it."""
+    """The error raised inside the block. A learner's `except Exception` does not stop it."""
 
 
 def time_limit(seconds: float, name: str, slow: str) -> "Watch":
@@ -169,7 +169,7 @@ class Watch(threading.Thread):
                 self.end_process()
 
     def judge(self) -> str | None:
-        """What is wrong with the time that the block has taken; None if nothing is."""
+        """Say which time limit the block has exceeded, or return None."""
         meter, most = self.meter, WALL * self.seconds
         if meter.computed > self.seconds:
             return (

@@ -43,7 +43,7 @@ class EngineCore:
 
     @contextmanager
     def _change(self) -> Iterator[None]:
-        """What is done to the sequences within this context is undone if it fails.
+        """Undo every change to the sequences within this context if the context fails.
 
         An interrupt (Ctrl-C) can come between any two instructions, and a second one while the
         first is being handled. The next change therefore first undoes what is left of the last.

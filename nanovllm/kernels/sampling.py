@@ -39,7 +39,7 @@ GROUP, GROUPS = (
 FEW, MANY = 128, 1024  # gathered tokens that are sorted at once
 QUADS = 128  # a draw makes noise for four tokens at a time
 
-# Columns of what is known of a row. `scores` are float32, `counts` int32.
+# Columns of the two tables that describe a row: `scores` in float32, `counts` in int32.
 LARGEST, LAST_SCORE, OPEN_MASS, NUM_SCORES = (tl.constexpr(i) for i in range(4))
 MODE, NUM_GATHERED, LAST_ID, OPEN_COUNT, NUM_COUNTS = (tl.constexpr(i) for i in range(5))
 # A row's mode. PLAIN: it has no filters. SETTLED: the bound is exact, or a limit is open.

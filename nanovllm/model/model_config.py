@@ -130,7 +130,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def files_read(folder: Path) -> str:
-    """The end of a message about a missing file: what is read, and which weights `folder` holds."""
+    """The end of a message about a missing file: formats that are read, and what `folder` holds."""
     held = sorted(file.name for file in folder.glob("*") if file.suffix in WEIGHT_SUFFIXES)
     more = [f"{len(held) - 3} more"] if len(held) > 3 else []
     return (
