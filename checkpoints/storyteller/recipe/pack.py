@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from course.checkpoint.chats import Document
+from checkpoints.storyteller.recipe.chats import Document
 
 OPEN_ROWS = 64
 CHUNK = 10_000  # documents tokenized at once

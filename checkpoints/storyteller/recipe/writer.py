@@ -13,8 +13,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from course.checkpoint.filters import completion_problem, story_problem
-from course.checkpoint.outline import GAP, Plan
+from checkpoints.storyteller.recipe.filters import completion_problem, story_problem
+from checkpoints.storyteller.recipe.outline import GAP, Plan
 
 TRIES = 4  # for each sentence
 ENDS = (".", "!", "?", "\n", '."', '!"', '?"', "..", "...", "\n\n")  # tokens that end a sentence

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from course.checkpoint.chats import CHAT_TEMPLATE, END, START, TEXT_END
+from checkpoints.storyteller.recipe.chats import CHAT_TEMPLATE, END, START, TEXT_END
 
 VOCAB_SIZE = 4096
 SPECIAL = (TEXT_END, START, END)  # ids 0, 1, 2

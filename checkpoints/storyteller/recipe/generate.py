@@ -1,4 +1,6 @@
-"""Write stories with SmolLM2 through this engine: python -m course.checkpoint.generate FOLDER
+"""Write stories with SmolLM2 through this engine.
+
+    python -m checkpoints.storyteller.recipe.generate FOLDER
 
 Every story's outline is drawn from its number, and the model ends its sentences (writer.py). The
 stories come in shards, files that appear when they are whole (shards.py), so a call goes on where
@@ -18,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from checkpoints.storyteller.recipe.shards import add_up, shard_file, write_shard, write_whole
 from course.bench import local_path, option, positive
-from course.checkpoint.shards import add_up, shard_file, write_shard, write_whole
 from course.processes import module_command
 
 SHARD = {"cuda": 2048, "cpu": 64}  # stories drawn for one file
@@ -85,7 +87,7 @@ def run_workers(args: argparse.Namespace, start: float) -> int:
 
     args.model = args.model or str(smollm2_dir())  # made once, not by every worker
     left = args.minutes - (time.perf_counter() - start) / 60
-    command = module_command("course.checkpoint.generate", str(args.folder))
+    command = module_command("checkpoints.storyteller.recipe.generate", str(args.folder))
     command += ["--workers", str(args.workers), "--minutes", str(left), "--model", args.model]
     command += ["--shard", str(args.shard), "--seed", str(args.seed)]
     command += ["--stories", str(args.stories)] if args.stories else []
@@ -146,7 +148,8 @@ def check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, prog="course.checkpoint.generate")
+    prog = "checkpoints.storyteller.recipe.generate"
+    parser = argparse.ArgumentParser(description=__doc__, prog=prog)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "folder", type=local_path, help="where the stories go; may hold some already"

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from course.checkpoint.chats import ASKS, BEYOND, CANNOT, LONG_SYSTEM, QUESTIONS, Story, documents
-from course.checkpoint.filters import words_of
-from course.checkpoint.grid import is_held_out
-from course.checkpoint.pack import encode, pack
-from course.checkpoint.tokenizer import save_tokenizer, train_tokenizer
+from checkpoints.storyteller.recipe.chats import ASKS, BEYOND, CANNOT, QUESTIONS, Story, documents
+from checkpoints.storyteller.recipe.filters import words_of
+from checkpoints.storyteller.recipe.grid import is_held_out
+from checkpoints.storyteller.recipe.pack import encode, pack
+from checkpoints.storyteller.recipe.tokenizer import save_tokenizer, train_tokenizer
 from course.processes import spawned_safely
+from course.storyteller import LONG_SYSTEM
 
 LENGTH = 1024  # tokens a row, and the model's context
 RARE = (4, 20_000)  # a rare word is in fewer than 4 stories, or in fewer than one of 20,000
@@ -124,7 +125,9 @@ def read_stories(folder: Path) -> list[Story]:
     files = sorted((folder / "stories").glob("*.jsonl"))
     stories = [json.loads(line) for file in files for line in file.open(encoding="utf-8")]
     if not stories:
-        raise SystemExit(f"no stories in {folder}: run course.checkpoint.generate first")
+        raise SystemExit(
+            f"no stories in {folder}: run checkpoints.storyteller.recipe.generate first"
+        )
     return stories
 
 

@@ -10,9 +10,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from course.checkpoint import grid
-from course.checkpoint.filters import story_problem, tone_of
-from course.checkpoint.outline import with_article
+from checkpoints.storyteller.recipe import grid
+from checkpoints.storyteller.recipe.filters import story_problem, tone_of
+from checkpoints.storyteller.recipe.outline import with_article
 
 SAMPLES: list[tuple[str | None, str]] = [  # (system prompt, request)
     (None, "Tell me a story about a fox who finds a key."),
@@ -117,11 +117,12 @@ use for anything else.
   context of {length:,} tokens. Chat format and chat tokens are Qwen3's.
 - **Data**: {kept:,} stories, {story_tokens:,} tokens, and the chats made from them. Their outlines
   (who, what, where, the beginnings of the sentences, the last sentence) are drawn from a grid in
-  `course/checkpoint/`; the rest of each sentence was written by SmolLM2-135M-Instruct (Apache-2.0)
+  `recipe/`; the rest of each sentence was written by SmolLM2-135M-Instruct (Apache-2.0)
   through this course's engine, and filtered by rules.
 - **Recipe**: {tokens:,} tokens seen in {steps:,} steps of {batch} rows of {length:,}, AdamW,
-  learning rate {rate:g}, {seconds:.0f} s on {machine}. Two commands, `course.checkpoint.generate`
-  and `course.checkpoint.train`, make it again.
+  learning rate {rate:g}, {seconds:.0f} s on {machine}. Two commands, `python -m
+  checkpoints.storyteller.recipe.generate` and `python -m checkpoints.storyteller.recipe.train`,
+  make it again.
 - **Licence**: Apache-2.0.
 
 ## What is measured

@@ -9,7 +9,7 @@ that any story can be drawn again.
 import random
 from dataclasses import dataclass
 
-from course.checkpoint import grid
+from checkpoints.storyteller.recipe import grid
 
 GAP = "..."
 

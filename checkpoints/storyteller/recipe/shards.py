@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from course.checkpoint.outline import draw_plan
-from course.checkpoint.writer import Draft, write_stories
+from checkpoints.storyteller.recipe.outline import draw_plan
+from checkpoints.storyteller.recipe.writer import Draft, write_stories
 
 
 def shard_file(folder: Path, index: int) -> Path:

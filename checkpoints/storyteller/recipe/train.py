@@ -1,4 +1,6 @@
-"""Train the small model on the stories in FOLDER: python -m course.checkpoint.train FOLDER
+"""Train the small model on the stories in FOLDER.
+
+    python -m checkpoints.storyteller.recipe.train FOLDER
 
 transformers' own Qwen3 and a plain loop: AdamW, a warm-up and a cosine, bfloat16 where the device
 has it. How many tokens it sees is settled at the start, by the speed of a few steps: what --minutes
@@ -23,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from checkpoints.storyteller.recipe.prepare import LENGTH, Rows, prepare
+from checkpoints.storyteller.recipe.tokenizer import VOCAB_SIZE, save_tokenizer
 from course.bench import local_path, positive
-from course.checkpoint.prepare import LENGTH, Rows, prepare
-from course.checkpoint.tokenizer import VOCAB_SIZE, save_tokenizer
 
 SHAPE: dict[str, Any] = {  # 6.95 million parameters, 13.9 MB in bfloat16
     "vocab_size": VOCAB_SIZE,
@@ -374,8 +376,8 @@ def finish(trainer: Trainer, args: argparse.Namespace) -> None:
     """Write the model; then judge it, describe it, and gather what is worth keeping."""
     import torch
 
-    from course.checkpoint.card import judge, write_card
-    from course.checkpoint.ship import ship
+    from checkpoints.storyteller.recipe.card import judge, write_card
+    from checkpoints.storyteller.recipe.ship import ship
 
     trainer.take_best()
     losses, record = trainer.held_out_loss(), describe(trainer, args.folder)
@@ -412,7 +414,8 @@ def describe(trainer: Trainer, folder: Path) -> dict[str, Any]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, prog="course.checkpoint.train")
+    prog = "checkpoints.storyteller.recipe.train"
+    parser = argparse.ArgumentParser(description=__doc__, prog=prog)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=local_path, help="the one that generate wrote to")
     parser.add_argument("--minutes", type=float, default=8.0, help="then stop (default: 8)")

@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from course.checkpoint.grid import words as listed
-from course.checkpoint.outline import Plan
+from checkpoints.storyteller.recipe.grid import words as listed
+from checkpoints.storyteller.recipe.outline import Plan
 
 WORDS = (1, 14)  # of one completion
 STORY_WORDS = (40, 160)

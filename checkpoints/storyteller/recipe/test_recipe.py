@@ -11,10 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from course.checkpoint import chats, filters, generate, grid, prepare, shards, train, writer
-from course.checkpoint.outline import GAP, draw_plan, with_article
-from course.checkpoint.pack import encode, pack
-from course.checkpoint.tokenizer import train_tokenizer
+from checkpoints.storyteller.recipe import (
+    chats,
+    filters,
+    generate,
+    grid,
+    prepare,
+    shards,
+    train,
+    writer,
+)
+from checkpoints.storyteller.recipe.outline import GAP, draw_plan, with_article
+from checkpoints.storyteller.recipe.pack import encode, pack
+from checkpoints.storyteller.recipe.tokenizer import train_tokenizer
 
 PLAN = replace(draw_plan(1), tone="sad", name="Finn", pronoun="he", character="fox", thing="key")
 
@@ -311,7 +320,7 @@ def tokenizer():
 def test_documents_are_what_the_chat_template_writes(tokenizer, tmp_path):
     from transformers import AutoTokenizer
 
-    from course.checkpoint.tokenizer import SPECIAL, save_tokenizer
+    from checkpoints.storyteller.recipe.tokenizer import SPECIAL, save_tokenizer
 
     save_tokenizer(tokenizer, tmp_path, 1024)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
