@@ -47,7 +47,7 @@ run: $(STAMP)
 
 test: lint $(SMOLLM2)
 	$(BIN)/python -m mypy
-	$(BIN)/python -m course build --check
+	$(BIN)/python -m authoring.build --check
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(TRACED:%=--ignore=%)
 	$(BIN)/python -m pytest $(TRACED)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_kernels.py tests/test_sampling_kernels.py tests/test_toy_kernels.py
@@ -71,7 +71,7 @@ lab: $(STAMP)
 
 screens: $(STAMP)
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[screens]'
-	$(BIN)/python -m course.notebooks.screens
+	$(BIN)/python -m authoring.screens
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info build

@@ -13,7 +13,6 @@ from types import ModuleType
 
 from course import bench, doctor, ladder, minutes, progress, reset, reveal, run
 from course.clone import need_clone
-from course.notebooks import build
 
 COMMANDS: dict[str, ModuleType] = {
     "run": run,
@@ -23,7 +22,6 @@ COMMANDS: dict[str, ModuleType] = {
     "progress": progress,
     "reset": reset,
     "reveal": reveal,
-    "build": build,
     "minutes": minutes,
 }
 ANYWHERE = {"run", "bench", "doctor"}  # the other commands read and write files of a clone

@@ -18,7 +18,7 @@ from typing import Any
 
 from course.cells import NoShell, definitions, plain_python
 from course.lessons import FILES_OF_LESSON
-from course.notebooks.exercise_cells import Exercise, name_of
+from course.pages.exercise_cells import Exercise, name_of
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -6,7 +6,7 @@
 Colours are inline styles: JupyterLab takes style sheets out of a page that was never run there.
 
 A stored page goes stale when the engine changes, though the lesson did not: `up_to_date` makes it
-anew from its titles, which `course build` does, without a run.
+anew from its titles, which `python -m authoring.build` does, without a run.
 """
 
 import ast

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from course.exercises import ROOT, lesson_of
 from course.files import locked
-from course.notebooks.build import all_jobs, built, was_worked_in, write_notebook
+from course.pages.jobs import all_jobs, built, was_worked_in, write_notebook
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
-"""Rules for `pytest --nbval-lax notebooks`, see course/notebooks/nbval_rules.py."""
+"""Rules for `pytest --nbval-lax notebooks`, see authoring/nbval_rules.py."""
 
-from course.notebooks.nbval_rules import (  # noqa: F401
+from authoring.nbval_rules import (  # noqa: F401
     pytest_addoption,
     pytest_collection_modifyitems,
     pytest_runtest_makereport,

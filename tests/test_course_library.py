@@ -10,11 +10,12 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
-from course import doctor, machine, models, pictures, plots, records, timing
+from authoring import pictures
+from course import doctor, machine, models, plots, records, timing
 from course.cli import build_parser, main
 from course.lessons import FILES_OF_LESSON
-from course.pictures.svg import Picture
 from course.stages import Recompute
+from course.svg import Picture
 from course.workload import ladder_workload
 
 matplotlib.use("agg")
@@ -339,7 +340,7 @@ def test_a_figure_names_its_machine():
 
 
 def test_pictures_are_what_their_code_draws():
-    assert pictures.outdated() == [], "run: python -m course.pictures"
+    assert pictures.outdated() == [], "run: python -m authoring.pictures"
 
 
 def test_a_changed_picture_is_found(tmp_path):

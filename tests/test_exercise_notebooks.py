@@ -7,20 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from authoring import build
+from authoring.build import differences
+from authoring.lints import lint
 from course import checks, exercises, progress, reset
 from course.cli import main
-from course.notebooks import build
-from course.notebooks.build import (
-    Job,
-    all_jobs,
-    built,
-    differences,
-    read_notebook,
-    was_worked_in,
-    write_notebook,
-)
-from course.notebooks.exercise_cells import count_lines, solution_of, stub_of
-from course.notebooks.lints import lint
+from course.pages import jobs
+from course.pages.exercise_cells import count_lines, solution_of, stub_of
+from course.pages.jobs import Job, all_jobs, built, read_notebook, was_worked_in, write_notebook
 
 LESSON = "01_naive_generate"
 
@@ -60,7 +54,7 @@ def course(tmp_path, monkeypatch):
     (tmp_path / "exercises").mkdir()
     for job in all_jobs(tmp_path):
         write_notebook(built(job), job.target)
-    for module in (exercises, progress, reset, build):
+    for module in (exercises, progress, reset, jobs, build):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(progress, "FILE", tmp_path / ".course/progress.json")
     return tmp_path
@@ -83,11 +77,11 @@ def test_building_leaves_a_notebook_alone_that_was_worked_in(course, capsys):
     assert not was_worked_in(job_of(course))
     work_in(path)
     before = path.read_text()
-    assert main(["build", "exercises/01", "solutions/01"]) == 0
+    assert build.main(["exercises/01", "solutions/01"]) == 0
     assert path.read_text() == before
     assert "left alone, since it was worked in" in capsys.readouterr().out
     assert any("course reset 01" in text for text in differences(job_of(course)))
-    assert main(["build", "--check", "exercises/01"]) == 1
+    assert build.main(["--check", "exercises/01"]) == 1
 
 
 def test_reset_keeps_the_old_notebook(course, capsys):
@@ -129,7 +123,7 @@ def test_notes_and_outputs_are_work_too(work, course, capsys):
     work(notebook)
     path.write_text(json.dumps(notebook))
     before = path.read_text()
-    assert main(["build", "--force", "exercises/01"]) == 0
+    assert build.main(["--force", "exercises/01"]) == 0
     assert path.read_text() == before
     (problem,) = differences(job_of(course))
     assert "was worked in; `course reset 01`" in problem
@@ -152,14 +146,14 @@ def test_a_page_that_was_counted_as_run_and_shows_nothing_is_no_work(course):
 
 
 def test_a_page_that_only_a_new_source_differs_from_is_built(course, capsys):
-    """As authors do: solutions/NN.py is edited, and `course build` writes both its pages."""
+    """Authors edit solutions/NN.py, and `python -m authoring.build` writes both its pages."""
     source = course / f"solutions/{LESSON}.py"
     source.write_text(source.read_text() + "\n# %% [markdown]\n# The author's new end.\n")
-    assert main(["build", "exercises/01", "solutions/01"]) == 0
+    assert build.main(["exercises/01", "solutions/01"]) == 0
     assert capsys.readouterr().out.count("written") == 2
     for kind in ("exercises", "solutions"):
         assert "The author's new end." in (course / kind / f"{LESSON}.ipynb").read_text()
-    assert main(["build", "--check", "exercises/01", "solutions/01"]) == 0
+    assert build.main(["--check", "exercises/01", "solutions/01"]) == 0
 
 
 @pytest.mark.parametrize("text", ["", "{bad", "[]", "{}"])
@@ -410,10 +404,13 @@ def test_an_unknown_lesson_is_answered_with_the_list(command, capsys):
 
 
 def test_help_has_examples(capsys):
-    for command in ("progress", "reset", "reveal", "build"):
+    for command in ("progress", "reset", "reveal"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         assert f"\ncourse {command} " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        build.main(["--help"])
+    assert "\n    python -m authoring.build --run " in capsys.readouterr().out
 
 
 def test_a_stub_is_run_with_the_notebooks_imports_alone(course):
@@ -451,7 +448,7 @@ def test_a_stripped_solution_is_found(course):
             cell.update(outputs=[], execution_count=None)
     write_notebook(notebook, job.target)
     assert any("was never run" in text for text in lint(job.target))
-    assert any("course build --run" in text for text in differences(job))
+    assert any("python -m authoring.build --run" in text for text in differences(job))
 
 
 @pytest.mark.parametrize("fault", FAULTS)

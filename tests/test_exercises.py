@@ -20,8 +20,8 @@ import torch
 from course.checks import CheckFailed, NotRunHere
 from course.checks.core import run_check
 from course.exercises import all_places, code_of, define, load, preamble_of
-from course.notebooks.build import all_jobs, built
-from course.notebooks.exercise_cells import name_of
+from course.pages.exercise_cells import name_of
+from course.pages.jobs import all_jobs, built
 from course.progress import check_of
 
 PLACES = {f"{place.number}-{place.exercise.name}": place for place in all_places()}

@@ -125,6 +125,17 @@ def test_the_engine_imports_without_the_course():
         assert not re.search(r"^\s*(from|import) course\b", path.read_text(), re.MULTILINE), path
 
 
+LEARNERS = ("nanovllm/**/*.py", "course/**/*.py", "notebooks/source/*.py", "solutions/[0-9]*.py")
+
+
+@pytest.mark.parametrize("files", LEARNERS)
+def test_no_lesson_and_no_command_of_a_learner_imports_a_tool_of_the_authors(files):
+    paths = list(ROOT.glob(files))
+    assert len(paths) >= 9
+    named = re.compile(r"^\s*(from|import) authoring\b|import_module\(.*authoring", re.MULTILINE)
+    assert not [path for path in paths if named.search(path.read_text(encoding="utf-8"))]
+
+
 def run_make(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["make", "-f", str(ROOT / "Makefile"), *arguments],

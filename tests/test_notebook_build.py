@@ -7,11 +7,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from course.cli import main
-from course.notebooks import build
-from course.notebooks.build import Job, built, differences, write_notebook
-from course.notebooks.execute import run_notebook
-from course.notebooks.source import read_source
+from authoring import build
+from authoring.build import differences
+from authoring.execute import run_notebook
+from course.pages.jobs import Job, built, was_worked_in, write_notebook
+from course.pages.source import read_source
 from course.reading import source_of
 from nanovllm.model.decoder import Decoder
 
@@ -39,7 +39,7 @@ def job(tmp_path):
 def store_run(job):
     from nbformat.v4 import new_output
 
-    from course.notebooks.source import code_digest
+    from course.pages.source import code_digest
 
     notebook = read_source(job.source)
     for number, cell in enumerate(notebook.cells[1:], start=1):
@@ -191,13 +191,14 @@ def test_a_run_that_fails_names_notebook_and_cell(job):
 def test_the_command_builds_checks_and_names_what_is_not_built(job, monkeypatch, capsys):
     monkeypatch.setattr(build, "ROOT", job.target.parent)
     monkeypatch.setattr(build, "all_jobs", lambda: [job])
-    assert main(["build", "--check"]) == 0
+    assert build.main(["--check"]) == 0
     edit(job, "a = 1", "a = 2")
-    assert main(["build", "--check"]) == 1
-    assert main(["build"]) == 0
-    assert main(["build", "--check"]) == 1
-    assert "02_x.ipynb: cell 1 was never run: course build --run 02_x" in capsys.readouterr().out
-    assert main(["build", "07"]) == 2
+    assert build.main(["--check"]) == 1
+    assert build.main([]) == 0
+    assert build.main(["--check"]) == 1
+    said = "02_x.ipynb: cell 1 was never run: python -m authoring.build --run 02_x"
+    assert said in capsys.readouterr().out
+    assert build.main(["07"]) == 2
     assert "no source starts with '07'" in capsys.readouterr().err
 
 
@@ -214,12 +215,12 @@ def test_a_page_that_somebody_wrote_in_is_overwritten_only_by_force(cell, job, m
     fresh = job.target.read_bytes()
     write_in(job.target, cell, "mine")
     before = job.target.read_bytes()
-    assert next(differences(job)).endswith("in its source: course build --force")
-    assert main(["build"]) == main(["build", "--run"]) == 0
+    assert next(differences(job)).endswith("in its source: python -m authoring.build --force")
+    assert build.main([]) == build.main(["--run"]) == 0
     assert job.target.read_bytes() == before
     printed = capsys.readouterr().out
     assert printed.count("was worked in; --force writes it anew") == 2
-    assert main(["build", "--force"]) == 0
+    assert build.main(["--force"]) == 0
     rebuilt = nbformat.read(job.target, as_version=4)
     assert rebuilt.cells[1].outputs == [] if cell else job.target.read_bytes() == fresh
 
@@ -229,10 +230,10 @@ def test_a_page_that_is_no_notebook_is_built_by_force(job, monkeypatch, capsys):
     monkeypatch.setattr(build, "all_jobs", lambda: [job])
     for text in ("", "{bad", "[]", "{}"):
         job.target.write_text(text)
-        assert main(["build"]) == 0
+        assert build.main([]) == 0
         assert job.target.read_text() == text
         assert list(differences(job)) == ["is no notebook any more; --force writes it anew"]
-        assert main(["build", "--force"]) == 0
+        assert build.main(["--force"]) == 0
         assert len(nbformat.read(job.target, as_version=4).cells) == 3
 
 
@@ -242,7 +243,7 @@ def test_outputs_alone_are_no_reason_to_leave_a_lesson(job):
     notebook.cells[2].outputs = []
     write_notebook(notebook, job.target)
     edit(job, "# # Title", "# # Another title")
-    assert not build.was_worked_in(job)
+    assert not was_worked_in(job)
 
 
 def lists(job, plain):
@@ -258,7 +259,8 @@ def lists(job, plain):
 def test_listed_code_is_brought_up_to_date_without_a_run(job):
     title = "# nanovllm/model/decoder.py: Decoder.logits"
     lists(job, f"{title}\ndef logits(self, hidden):\n    return None")
-    assert list(differences(job)) == ["cell 2 lists code that has changed since: course build"]
+    (said,) = differences(job)
+    assert said == "cell 2 lists code that has changed since: python -m authoring.build"
     (output,) = rebuild(job).cells[2].outputs
     assert output.data["text/plain"] == f"{title}\n{source_of(Decoder.logits)}"
     assert "lm_head" in output.data["text/html"]

@@ -13,8 +13,8 @@ from nbformat.v4 import new_notebook
 from patience import HANGS
 from planted import code, write
 
-from course.notebooks import nbval_rules
-from course.notebooks.source import REQUIREMENTS, missing_requirement
+from authoring import nbval_rules
+from course.pages.source import REQUIREMENTS, missing_requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECK = {"tags": ["nbval-check-output"]}
@@ -60,7 +60,7 @@ def report(folder) -> str:
         metadata = {"course": {"requires": ["abacus"]}} if name == "needs" else {}
         write(new_notebook(cells=made, metadata=metadata), folder, f"{name}.ipynb")
     (folder / "abacus.py").write_text(
-        "from course.notebooks.source import REQUIREMENTS\n"
+        "from course.pages.source import REQUIREMENTS\n"
         "REQUIREMENTS['abacus'] = (lambda: False, 'it needs an abacus')\n"
     )
     command = [sys.executable, "-m", "pytest", "-p", "abacus", "-p", "no:cacheprovider", "-rA"]
@@ -139,7 +139,7 @@ def test_a_slow_notebook_is_named_and_a_far_too_slow_one_fails():
 
 def test_the_cpu_time_of_a_notebooks_kernel_is_measured(tmp_path):
     """One notebook computes for 5 seconds, one sleeps for 5. The limit is 4 seconds."""
-    limit = "\nfrom course.notebooks import nbval_rules\nnbval_rules.FAIL_SECONDS = 4.0\n"
+    limit = "\nfrom authoring import nbval_rules\nnbval_rules.FAIL_SECONDS = 4.0\n"
     (tmp_path / "conftest.py").write_text((ROOT / "notebooks/conftest.py").read_text() + limit)
     busy = "import time\nwhile time.process_time() < 5:\n    pass"
     write(new_notebook(cells=cells(busy, "pass")), tmp_path, "busy.ipynb")
@@ -169,4 +169,4 @@ def test_make_test_runs_the_notebooks_two_at_a_time_each_whole():
     (call,) = [line for line in recipe.splitlines() if "$(NBVAL)" in line]
     for part in ("OMP_NUM_THREADS=1", "-n 2", "--dist loadscope", "notebooks"):
         assert part in call
-    assert "course build --check" in recipe
+    assert "python -m authoring.build --check" in recipe

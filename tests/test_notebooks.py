@@ -7,8 +7,9 @@ import pytest
 from nbformat.v4 import new_markdown_cell, new_output
 from planted import good_notebook, write
 
-from course.notebooks.build import all_jobs, differences
-from course.notebooks.lints import lint
+from authoring.build import differences
+from authoring.lints import lint
+from course.pages.jobs import all_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("notebooks", "exercises", "solutions")

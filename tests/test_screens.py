@@ -10,10 +10,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from planted import write
 
-from course.notebooks import lab
-from course.notebooks.execute import run_notebook
-from course.notebooks.screens import Lesson, copy_course
-from course.notebooks.source import KERNELSPEC, ROOT
+from authoring import lab
+from authoring.execute import run_notebook
+from authoring.screens import Lesson, copy_course
+from course.pages.source import KERNELSPEC, ROOT
 
 pytestmark = pytest.mark.skipif(bool(lab.why_not()), reason=str(lab.why_not()))
 

@@ -37,7 +37,7 @@ def test_lessons_are_numbered_in_order():
     assert numbers == list(range(10))
 
 
-@pytest.mark.parametrize("folder", ["nanovllm", "course", "checkpoints"])
+@pytest.mark.parametrize("folder", ["nanovllm", "course", "authoring", "checkpoints"])
 def test_every_module_says_what_it_is(folder):
     for path in (ROOT / folder).rglob("*.py"):
         source = path.read_text()

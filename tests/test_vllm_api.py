@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from tqdm import tqdm
 
-from course import vllm_table
+from authoring import vllm_table
 from course.models import own_model
 from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams, inputs, vllm_defaults
 from nanovllm.utils.argparse_utils import FlexibleArgumentParser
@@ -67,7 +67,7 @@ def test_every_option_of_a_method_is_one_of_vllms():
 
 def test_the_page_is_current():
     text = vllm_table.PAGE.read_text(encoding="utf-8")
-    assert text == vllm_table.with_tables(text), "run `python -m course.vllm_table --write`"
+    assert text == vllm_table.with_tables(text), "run `python -m authoring.vllm_table --write`"
     assert "| `temperature` | same |" in text
     assert "| `logit_bias` |" in text
     assert "| `beam_search()` | absent |" in text

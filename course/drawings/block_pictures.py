@@ -9,7 +9,7 @@ fig = waste_plot(sizes, {"long": [...]}, {"long": [...]})
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from course.pictures.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Picture
+from course.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Picture
 
 Cell = tuple[str, str]  # who holds a place ("" if nobody), and its kind
 COLOURS = {"A": BLUE, "B": ORANGE, "C": GREEN, "D": PURPLE, "E": SKY}

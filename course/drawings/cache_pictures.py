@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from course.pictures.svg import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, Picture
+from course.svg import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, Picture
 
 KINDS = {  # what places of a row hold: colour, and the letter that says the same
     "prompt, live": (BLUE, "P"),

@@ -9,10 +9,10 @@ fig = hit_rates(blocks, rates, needed)            # against the size of the cach
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from course.pictures.svg import BLUE, GREY, INK, ORANGE, Picture
 from course.plots import BLUE as BAR
 from course.plots import ORANGE as SAVED
 from course.plots import figure
+from course.svg import BLUE, GREY, INK, ORANGE, Picture
 
 STORY = {  # the toy pool's events: a request enters (+) or leaves (-), and what that does
     "+A": "A takes 0, 1, 2; two of them are full, and cached",

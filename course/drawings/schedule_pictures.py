@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from course.pictures.svg import BLUE, FONT, GREY, ORANGE, SKY, Picture
+from course.svg import BLUE, FONT, GREY, ORANGE, SKY, Picture
 
 Row = tuple[str, int, int]  # request, first position, tokens computed
 Steps = Sequence[Sequence[Row]]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from course import plots
-from course.pictures.svg import GREY, ORANGE, SKY, Picture
 from course.records import SHIPPED
+from course.svg import GREY, ORANGE, SKY, Picture
 
 RECORDED = SHIPPED / "h100_step_ladder.json"
 GROUPS = ("product", "attention", "RoPE and store", "norm, gate", "sampling", "other")

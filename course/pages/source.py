@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from course.notebooks.exercise_cells import TAG
+from course.pages.exercise_cells import TAG
 
 ROOT = Path(__file__).resolve().parents[2]
 TAGS = {"nbval-check-output"}

@@ -1,9 +1,9 @@
-"""python -m course.pictures [--check]: write figures/*.svg, or compare them with their code."""
+"""python -m authoring.pictures [--check]: write figures/*.svg, or compare them with their code."""
 
 import argparse
 import sys
 
-from course.pictures import build, outdated
+from authoring.pictures import build, outdated
 
 
 def main() -> int:
@@ -11,7 +11,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if one differs")
     if parser.parse_args().check:
         if found := outdated():
-            print(f"not what their code draws: {', '.join(found)}; run python -m course.pictures")
+            print(f"not what their code draws: {', '.join(found)}")
+            print("To draw them again, run: python -m authoring.pictures")
         return 1 if found else 0
     for file in build():
         print(f"figures/{file.name}")

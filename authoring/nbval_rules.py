@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from course.notebooks.build import write_notebook
-from course.notebooks.execute import sign_run
-from course.notebooks.source import missing_requirement
+from authoring.execute import sign_run
+from course.pages.jobs import write_notebook
+from course.pages.source import missing_requirement
 
 REPORT_SECONDS = 90  # of CPU time, the course's own limit: above it a lesson is named as slow
 REPORT_SOLUTIONS = 20  # the same for the solutions of a lesson's exercises
@@ -27,7 +27,7 @@ REPORTED = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    help_text = "store what the cells print in each notebook that passes, as `course build --run`"
+    help_text = "store what each notebook that passes prints, as `authoring.build --run` does"
     parser.addoption("--store-outputs", action="store_true", help=help_text)
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from authoring.lint_exercises import EXERCISE_LINTS, lint_no_outputs
+from authoring.lint_pages import PAGE_LINTS
 from course.lessons import FILES_OF_LESSON
-from course.notebooks.build import read_notebook
-from course.notebooks.lint_exercises import EXERCISE_LINTS, lint_no_outputs
-from course.notebooks.lint_pages import PAGE_LINTS
-from course.notebooks.source import first_line
+from course.pages.jobs import read_notebook
+from course.pages.source import first_line
 
 CELLS, LINES = range(20, 41), range(181)
 FEWEST_WORDS = 600  # there is no upper limit: a page is too long when it bores, not at some count

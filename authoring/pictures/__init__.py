@@ -1,7 +1,7 @@
 """The lessons' drawings, as code: each module draws one, and says in words what it shows.
 
-    python -m course.pictures            # writes figures/*.svg
-    python -m course.pictures --check    # fails if a file is not what its code draws
+    python -m authoring.pictures            # writes figures/*.svg
+    python -m authoring.pictures --check    # fails if a file is not what its code draws
 
 A new picture: write a module with `draw() -> Picture` here; its name is the file's.
 """
@@ -11,11 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
-from course.pictures.svg import Picture
+from course.svg import Picture
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
 PICTURES: dict[str, Callable[[], Picture]] = {
-    module.name: import_module(f"course.pictures.{module.name}").draw
+    module.name: import_module(f"authoring.pictures.{module.name}").draw
     for module in iter_modules(__path__)
     if module.name not in ("svg", "__main__")
 }

@@ -1,9 +1,9 @@
 """The tables in docs/vllm_api.md: what of vLLM's offline API is here, by name.
 
-    python -m course.vllm_table            whether the page is current; its exit status says so
-    python -m course.vllm_table --write    write the tables, between the page's marks
+    python -m authoring.vllm_table            whether the page is current; its exit status says so
+    python -m authoring.vllm_table --write    write the tables, between the page's marks
 
-The names and defaults of vLLM's parameters and methods are in course/vllm_names.json, with the
+The names and defaults of vLLM's parameters and methods are in authoring/vllm_names.json, with the
 release that they were read from. What becomes of each is read from the engine's own code.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams, vllm_defaults
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = json.loads((ROOT / "course/vllm_names.json").read_text(encoding="utf-8"))
+NAMES = json.loads((ROOT / "authoring/vllm_names.json").read_text(encoding="utf-8"))
 PAGE = ROOT / "docs/vllm_api.md"
 CLASSES = {"LLM": LLM, "SamplingParams": SamplingParams, "EngineArgs": EngineArgs}
 CLASSES |= {"LLMEngine": LLMEngine}
@@ -125,7 +125,7 @@ def main(words: list[str]) -> int:
     if words == ["--write"]:
         PAGE.write_text(with_tables(text), encoding="utf-8")
     elif text != with_tables(text):
-        print(f"{PAGE} is old: run `python -m course.vllm_table --write`", file=sys.stderr)
+        print(f"{PAGE} is old: run `python -m authoring.vllm_table --write`", file=sys.stderr)
         return 1
     return 0
 

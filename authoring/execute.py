@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from course.notebooks.source import ROOT, code_digest, first_line, missing_requirement
+from course.pages.source import ROOT, code_digest, first_line, missing_requirement
 
 CELL_SECONDS = 1800  # a limit for what hangs; a busy machine takes many times as long
 

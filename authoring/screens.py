@@ -1,8 +1,8 @@
 """Look at the notebooks as a learner does: in JupyterLab, in Chromium, on a laptop's screen.
 
-python -m course.notebooks.screens             pictures of all pages, and what is wrong on them
-python -m course.notebooks.screens --run 00    run the notebook there first: outputs are trusted
-python -m course.notebooks.screens exercises/03    a page of exercises
+python -m authoring.screens             pictures of all pages, and what is wrong on them
+python -m authoring.screens --run 00    run the notebook there first: outputs are trusted
+python -m authoring.screens exercises/03    a page of exercises
 
 Notebooks are opened from a copy, with no signature to trust them by, as after a clone. Needs
 playwright (the extra `screens`) and an installed Chromium or Chrome ($COURSE_CHROMIUM, or on PATH).
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from authoring.lab import browser, jupyterlab, why_not
 from course.bench import local_path
-from course.notebooks.lab import browser, jupyterlab, why_not
-from course.notebooks.source import ROOT
+from course.pages.source import ROOT
 
 RUN_SECONDS = 1800
 

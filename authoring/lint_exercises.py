@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from course.notebooks.exercise_cells import HEADING, count_lines, name_of, regions_of
-from course.notebooks.source import ROOT, read_source
+from course.pages.exercise_cells import HEADING, count_lines, name_of, regions_of
+from course.pages.source import ROOT, read_source
 
 Found = Iterator[tuple[int | None, str]]
 KINDS = {"Predict", "Implement", "Break and fix"}

@@ -1,1 +1,0 @@
-"""How the course's notebooks are built from their sources, run, checked and looked at."""
