@@ -30,7 +30,7 @@ TORCH_INDEX ?=
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 # Tests that trace Python. In a process that had run a thousand other tests, Python 3.11 never came back from
 # a traced call, so they have a process of their own.
-TRACED := tests/test_interrupts.py tests/test_many_requests.py
+TRACED := tests/engine/test_interrupts.py tests/engine/test_many_requests.py
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 PYTHONS = $(or $(PYTHON),python3.13 python3.12 python3.11 python3.14 python3 python)
 
@@ -50,8 +50,8 @@ test: lint $(SMOLLM2)
 	$(BIN)/python -m authoring.build --check
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(TRACED:%=--ignore=%)
 	$(BIN)/python -m pytest $(TRACED)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_kernels.py tests/test_sampling_kernels.py tests/test_toy_kernels.py
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_exercises.py -k "06 or 09"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu/test_kernels.py tests/gpu/test_sampling_kernels.py tests/gpu/test_toy_kernels.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/course/test_exercises.py -k "06 or 09"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadscope notebooks solutions
 
 test-gpu: test-gpu-all

@@ -71,9 +71,9 @@ def all_parts() -> list[Part]:
         tuple(sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).glob("*.ipynb")))
         for folder in ("notebooks", "solutions")
     )
-    half, engine = len(lessons) // 2, ("tests/test_gpu.py",)
+    half, engine = len(lessons) // 2, ("tests/gpu/test_gpu.py",)
     return [
-        Part("kernels", tuple(f"tests/test_{name}.py" for name in KERNEL_TESTS)),
+        Part("kernels", tuple(f"tests/gpu/test_{name}.py" for name in KERNEL_TESTS)),
         Part("engine-1", engine, ("-k", "transformers")),
         Part("engine-2", engine, ("-k", "not transformers")),
         Part("lessons-1", lessons[:half]),

@@ -1,7 +1,7 @@
 """Which lesson ends in which file of the engine: each file has one, or is off the path.
 
 A learner who finishes that lesson has read the whole file and met nothing no lesson explained.
-tests/test_size.py checks that the tables and the folder agree.
+tests/authoring/test_size.py checks that the tables and the folder agree.
 """
 
 FILES_OF_LESSON: dict[str, tuple[str, ...]] = {

@@ -8,7 +8,7 @@ import pytest
 
 from course.lessons import FILES_OF_LESSON, OFF_THE_PATH
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "nanovllm"
 
 

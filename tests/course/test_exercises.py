@@ -4,7 +4,7 @@ exercise_cases/, a module a lesson.
 
 Those of lessons 06 and 09 need a GPU, or Triton's interpreter, which must be asked for before
 Triton is first imported, as `make test` does:
-TRITON_INTERPRET=1 pytest tests/test_exercises.py -k "06 or 09"
+TRITON_INTERPRET=1 pytest tests/course/test_exercises.py -k "06 or 09"
 """
 
 import importlib.util

@@ -54,7 +54,7 @@ def test_collectives_of_threads_are_not_recorded(threads, monkeypatch):
     """torch 2.11's recorder, one a process, dies of two threads that write to it."""
     monkeypatch.delenv("TORCH_FR_BUFFER_SIZE", raising=False)  # this process has it, too
     dump = "import torch; print(torch._C._distributed_c10d._dump_fr_trace_json(True).decode())"
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests/helpers")]))
     command = [sys.executable, "-c", f"{threads}\n{dump}"]
     printed = subprocess.run(command, capture_output=True, check=True).stdout
     assert "entries" not in json.loads(printed)

@@ -1,7 +1,7 @@
 """Each Triton kernel equals its torch twin: on a GPU, or on a CPU in Triton's interpreter.
 
 The interpreter must be asked for before Triton is first imported, so it has a run of its own:
-TRITON_INTERPRET=1 pytest tests/test_kernels.py, as `make test` does.
+TRITON_INTERPRET=1 pytest tests/gpu/test_kernels.py, as `make test` does.
 """
 
 import os

@@ -22,7 +22,7 @@ from nanovllm.engine.scheduler import ScheduledSequence
 from nanovllm.model.decoder import RMSNorm
 from nanovllm.model.model_config import ModelConfig
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9]]
 
 

@@ -19,7 +19,7 @@ from test_notebook_run import nbval_flags
 from course import gpu_tests
 from course.gpu_tests import Part
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PARTS = {part.name: part for part in gpu_tests.all_parts()}
 GOOD = "def test_good():\n    pass\n"
 BAD = "def test_bad():\n    assert 1 == 2\n"
@@ -34,19 +34,19 @@ CRASHES = GOOD + "\ndef test_crashes():\n    import os\n\n    os._exit(3)\n"
 def test_every_notebook_and_every_gpu_test_is_in_exactly_one_part():
     files = [file for part in PARTS.values() for file in part.files if not part.options]
     names = ("kernels", "sampling_kernels", "toy_kernels")
-    wanted = {f"tests/test_{name}.py" for name in names}
+    wanted = {f"tests/gpu/test_{name}.py" for name in names}
     for folder in ("notebooks", "solutions"):
         wanted |= {f"{folder}/{path.name}" for path in (ROOT / folder).glob("*.ipynb")}
     assert len(wanted) > 20
     assert sorted(files) == sorted(wanted)
     mark = re.compile(r"^\s*@?pytest\.mark\.gpu\b", re.MULTILINE)
-    marked = [path.name for path in (ROOT / "tests").glob("*.py") if mark.search(path.read_text())]
+    marked = [path.name for path in (ROOT / "tests").rglob("*.py") if mark.search(path.read_text())]
     assert marked == ["test_gpu.py"]
 
 
 def test_the_two_parts_of_the_engine_are_complements():
     one, two = PARTS["engine-1"], PARTS["engine-2"]
-    assert one.files == two.files == ("tests/test_gpu.py",)
+    assert one.files == two.files == ("tests/gpu/test_gpu.py",)
     word = one.options[1]
     assert (one.options, two.options) == (("-k", word), ("-k", f"not {word}"))
     tests = re.findall(r"^def (test_\w+)", (ROOT / one.files[0]).read_text(), re.MULTILINE)

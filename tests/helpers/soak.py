@@ -1,7 +1,7 @@
 """A soak: 100,000 short requests, or eight minutes. Does memory stay flat, and do counters add up?
 
-    python tests/soak.py                       # the course's own model, on this machine
-    python tests/soak.py --device cuda         # call it again and it goes on from its record
+    python tests/helpers/soak.py                 # the course's own model, on this machine
+    python tests/helpers/soak.py --device cuda   # call it again and it goes on from its record
 
 Every round sends a few hundred requests; some of its streams are dropped half-way, which aborts
 them. Tokens asked for must be tokens returned and tokens lost to aborts, to the last one. After

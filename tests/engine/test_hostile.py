@@ -1,4 +1,4 @@
-"""A slice of the hostile workloads; `python tests/hostile.py` runs all 10,000."""
+"""A slice of the hostile workloads; `python tests/helpers/hostile.py` runs all 10,000."""
 
 import pytest
 from counting_engine import CountingDecoder

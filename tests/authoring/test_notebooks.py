@@ -11,7 +11,7 @@ from authoring.build import differences
 from authoring.lints import lint
 from course.pages.jobs import all_jobs
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("notebooks", "exercises", "solutions")
 NOTEBOOKS = [
     path

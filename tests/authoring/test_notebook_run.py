@@ -16,7 +16,7 @@ from planted import code, write
 from authoring import nbval_rules
 from course.pages.source import REQUIREMENTS, missing_requirement
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CHECK = {"tags": ["nbval-check-output"]}
 WIDGET = "import ipywidgets\n\nipywidgets.IntSlider()"
 FIGURE = """from matplotlib import pyplot as plt

@@ -18,7 +18,7 @@ from nanovllm.llm_engine import settle
 from nanovllm.model.launch import facts_of, folders_off, python_command
 from nanovllm.model.model_config import ModelConfig
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NOTES_WHERE = """
 import os
 with open(os.environ["SEEN"], "a") as file:

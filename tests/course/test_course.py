@@ -17,7 +17,7 @@ from course.models import own_model
 from course.run import PROMPTS, as_chat, stream_answers, usual_threads
 from nanovllm import LLM, SamplingParams
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

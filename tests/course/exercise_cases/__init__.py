@@ -9,7 +9,7 @@
 
 A mutant is the solution with one text replaced by another, and words that the message must have:
 they name the misconception. Beside it stands at least one right answer written another way. The
-solution itself and the stub need no entry. tests/test_exercises.py runs them all.
+solution itself and the stub need no entry. tests/course/test_exercises.py runs them all.
 """
 
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ import pytest
 import nanovllm
 from course import moved_venv, torch_build
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

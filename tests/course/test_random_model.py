@@ -14,7 +14,7 @@ from planted import code, write
 
 from course import random_model
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 IN_A_KERNEL = [
     "import sys\nfor stream in (sys.stdout, sys.stderr):\n"
     "    try:\n        stream.fileno()\n    except OSError:\n        continue\n"

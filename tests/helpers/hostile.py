@@ -1,7 +1,7 @@
 """Hostile workloads: random requests on a cramped engine, each answer compared with a quiet one's.
 
-    python tests/hostile.py --seeds 0:10000                 # the counting model, exact
-    python tests/hostile.py --seeds 0:2000 --model checkpoints/storyteller --device cuda
+    python tests/helpers/hostile.py --seeds 0:10000                 # the counting model, exact
+    python tests/helpers/hostile.py --seeds 0:2000 --model checkpoints/storyteller --device cuda
 
 Everything about a workload follows from its seed: a tiny cache, block sizes 1 to 64, shared and
 identical prompts, budgets down to one token, aborts at any moment, stop strings, failing steps,

@@ -1,7 +1,7 @@
 """The sampling kernels draw the tokens that their torch twin draws, whatever the filters.
 
 On a GPU these tests run compiled; elsewhere they run in Triton's interpreter, which must be asked
-for before Triton is first imported: TRITON_INTERPRET=1 pytest tests/test_sampling_kernels.py.
+for before Triton is first imported: TRITON_INTERPRET=1 pytest tests/gpu/test_sampling_kernels.py.
 """
 
 import math

@@ -14,7 +14,7 @@ from course import files, peaks, progress, records
 from course.benchmarks.roofline import Peaks
 from course.files import write_whole
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_what_is_written_replaces_what_was_there(tmp_path):

@@ -21,7 +21,7 @@ from nanovllm.model import ranks
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.ranks import Ranks
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9]]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 

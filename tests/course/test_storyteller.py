@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from course.models import own_model
 from nanovllm import LLM, SamplingParams
 
-FOLDER = Path(__file__).resolve().parent.parent / "checkpoints" / "storyteller"
+FOLDER = Path(__file__).resolve().parents[2] / "checkpoints" / "storyteller"
 ASKS = (
     "Tell me a story about a fox who finds a key.",
     "Write a short story about an owl and a lantern.",

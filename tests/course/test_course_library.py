@@ -19,7 +19,7 @@ from course.svg import Picture
 from course.workload import ladder_workload
 
 matplotlib.use("agg")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

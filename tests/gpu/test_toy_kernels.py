@@ -1,6 +1,6 @@
 """Lesson 06's kernels: equal to torch where they can run, and they compile for every GPU anywhere.
 
-Run them on a CPU with TRITON_INTERPRET=1 pytest tests/test_toy_kernels.py.
+Run them on a CPU with TRITON_INTERPRET=1 pytest tests/gpu/test_toy_kernels.py.
 """
 
 import pytest

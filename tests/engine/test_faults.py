@@ -19,7 +19,7 @@ from nanovllm.engine.model_runner import PendingTokens
 from nanovllm.engine.sequence import Sequence
 from nanovllm.model import loader
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9]]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, stop=["never said"])
 ERRORS = [RuntimeError, torch.OutOfMemoryError, MemoryError, KeyboardInterrupt]
