@@ -28,6 +28,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def folder(tiny_model: Callable[..., Path]) -> str:
+    """The folder of a tiny Qwen3, which most tests of the engine run."""
+    return str(tiny_model(family="qwen3"))
+
+
 @pytest.fixture(autouse=True)
 def no_figure_stays_open() -> Iterator[None]:
     yield

@@ -281,8 +281,7 @@ def test_a_path_of_any_class_is_taken_and_bytes_are_not(name):
 
 
 @pytest.fixture(scope="module")
-def llm(tiny_model):
-    folder = str(tiny_model(family="qwen3"))
+def llm(folder):
     with LLM(folder, max_model_len=LENGTH, use_tqdm_on_load=False) as llm:
         yield llm
         assert not llm.llm_engine.sequences

@@ -403,8 +403,8 @@ def test_a_tokenizer_is_not_kept_alive():
 
 
 @pytest.fixture(scope="module")
-def llm(tiny_model):
-    with LLM(str(tiny_model(family="qwen3")), max_model_len=96, use_tqdm_on_load=False) as llm:
+def llm(folder):
+    with LLM(folder, max_model_len=96, use_tqdm_on_load=False) as llm:
         yield llm
 
 

@@ -6,20 +6,16 @@ import weakref
 import pytest
 from counting_engine import engine_of, llm_of
 from counting_model import check_blocks, expected_output
+from small_requests import greedy
 
-from nanovllm import SamplingParams
 from nanovllm.engine.block_manager import BlockManager
 
 OPTIONS = {"max_model_len": 64, "num_gpu_blocks_override": 24, "block_size": 4, "max_num_seqs": 3}
 PROMPTS = [[1, 2, 3, 4, 5], [6, 7], [1, 2, 3, 4, 8]]
 
 
-def greedy(max_tokens: int = 6) -> SamplingParams:
-    return SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-
-
 def check_generate(llm):
-    outputs = llm.generate(PROMPTS, greedy(), use_tqdm=False)
+    outputs = llm.generate(PROMPTS, greedy(6), use_tqdm=False)
     assert [o.outputs[0].token_ids for o in outputs] == [expected_output(p, 6) for p in PROMPTS]
 
 
@@ -69,7 +65,7 @@ def test_a_stream_that_is_collected_within_a_step_hurts_nothing(
 def test_a_dropped_stream_is_unfinished_work_for_nobody():
     with llm_of(**OPTIONS) as llm:
         engine = llm.llm_engine
-        kept, dropped = llm.stream([1], greedy()), llm.stream([2], greedy())
+        kept, dropped = llm.stream([1], greedy(6)), llm.stream([2], greedy(6))
         next(dropped)
         assert engine.has_unfinished_requests()
         del dropped
@@ -86,7 +82,7 @@ def test_generate_says_so_when_its_requests_are_lost():
         scheduler = llm.llm_engine.core.scheduler
         scheduler._admit_waiting = lambda batch, budget: scheduler.waiting.popleft()
         with pytest.raises(RuntimeError, match="3 requests are unfinished, but nothing can run"):
-            llm.generate(PROMPTS, greedy(), use_tqdm=False)
+            llm.generate(PROMPTS, greedy(6), use_tqdm=False)
         del scheduler._admit_waiting
         check_idle(llm.llm_engine)
         check_generate(llm)
@@ -105,7 +101,7 @@ def test_generate_says_so_when_its_requests_were_forgotten():
 
         engine.core.scheduler.schedule = forgets
         with pytest.raises(RuntimeError, match="3 requests of this call are unfinished"):
-            llm.generate(PROMPTS, greedy(), use_tqdm=False)
+            llm.generate(PROMPTS, greedy(6), use_tqdm=False)
 
 
 GOOD = {
@@ -121,10 +117,10 @@ BAD_CALLS = {
     "abort a set": lambda e: e.abort_request({"a"}),
     "abort bytes": lambda e: e.abort_request(b"a"),
     "abort a list of others": lambda e: e.abort_request(["a", 5]),
-    "add_request: id": lambda e: e.add_request(5, [1], greedy()),
-    "add_request: prompt": lambda e: e.add_request("a", object(), greedy()),
-    "add_request: ids": lambda e: e.add_request("a", [1, "b"], greedy()),
-    "add_request: half a surrogate": lambda e: e.add_request("a", "\ud800", greedy()),
+    "add_request: id": lambda e: e.add_request(5, [1], greedy(6)),
+    "add_request: prompt": lambda e: e.add_request("a", object(), greedy(6)),
+    "add_request: ids": lambda e: e.add_request("a", [1, "b"], greedy(6)),
+    "add_request: half a surrogate": lambda e: e.add_request("a", "\ud800", greedy(6)),
     "add_request: params": lambda e: e.add_request("a", [1], "greedy"),
     "add: no list": lambda e: e.add(5),
     "add: no request": lambda e: e.add([5]),
@@ -163,7 +159,7 @@ def test_a_bad_id_to_abort_is_named():
 CALLS = {
     "step": lambda e: e.step(),
     "advance": lambda e: e.advance(),
-    "add_request": lambda e: e.add_request("a", [1], greedy()),
+    "add_request": lambda e: e.add_request("a", [1], greedy(6)),
     "abort_request": lambda e: e.abort_request("a"),
 }
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from counting_model import CountingModel, make_sequence
 from patience import HANGS
+from small_requests import PROMPTS, greedy, ids
 from transformers import AutoTokenizer
 
 from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
@@ -23,30 +24,14 @@ from nanovllm.model.decoder import RMSNorm
 from nanovllm.model.model_config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9]]
-
-
-def greedy(max_tokens=12, **others):
-    return SamplingParams(
-        **{"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True} | others
-    )
 
 
 def make(folder, **options):
     return LLM(str(folder), **{"max_model_len": 128, "use_tqdm_on_load": False} | options)
 
 
-def ids(outputs):
-    return [output.outputs[0].token_ids for output in outputs]
-
-
 def answer(llm, prompts=PROMPTS, params=None):
     return llm.generate(prompts, params or greedy(), use_tqdm=False)
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model):
-    return tiny_model(family="qwen3")
 
 
 @pytest.fixture(scope="module")

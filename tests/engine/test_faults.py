@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from patience import HANGS
+from small_requests import PROMPTS, greedy
 
 from course import smollm2
 from nanovllm import LLM, SamplingParams
@@ -20,8 +21,7 @@ from nanovllm.engine.sequence import Sequence
 from nanovllm.model import loader
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9]]
-GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, stop=["never said"])
+GREEDY = greedy(stop=["never said"])
 ERRORS = [RuntimeError, torch.OutOfMemoryError, MemoryError, KeyboardInterrupt]
 STAGES = {
     "schedule": lambda e: (e.core.scheduler, "schedule"),
@@ -36,11 +36,6 @@ STAGES = {
     "append": lambda e: (Sequence, "append"),
     "detokenize": lambda e: (Detokenizer, "append"),
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model):
-    return str(tiny_model(family="qwen3"))
 
 
 def ids(llm):

@@ -3,16 +3,11 @@
 from dataclasses import fields
 
 import pytest
+from small_requests import PROMPTS, greedy, ids
 
 from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
 
-GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
-PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9]]
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model):
-    return str(tiny_model(family="qwen3"))
+GREEDY = greedy()
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +24,6 @@ def nothing_left_behind(llm):
     engine.step()  # aborts the requests of streams that were dropped
     assert not engine.sequences
     assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
-
-
-def ids(outputs):
-    return [output.outputs[0].token_ids for output in outputs]
 
 
 def test_every_form_of_prompt(llm):

@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 from counting_engine import engine_of, llm_of
 from counting_model import make_sequence
+from small_requests import greedy
 
 from nanovllm import SamplingParams
 from nanovllm.engine.block_manager import BlockManager
@@ -20,10 +21,6 @@ from nanovllm.llm_engine import LLMEngine
 
 OPTIONS = {"max_model_len": 32, "num_gpu_blocks_override": 24, "block_size": 4, "max_num_seqs": 3}
 FEW, MANY = 20, 1000
-
-
-def greedy(max_tokens=9):
-    return SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
 
 
 class Calls:
@@ -80,7 +77,7 @@ def fill(engine, count):
 
 COMMANDS = {
     "step": lambda e: e.step(),
-    "add": lambda e: e.add_request("new", [1, 2, 3], greedy()),
+    "add": lambda e: e.add_request("new", [1, 2, 3], greedy(9)),
     "abort": lambda e: e.abort_request("q15"),
     "has_unfinished_requests": lambda e: e.has_unfinished_requests(),
 }
@@ -241,7 +238,7 @@ def test_params_are_checked_where_they_come_in_and_where_they_arrive(monkeypatch
     """Once in make_request, and once where a sequence is made of what rank 0 has told."""
     checks = []
     plain = SamplingParams.__post_init__
-    params = greedy()
+    params = greedy(9)
     monkeypatch.setattr(SamplingParams, "__post_init__", lambda p: checks.append(p) or plain(p))
     with engine_of(1, **OPTIONS) as engine:
         assert isinstance(engine, LLMEngine)

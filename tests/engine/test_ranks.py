@@ -13,17 +13,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from patience import HANGS
+from small_requests import PROMPTS, greedy, ids
 
 from course.labs.rank_lab import on_ranks
-from nanovllm import LLM, EngineArgs, SamplingParams
+from nanovllm import LLM, EngineArgs
 from nanovllm.engine.memory import count_blocks, make_kv_cache
 from nanovllm.model import ranks
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9]]
-GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+GREEDY = greedy()
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -85,17 +85,12 @@ def test_a_split_linear_is_the_whole_one():
 # -- engines ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def folder(tiny_model):
-    return str(tiny_model(family="qwen3"))
-
-
 def make(folder, size=1):
     return LLM(folder, tensor_parallel_size=size, max_model_len=128, use_tqdm_on_load=False)
 
 
 def answer(llm):
-    return [o.outputs[0].token_ids for o in llm.generate(PROMPTS, GREEDY, use_tqdm=False)]
+    return ids(llm.generate(PROMPTS, GREEDY, use_tqdm=False))
 
 
 @pytest.fixture(scope="module")

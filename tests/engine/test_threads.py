@@ -10,15 +10,10 @@ import time
 import pytest
 from counting_engine import counting_tokenizer, llm_of
 from counting_model import VOCAB, expected_output
-
-from nanovllm import SamplingParams
+from small_requests import greedy
 
 THREADS, CALLS = 4, 40
 OPTIONS = {"max_model_len": 64, "num_gpu_blocks_override": 24, "block_size": 4, "max_num_seqs": 6}
-
-
-def greedy(max_tokens: int) -> SamplingParams:
-    return SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
 
 
 @pytest.fixture(autouse=True)
