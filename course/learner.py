@@ -93,7 +93,7 @@ def scheduler_with(first_to_compute: Callable[[int, int, int], int]) -> type[Sch
         def _admit_waiting(self, batch: Batch, budget: int) -> None:
             while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
                 seq, manager = self.waiting[0], self.block_manager
-                hits = manager.match(seq)
+                hits = manager.find_cached_blocks(seq)
                 if not self._fits(seq, hits):
                     break
                 start = first_to_compute(len(seq.token_ids), len(hits), manager.block_size)

@@ -138,9 +138,9 @@ lesson03.check_slot_mapping(slot_mapping)
 # |:--|:--|
 # | `seq.block_table` | the request's block ids, a list |
 # | `self.block_size` | places in a block |
-# | `self._take_oldest_free()` | takes the block that is free for longest, and returns its id; its `ref_count` is then 1 |
+# | `self.allocate_block()` | takes the block that is free for longest, and returns its id; its `ref_count` is then 1 |
 # | `self.blocks[i].ref_count` | in how many tables block `i` stands |
-# | `self._free` | the free blocks, an ordered dict of ids; `self._free[i] = None` puts block `i` at its end |
+# | `self.free_block_ids` | the free blocks, an ordered dict of ids; `self.free_block_ids[i] = None` puts block `i` at its end |
 #
 # `allocate` grows a table until it holds `num_tokens` tokens, and does nothing if it does already. `free`
 # gives all of a request's blocks back, **the last one first**. A block may stand in another table as well
@@ -153,7 +153,7 @@ class MyBlocks(BlockManager):
         """Grow the sequence's table to hold `num_tokens` tokens; there are enough free blocks."""
         ### BEGIN SOLUTION take blocks until the table has room for num_tokens
         while len(seq.block_table) * self.block_size < num_tokens:
-            seq.block_table.append(self._take_oldest_free())
+            seq.block_table.append(self.allocate_block())
         ### END SOLUTION
 
     def free(self, seq):
@@ -163,9 +163,9 @@ class MyBlocks(BlockManager):
             block_id = seq.block_table.pop()
             self.blocks[block_id].ref_count -= 1
             if self.blocks[block_id].ref_count == 0:
-                self._free[block_id] = None
+                self.free_block_ids[block_id] = None
         ### END SOLUTION
-        seq.num_registered = 0  # for lesson 04
+        seq.num_cached_blocks = 0  # for lesson 04
 
 
 # %%
@@ -183,7 +183,7 @@ lesson03.check_my_blocks(MyBlocks)
 # <details><summary>Hint 2: the steps</summary>
 #
 # `allocate`: while the table's places are fewer than `num_tokens`, append a block taken. `free`: take the last
-# id out of the table (`pop`), count down its `ref_count`, and if that is 0, put it at the end of `self._free`;
+# id out of the table (`pop`), count down its `ref_count`, and if that is 0, put it at the end of `self.free_block_ids`;
 # until the table is empty.
 #
 # </details>
@@ -205,7 +205,7 @@ lesson03.check_my_blocks(MyBlocks)
 
 # %% tags=["exercise-border"]
 class Border(BlockManager):
-    def num_missing(self, seq, num_tokens):
+    def num_new_blocks(self, seq, num_tokens):
         """Blocks the sequence lacks to hold its first `num_tokens` tokens."""
         ### BEGIN SOLUTION
         needed = (num_tokens + self.block_size - 1) // self.block_size

@@ -59,7 +59,7 @@ lesson04.check_ten_requests(system, clock, same)
 # </details>
 
 # %% [markdown]
-# ## 2 · Implement: match and register
+# ## 2 · Implement: find and cache blocks
 #
 # *hard, 25 minutes*
 #
@@ -71,40 +71,40 @@ lesson04.check_ten_requests(system, clock, same)
 # | `seq.token_ids` | the tokens that are known: the prompt, and the answer so far |
 # | `seq.num_scheduled` | how many of its first tokens are computed, or will be in the step being planned |
 # | `seq.block_table` | its block ids |
-# | `self._cached` | the cache: a dict from a block's key to its id |
+# | `self.hash_to_block_id` | the cache: a dict from a block's key to its id |
 # | `self.blocks[i].hash` | the key under which block `i` is cached, or None; who evicts it looks here |
 # | `hash_block(parent, tokens)` | a key from the parent's key (`b""` for the first block) and a tuple of tokens |
 #
-# `match` returns the ids of the cached blocks of a sequence's beginning: the run of known keys from the first
+# `find_cached_blocks` returns the ids of the cached blocks of a sequence's beginning: the run of known keys from the first
 # block on, whole blocks only. It takes nothing. (The engine sees to the last token, and counts references.)
 #
-# `register` enters the sequence's blocks, those that are full of tokens that are known *and* scheduled. It is
+# `cache_full_blocks` enters the sequence's blocks, those that are full of tokens that are known *and* scheduled. It is
 # called again and again as a sequence grows. If a key is in the cache already, that block stays the cached one.
 
 
 # %% tags=["exercise-my_prefix_cache"]
 class MyPrefixCache(BlockManager):
-    def match(self, seq):
+    def find_cached_blocks(self, seq):
         """Ids of the cached blocks that hold the longest beginning of the sequence."""
         ### BEGIN SOLUTION walk the full blocks, chain their keys, stop at the first unknown one
         hits, key = [], b""
         for start in range(0, len(seq.token_ids) - self.block_size + 1, self.block_size):
             key = hash_block(key, tuple(seq.token_ids[start : start + self.block_size]))
-            if key not in self._cached:
+            if key not in self.hash_to_block_id:
                 break
-            hits.append(self._cached[key])
+            hits.append(self.hash_to_block_id[key])
         return hits
         ### END SOLUTION
 
-    def register(self, seq):
+    def cache_full_blocks(self, seq):
         """Enter each full block whose tokens are known and scheduled."""
         ### BEGIN SOLUTION chain the keys of the full blocks, and enter those that are new
         key, size = b"", self.block_size
         num_full = min(seq.num_scheduled, len(seq.token_ids)) // size
         for index, block_id in enumerate(seq.block_table[:num_full]):
             key = hash_block(key, tuple(seq.token_ids[index * size : (index + 1) * size]))
-            if key not in self._cached:
-                self._cached[key] = block_id
+            if key not in self.hash_to_block_id:
+                self.hash_to_block_id[key] = block_id
                 self.blocks[block_id].hash = key
         ### END SOLUTION
 
@@ -124,10 +124,10 @@ lesson04.check_my_prefix_cache(MyPrefixCache)
 # </details>
 # <details><summary>Hint 2: the steps</summary>
 #
-# `match`: `key = b""`; for each full block of `seq.token_ids`, `key = hash_block(key, tokens)`; if it is not in
-# `self._cached`, stop; else append the block's id. `register`: full blocks are `min(num_scheduled,
+# `find_cached_blocks`: `key = b""`; for each full block of `seq.token_ids`, `key = hash_block(key, tokens)`; if it is not in
+# `self.hash_to_block_id`, stop; else append the block's id. `cache_full_blocks`: full blocks are `min(num_scheduled,
 # len(token_ids)) // block_size`; chain the same way; a key that is not in the cache is entered, in
-# `self._cached` and as the block's `hash`.
+# `self.hash_to_block_id` and as the block's `hash`.
 #
 # </details>
 # <details><summary>Hint 3: the solution</summary>

@@ -87,7 +87,7 @@ lesson05.check_four_requests(b_in_step_2, c_answers, step_3, goes_back, computed
 # | `seq.num_unscheduled` | tokens the next step could compute for it; may be 0 |
 # | `self._make_room(seq, n)` | lets `seq` grow to `n` tokens, preempting the youngest; False if that failed |
 # | `self._plan(seq, n, admitted)` | the row with the next `n` tokens of `seq`; moves `num_scheduled` |
-# | `self.block_manager.match(seq)` | cached blocks of its beginning, a list; each holds `self.block_manager.block_size` tokens |
+# | `self.block_manager.find_cached_blocks(seq)` | cached blocks of its beginning, a list; each holds `self.block_manager.block_size` tokens |
 # | `self._fits(seq, hits)` | whether there are blocks for it, and headroom |
 # | `self._admit(seq, hits, num_cached)` | takes its blocks and makes it run |
 #
@@ -123,7 +123,7 @@ class MyScheduler(Scheduler):
         ### BEGIN SOLUTION admit from the head of the queue while budget, rows and blocks last
         while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
             seq = self.waiting[0]
-            hits = self.block_manager.match(seq)
+            hits = self.block_manager.find_cached_blocks(seq)
             num_cached = min(len(hits) * self.block_manager.block_size, len(seq.token_ids) - 1)
             missing = len(seq.token_ids) - num_cached
             if missing > budget and not self.enable_chunked_prefill:
@@ -154,7 +154,7 @@ lesson05.check_my_scheduler(MyScheduler)
 #
 # Running: for each of `list(self.running)`, `n = min(seq.num_unscheduled, budget)`; `continue` if 0 or not
 # running; `break` unless `_make_room(seq, seq.num_scheduled + n)`; append `_plan(seq, n)`; take `n` off the budget.
-# Waiting: `hits = match`; `num_cached = min(len(hits) * block_size, len(token_ids) - 1)`; the rest, cut at the
+# Waiting: `hits = find_cached_blocks`; `num_cached = min(len(hits) * block_size, len(token_ids) - 1)`; the rest, cut at the
 # budget; `break` if it may not be cut, or does not fit; `popleft`, `_admit`, append `_plan(..., admitted=True)`.
 #
 # </details>
@@ -183,7 +183,7 @@ class Early(Scheduler):
         ### INSTEAD
         # seq.num_computed += num_tokens
         ### END SOLUTION
-        self.block_manager.register(seq)
+        self.block_manager.cache_full_blocks(seq)
         samples = seq.num_scheduled >= len(seq.token_ids)
         return ScheduledSequence(seq, start, num_tokens, samples, admitted)
 
@@ -200,7 +200,7 @@ class Early(Scheduler):
             token_id = next(sampled) if row.samples else None
             if token_id is not None and not seq.is_finished:  # else the extra token is dropped
                 seq.append(token_id)
-                self.block_manager.register(seq)
+                self.block_manager.cache_full_blocks(seq)
                 updated.append(seq)
             if seq.is_finished:
                 self._retire(seq)

@@ -193,7 +193,7 @@ def check_allocate(manager: BlockManager) -> None:
     expect(
         manager.num_free_blocks == 4,
         f"8 blocks, 4 taken: 4 are free, not {manager.num_free_blocks}. Take them by "
-        "self._take_oldest_free().",
+        "self.allocate_block().",
     )
 
 
@@ -229,7 +229,7 @@ def check_free(manager: BlockManager) -> None:
 def check_shared(manager: BlockManager) -> None:
     seq, other = sequence(8), sequence(8)
     attempt(manager.allocate, seq, 8)
-    manager.share(other, list(seq.block_table))
+    manager.touch(other, list(seq.block_table))
     attempt(manager.free, seq)
     expect(
         manager.num_free_blocks == 6,
@@ -269,7 +269,7 @@ def check_border(Border: Any) -> None:
     manager = attempt(Border, 8, 4)
     for num_tokens in range(1, 30):
         wanted = -(-num_tokens // 4)
-        needed = attempt(manager.num_missing, sequence(40), num_tokens)
+        needed = attempt(manager.num_new_blocks, sequence(40), num_tokens)
         expect(
             needed >= wanted,
             f"{num_tokens} tokens need {wanted} blocks of 4, yours asks for {needed}: the first "
@@ -285,7 +285,7 @@ def check_border(Border: Any) -> None:
     seq = sequence(40)
     seq.block_table = [3, 1]
     for num_tokens, wanted in ((4, 0), (8, 0), (9, 1), (17, 3)):
-        missing = attempt(manager.num_missing, seq, num_tokens)
+        missing = attempt(manager.num_new_blocks, seq, num_tokens)
         expect(
             missing == wanted,
             f"A table of 2 blocks lacks {wanted} for {num_tokens} tokens, not {missing}. Blocks "

@@ -57,13 +57,13 @@ def enter(manager: BlockManager, ids: list[int], scheduled: int | None = None) -
     seq = sequence(ids)
     manager.allocate(seq, len(ids))
     seq.num_scheduled = len(ids) if scheduled is None else scheduled
-    attempt(manager.register, seq)
+    attempt(manager.cache_full_blocks, seq)
     return seq
 
 
 def hits_of(manager: BlockManager, ids: list[int]) -> list[int]:
-    hits = attempt(manager.match, sequence(ids))
-    expect(isinstance(hits, list), f"match returns a list of block ids, got {hits!r}.")
+    hits = attempt(manager.find_cached_blocks, sequence(ids))
+    expect(isinstance(hits, list), f"find_cached_blocks returns a list of block ids, got {hits!r}.")
     return hits
 
 
@@ -88,7 +88,8 @@ def check_found(manager: BlockManager) -> None:
     hits = hits_of(manager, ONE)
     expect(
         manager.num_free_blocks == free and manager.blocks[seq.block_table[0]].ref_count == 1,
-        "match took what it found. It only looks: the rest of the request may not fit.",
+        "find_cached_blocks took what it found. It only looks, because the rest of the request may "
+        "not fit.",
     )
     expect(
         len(hits) < 3 and manager.blocks[seq.block_table[2]].hash is None,
@@ -96,12 +97,14 @@ def check_found(manager: BlockManager) -> None:
         "full blocks are shared.",
     )
     expect(
-        hits or not manager._cached,
-        "register entered keys, and match finds none of them. Are both methods' keys the same? And "
-        "block 0 is a block, not nothing: ask `is None`.",
+        hits or not manager.hash_to_block_id,
+        "cache_full_blocks entered keys, and find_cached_blocks finds none of them. Are both "
+        "methods' keys the same? And block 0 is a block, not nothing: ask `is None`.",
     )
     expect(
-        hits, "Ten tokens were entered, and nothing of them is found. Does register enter a key?"
+        hits,
+        "Ten tokens were entered, and nothing of them is found. "
+        "Does cache_full_blocks enter a key?",
     )
     expect(
         hits == seq.block_table[:2],
@@ -115,7 +118,7 @@ def check_found(manager: BlockManager) -> None:
     expect(
         exact == hits,
         f"A text of 8 tokens has two full blocks; yours found {len(exact)}. The last token is the "
-        "scheduler's matter, not match's.",
+        "scheduler's matter, not the block manager's.",
     )
 
 
@@ -128,7 +131,7 @@ def check_history(manager: BlockManager) -> None:
         "Block 5 6 7 8 was found that stands after other tokens: its keys and values are those of "
         "another text. A key must cover what stands before: hash_block(parent's key, tokens).",
     )
-    manager._uncache(manager.blocks[seq.block_table[0]])
+    manager.evict(manager.blocks[seq.block_table[0]])
     expect(
         hits_of(manager, ONE) == [],
         "The first block was evicted, and the second was found all the same. A table has no hole: "
@@ -144,10 +147,11 @@ def check_what_is_entered(manager: BlockManager) -> None:
         "second is not computed yet: whoever found it would read what was never written.",
     )
     seq.num_scheduled = 10
-    attempt(manager.register, seq)
+    attempt(manager.cache_full_blocks, seq)
     expect(
         hits_of(manager, ONE) == seq.block_table[:2],
-        "register was called again when more was scheduled, and the second block is not found.",
+        "cache_full_blocks was called again when more was scheduled, and the second block is not "
+        "found.",
     )
     seq = enter(manager, [3, 3, 3, 3, 3, 3, 3], scheduled=8)
     expect(
@@ -184,7 +188,7 @@ def check_twins(manager: BlockManager) -> None:
     )
     manager.free(second)
     manager.free(first)
-    cached = dict(manager._cached)
+    cached = dict(manager.hash_to_block_id)
     expect(
         all(manager.blocks[block_id].hash == key for key, block_id in cached.items()),
         "A block's hash is not the key that leads to it.",

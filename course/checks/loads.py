@@ -16,7 +16,7 @@ class Scarce(BlockManager):
     """Says whose blocks are missing, where the engine's relies on having been asked."""
 
     def allocate(self, seq: Sequence, num_tokens: int) -> None:
-        if self.num_missing(seq, num_tokens) > self.num_free_blocks:
+        if self.num_new_blocks(seq, num_tokens) > self.num_free_blocks:
             raise CheckFailed(
                 f"{seq.request_id} was admitted, and there are no blocks for its {num_tokens} "
                 "tokens: ask self._fits(seq, hits) before you admit somebody."

@@ -89,7 +89,7 @@ def traffic(manager: BlockManager, count: int, seed: int = 1) -> Iterator[list[S
         arrives = not running or rng.random() < 0.1
         seq = sequence(rng.randint(1, 40)) if arrives else running.pop(rng.randrange(len(running)))
         seq.token_ids.append(0)
-        while manager.num_missing(seq, len(seq.token_ids)) > manager.num_free_blocks:
+        while manager.num_new_blocks(seq, len(seq.token_ids)) > manager.num_free_blocks:
             manager.free(running.pop(0))
         manager.allocate(seq, len(seq.token_ids))
         running.append(seq)

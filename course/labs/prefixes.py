@@ -55,11 +55,11 @@ def admit(manager: BlockManager, ids: Sequence[int]) -> tuple[Request, int]:
     The request, and how many of its tokens were found.
     """
     seq = Request("", None, list(ids), SamplingParams(), max_length=len(ids) + 1)
-    hits = manager.match(seq)
-    manager.share(seq, hits)
+    hits = manager.find_cached_blocks(seq)
+    manager.touch(seq, hits)
     manager.allocate(seq, len(ids))
     seq.num_scheduled = len(ids)  # what the scheduler notes when it plans a step
-    manager.register(seq)
+    manager.cache_full_blocks(seq)
     return seq, len(hits) * manager.block_size
 
 

@@ -39,9 +39,9 @@ class StaticScheduler(Scheduler):
 
     def _fits(self, seq: Sequence, hits: list[int]) -> bool:
         manager = self.block_manager
-        promised = sum(manager.num_missing(other, other.max_length) for other in self.running)
-        needed = manager.num_missing(seq, seq.max_length) - len(hits)
-        return needed + promised <= manager.num_free_after_sharing(hits)
+        promised = sum(manager.num_new_blocks(other, other.max_length) for other in self.running)
+        needed = manager.num_new_blocks(seq, seq.max_length) - len(hits)
+        return needed + promised <= manager.num_free_after_touch(hits)
 
 
 class EngineStage(Stage):

@@ -1,53 +1,57 @@
-"""BlockManager: which blocks of the KV cache belong to whom. Pure Python; it never sees a tensor.
+"""BlockManager: which blocks of the KV cache belong to which sequence. It never sees a tensor.
 
 The cache is cut into blocks of `block_size` tokens. A sequence owns a table of block ids, in
 order, and takes another block only when its last one is full. A full block whose tokens are known
-may be entered in the prefix cache under a hash that covers all tokens from the first on; a later
-sequence that begins with the same tokens then shares the block instead of computing it again.
+may be entered in the prefix cache under a hash that covers all tokens from the first one on. A
+later sequence that begins with the same tokens then uses the same block and does not compute it
+again.
 
 Every block is in one of three states:
-    used                 ref_count > 0: in one block table, or in several
-    free and cached      ref_count == 0, its contents still stand: may be revived, or evicted
-    free and empty       ref_count == 0, in no prefix cache
-Free blocks wait in one ordered dict, least recently used first; any of them leaves it in O(1).
+    used                 ref_count > 0: it stands in one block table, or in several
+    free and cached      ref_count == 0, and its contents are valid: it may be reused, or evicted
+    free and empty       ref_count == 0, and the prefix cache does not name it
+Free blocks wait in one ordered dict, the least recently used first. Any of them leaves it in O(1).
 """
 
 from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
-from itertools import count
-
-import xxhash
+from hashlib import sha256
 
 from nanovllm.engine.sequence import Sequence
 
 
 def hash_block(parent: bytes, token_ids: tuple[int, ...]) -> bytes:
-    """16 bytes that stand for a block's tokens and, through `parent`, for all tokens before it."""
-    return xxhash.xxh3_128_digest(parent + array("I", token_ids).tobytes())
+    """The SHA-256 digest of a block's tokens and of its parent's hash; 32 bytes.
+
+    Through `parent` the digest covers all tokens before the block. Nobody knows two inputs with
+    the same SHA-256 digest, so equal hashes mean equal tokens. A faster hash without this property
+    would let one user craft a prompt that is handed another user's blocks.
+    """
+    return sha256(parent + array("I", token_ids).tobytes()).digest()
 
 
 @dataclass(slots=True)
 class Block:
+    """One block of the KV cache."""
+
     block_id: int
-    ref_count: int = 0  # block tables this block stands in
-    hash: bytes | None = None  # its key in the prefix cache, if it is there
-    content: tuple = ()  # (number of the prefix before it, its token ids): what was hashed
-    prefix: int = 0  # a number for all tokens up to its end: equal numbers, equal tokens
+    ref_count: int = 0  # the number of block tables that this block stands in
+    hash: bytes | None = None  # its key in the prefix cache, if it is cached
 
 
 class BlockManager:
-    """Allocates, shares and frees the blocks of one KV cache."""
+    """Allocates and frees the blocks of one KV cache, and finds those that hold a known prefix."""
 
     def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True):
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
         self.blocks = [Block(i) for i in range(num_blocks)]
-        # Oldest first. A plain dict keeps this order too, but walks over every key deleted at its
-        # head to find the first: with 40,000 blocks taken, 74 µs for the next instead of 0.3.
-        self._free = OrderedDict.fromkeys(range(num_blocks))
-        self._cached: dict[bytes, int] = {}  # hash -> block id
-        self._new_prefixes = count(1)
+        # The least recently used block is first. A plain dict keeps this order too, but to find
+        # its first key it walks over every key that was deleted before: with 40,000 blocks taken,
+        # the next one takes 74 µs instead of 0.3.
+        self.free_block_ids = OrderedDict.fromkeys(range(num_blocks))
+        self.hash_to_block_id: dict[bytes, int] = {}  # the prefix cache
 
     @property
     def num_blocks(self) -> int:
@@ -55,111 +59,124 @@ class BlockManager:
 
     @property
     def num_free_blocks(self) -> int:
-        return len(self._free)
+        return len(self.free_block_ids)
 
-    def num_missing(self, seq: Sequence, num_tokens: int) -> int:
-        """Blocks the sequence lacks to hold its first `num_tokens` tokens."""
+    def num_new_blocks(self, seq: Sequence, num_tokens: int) -> int:
+        """Count the blocks that the sequence still needs to hold its first `num_tokens` tokens."""
         return max(0, -(-num_tokens // self.block_size) - len(seq.block_table))
 
     # -- taking and giving back ------------------------------------------------------------------
 
     def allocate(self, seq: Sequence, num_tokens: int) -> None:
-        """Grow the sequence's table to hold `num_tokens` tokens; the caller checked it can."""
-        for _ in range(self.num_missing(seq, num_tokens)):
-            seq.block_table.append(self._take_oldest_free())
+        """Let the sequence's table grow to hold `num_tokens` tokens.
 
-    def _take_oldest_free(self) -> int:
-        block = self.blocks[next(iter(self._free))]
-        self._uncache(block)
-        self._acquire(block)
+        The caller has checked that there are enough free blocks.
+        """
+        for _ in range(self.num_new_blocks(seq, num_tokens)):
+            seq.block_table.append(self.allocate_block())
+
+    def allocate_block(self) -> int:
+        """Take the least recently used free block, and return its id."""
+        block = self.blocks[next(iter(self.free_block_ids))]
+        self.evict(block)
+        self.add_reference(block)
         return block.block_id
 
-    def _acquire(self, block: Block) -> None:
+    def add_reference(self, block: Block) -> None:
+        """Count one more block table that holds the block, so that it is no longer free."""
         if block.ref_count == 0:
-            del self._free[block.block_id]
+            del self.free_block_ids[block.block_id]
         block.ref_count += 1
 
     def free(self, seq: Sequence) -> None:
-        """Give back all its blocks, last first: the head of a prefix is worth keeping longest."""
+        """Give back all blocks of a sequence.
+
+        The last block is freed first, so that the beginning of the prefix is evicted last. It is
+        the part that other prompts are most likely to share.
+        """
         while seq.block_table:  # popped one by one: an interrupt leaves none to be freed twice
             block = self.blocks[seq.block_table.pop()]
             block.ref_count -= 1
             if block.ref_count == 0:
-                self._free[block.block_id] = None
-        seq.num_registered = 0
+                self.free_block_ids[block.block_id] = None
+        seq.num_cached_blocks = 0
 
     # -- the prefix cache ------------------------------------------------------------------------
 
-    def match(self, seq: Sequence) -> list[int]:
-        """The cached blocks that hold the longest prefix of a sequence's tokens; takes none.
+    def find_cached_blocks(self, seq: Sequence) -> list[int]:
+        """Find the cached blocks that hold the longest prefix of a sequence's tokens.
 
-        A hash may be another prefix's as well, so a hit is believed only if its content agrees.
+        Returns their ids, in order, and takes none of them.
         """
-        hits: list[int] = []
+        cached_block_ids: list[int] = []
         if not self.enable_prefix_caching:
-            return hits
+            return cached_block_ids
         for index in range(len(seq.token_ids) // self.block_size):
-            block_id = self._cached.get(self._hash(seq, index))
-            if block_id is None or self.blocks[block_id].content != self._content(seq, index, hits):
+            block_id = self.hash_to_block_id.get(self.block_hash(seq, index))
+            if block_id is None:
                 break
-            hits.append(block_id)
-        return hits
+            cached_block_ids.append(block_id)
+        return cached_block_ids
 
-    def num_free_after_sharing(self, hits: list[int]) -> int:
-        """Free blocks left once `hits` are shared: those that were free are revived by it."""
-        return len(self._free) - sum(self.blocks[i].ref_count == 0 for i in hits)
+    def num_free_after_touch(self, cached_block_ids: list[int]) -> int:
+        """Count the free blocks that are left once these blocks are in use."""
+        num_revived = sum(self.blocks[i].ref_count == 0 for i in cached_block_ids)
+        return self.num_free_blocks - num_revived
 
-    def share(self, seq: Sequence, hits: list[int]) -> None:
+    def touch(self, seq: Sequence, cached_block_ids: list[int]) -> None:
         """Begin a sequence's table with cached blocks."""
-        for block_id in hits:
-            self._acquire(self.blocks[block_id])
-        seq.block_table.extend(hits)
-        seq.num_registered = len(hits)
+        for block_id in cached_block_ids:
+            self.add_reference(self.blocks[block_id])
+        seq.block_table.extend(cached_block_ids)
+        seq.num_cached_blocks = len(cached_block_ids)
 
-    def register(self, seq: Sequence) -> None:
-        """Enter in the prefix cache each full block whose ids are known and whose step is planned.
+    def cache_full_blocks(self, seq: Sequence) -> None:
+        """Enter each full block whose ids are known and whose step is planned in the prefix cache.
 
         If another block already holds the same tokens, that one stays the cached one.
         """
         if not self.enable_prefix_caching:
             return
         num_full = min(seq.num_scheduled, len(seq.token_ids)) // self.block_size
-        for index in range(seq.num_registered, num_full):
-            block, key = self.blocks[seq.block_table[index]], self._hash(seq, index)
-            content = self._content(seq, index, seq.block_table)
-            cached = self.blocks[self._cached.get(key, block.block_id)]
-            same = cached is not block and cached.content == content
-            block.prefix = cached.prefix if same else next(self._new_prefixes)
-            if cached.ref_count == 0 and not same:
-                self._uncache(cached)  # no one finds it: what it continues was evicted
-            if key not in self._cached:
-                block.content = content
-                self._cached[key] = block.block_id
-                block.hash = key  # last: `rebuild` believes what has a hash
-        seq.num_registered = max(seq.num_registered, num_full)
+        for index in range(seq.num_cached_blocks, num_full):
+            block, key = self.blocks[seq.block_table[index]], self.block_hash(seq, index)
+            if self.hash_to_block_id.setdefault(key, block.block_id) == block.block_id:
+                block.hash = key  # last, because `rebuild` believes what has a hash
+        seq.num_cached_blocks = max(seq.num_cached_blocks, num_full)
 
-    def unregister(self, seq: Sequence, num_valid: int) -> None:
-        """Take out what was entered beyond the first `num_valid` tokens: it was never computed."""
-        for block_id in seq.block_table[num_valid // self.block_size :]:
-            self._uncache(self.blocks[block_id])
-
-    def _uncache(self, block: Block) -> None:
+    def evict(self, block: Block) -> None:
+        """Take a block out of the prefix cache, if it is there."""
         if block.hash is not None:
-            self._cached.pop(block.hash, None)  # an interrupt may have come after this line before
-            block.hash, block.content = None, ()
+            # An earlier call may have been interrupted right after this line.
+            self.hash_to_block_id.pop(block.hash, None)
+            block.hash = None
 
-    def is_cached(self, seq: Sequence, index: int) -> bool:
+    def evict_uncomputed(self, seq: Sequence, num_computed: int) -> None:
+        """Evict a sequence's blocks beyond its first `num_computed` tokens, whose step failed."""
+        for block_id in seq.block_table[num_computed // self.block_size :]:
+            self.evict(self.blocks[block_id])
+
+    def is_block_cached(self, seq: Sequence, index: int) -> bool:
         """Whether the sequence has a full block `index` whose hash is in the prefix cache."""
-        full = (index + 1) * self.block_size <= len(seq.token_ids)
-        return self.enable_prefix_caching and full and self._hash(seq, index) in self._cached
+        if not self.enable_prefix_caching or (index + 1) * self.block_size > len(seq.token_ids):
+            return False
+        return self.block_hash(seq, index) in self.hash_to_block_id
+
+    def block_hash(self, seq: Sequence, index: int) -> bytes:
+        """The hash of the sequence's block `index`, computed once and kept with the sequence."""
+        while len(seq.block_hashes) <= index:
+            start = len(seq.block_hashes) * self.block_size
+            parent = seq.block_hashes[-1] if seq.block_hashes else b""
+            token_ids = tuple(seq.token_ids[start : start + self.block_size])
+            seq.block_hashes.append(hash_block(parent, token_ids))
+        return seq.block_hashes[index]
 
     def reset_prefix_cache(self) -> bool:
-        """Forget everything in the prefix cache. Return False, and forget nothing, if any block
-        is used."""
+        """Empty the prefix cache. Return False, and do nothing, if any block is used."""
         if self.num_free_blocks < self.num_blocks:
             return False
         for block in self.blocks:
-            self._uncache(block)
+            self.evict(block)
         return True
 
     # -- after an interrupt ----------------------------------------------------------------------
@@ -167,30 +184,16 @@ class BlockManager:
     def rebuild(self, seqs: list[Sequence]) -> None:
         """Take back all blocks, in whatever state an interrupted method has left them.
 
-        `seqs` are the sequences that may hold blocks. Only the blocks' hashes are trusted. Because
-        `register` sets a block's hash last, a block that has one stays in the prefix cache. What
-        was registered but never computed must have been unregistered before.
+        `seqs` are the sequences that may hold blocks. Only the blocks' hashes are trusted, because
+        `cache_full_blocks` sets a block's hash last. Blocks that were cached but never computed
+        must have been evicted before (see `evict_uncomputed`).
         """
-        held = [i for seq in reversed(seqs) for i in reversed(seq.block_table)]
-        self._free = OrderedDict.fromkeys([*self._free, *held, *range(self.num_blocks)])
+        used = [i for seq in reversed(seqs) for i in reversed(seq.block_table)]
+        everything = [*self.free_block_ids, *used, *range(self.num_blocks)]
+        self.free_block_ids = OrderedDict.fromkeys(everything)
         for block in self.blocks:
             block.ref_count = 0
-            if block.hash is None:
-                block.content = ()
-        self._cached = {b.hash: b.block_id for b in self.blocks if b.hash is not None}
+        self.hash_to_block_id = {b.hash: b.block_id for b in self.blocks if b.hash is not None}
         for seq in seqs:
             seq.block_table.clear()
-            seq.num_registered = 0
-
-    def _content(self, seq: Sequence, index: int, table: list[int]) -> tuple:
-        return self.blocks[table[index - 1]].prefix if index else 0, self._tokens(seq, index)
-
-    def _tokens(self, seq: Sequence, index: int) -> tuple[int, ...]:
-        return tuple(seq.token_ids[index * self.block_size : (index + 1) * self.block_size])
-
-    def _hash(self, seq: Sequence, index: int) -> bytes:
-        """The sequence's hash of block `index`, computed once and kept with the sequence."""
-        while len(seq.block_hashes) <= index:
-            parent = seq.block_hashes[-1] if seq.block_hashes else b""
-            seq.block_hashes.append(hash_block(parent, self._tokens(seq, len(seq.block_hashes))))
-        return seq.block_hashes[index]
+            seq.num_cached_blocks = 0

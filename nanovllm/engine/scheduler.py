@@ -156,7 +156,9 @@ class Scheduler:
         False if it had to go itself, or if the one to go has a token in flight: younger sequences
         then get nothing either, so nothing of theirs is in flight when the next step is planned.
         """
-        while self.block_manager.num_missing(seq, num_tokens) > self.block_manager.num_free_blocks:
+        while (
+            self.block_manager.num_new_blocks(seq, num_tokens) > self.block_manager.num_free_blocks
+        ):
             youngest = self.running[-1]
             if youngest.in_flight:
                 return False
@@ -171,7 +173,7 @@ class Scheduler:
             seq = self.waiting[0]
             if self._is_still_blocked(seq, budget):
                 break
-            hits = self.block_manager.match(seq)
+            hits = self.block_manager.find_cached_blocks(seq)
             # A token is always computed, since its logits are needed: at least the last one.
             num_cached = min(len(hits) * self.block_manager.block_size, len(seq.token_ids) - 1)
             num_tokens = min(len(seq.token_ids) - num_cached, budget)
@@ -188,9 +190,9 @@ class Scheduler:
 
     def _fits(self, seq: Sequence, hits: list[int]) -> bool:
         """Whether all the sequence's tokens fit, with a block left for each one that can grow."""
-        num_new = self.block_manager.num_missing(seq, len(seq.token_ids)) - len(hits)
+        num_new = self.block_manager.num_new_blocks(seq, len(seq.token_ids)) - len(hits)
         num_free = self.block_manager.num_free_blocks
-        num_revived = num_free - self.block_manager.num_free_after_sharing(hits)
+        num_revived = num_free - self.block_manager.num_free_after_touch(hits)
         num_blocks = num_new + num_revived
         fits = num_blocks <= num_free - len(self.running) or num_blocks <= self._num_spare_blocks()
         if not fits:
@@ -216,7 +218,7 @@ class Scheduler:
         last = self._blocked
         if last is None or last.seq is not seq:
             return False
-        if self.block_manager.is_cached(seq, last.num_hits):
+        if self.block_manager.is_block_cached(seq, last.num_hits):
             return False
         return budget < last.num_tokens or self._num_spare_blocks() < last.num_blocks
 
@@ -225,7 +227,7 @@ class Scheduler:
         if not seq.metrics.scheduled_ts:
             seq.metrics.scheduled_ts = time.monotonic()
             seq.metrics.num_cached_tokens = num_cached
-        self.block_manager.share(seq, hits)
+        self.block_manager.touch(seq, hits)
         self.block_manager.allocate(seq, len(seq.token_ids))
         seq.num_cached = len(hits) * self.block_manager.block_size
         seq.num_computed = seq.num_scheduled = num_cached
@@ -236,7 +238,7 @@ class Scheduler:
     def _plan(self, seq: Sequence, num_tokens: int, admitted: bool = False) -> ScheduledSequence:
         start = seq.num_scheduled
         seq.num_scheduled += num_tokens
-        self.block_manager.register(seq)
+        self.block_manager.cache_full_blocks(seq)
         samples = seq.num_scheduled >= len(seq.token_ids)
         return ScheduledSequence(seq, start, num_tokens, samples, admitted)
 
@@ -271,9 +273,9 @@ class Scheduler:
             if row.samples and not seq.is_finished:
                 seq.append(token_id)
                 if seq.error is None:
-                    self.block_manager.register(seq)
+                    self.block_manager.cache_full_blocks(seq)
                 else:
-                    self.block_manager.unregister(seq, seq.num_cached)
+                    self.block_manager.evict_uncomputed(seq, seq.num_cached)
                 updated.append(seq)
             if seq.is_finished:
                 self._retire(seq)
@@ -308,7 +310,7 @@ class Scheduler:
         in_flight = [row.seq for batch in batches for row in batch]
         seqs = list(dict.fromkeys([*self.requests.values(), *in_flight]))
         for seq in seqs:
-            self.block_manager.unregister(seq, seq.num_computed)
+            self.block_manager.evict_uncomputed(seq, seq.num_computed)
         self.block_manager.rebuild(seqs)
         self.running, self.waiting, self._blocked = [], WaitingQueue(), None
         for seq in seqs:

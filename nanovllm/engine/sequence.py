@@ -59,7 +59,7 @@ class Sequence:
     num_cached: int = 0  # tokens whose keys and values were found at this admission
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)  # of every full block hashed so far
-    num_registered: int = 0  # leading blocks already entered in the prefix cache
+    num_cached_blocks: int = 0  # leading blocks already entered in the prefix cache
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)

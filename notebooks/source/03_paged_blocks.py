@@ -252,7 +252,9 @@ print("decode rows, prompts and the rest of a prompt: equal to contiguous attent
 from nanovllm.engine.block_manager import Block, BlockManager
 
 m = BlockManager
-show_source(Block, m.__init__, m.num_missing, m.allocate, m._take_oldest_free, m._acquire, m.free)
+show_source(
+    Block, m.__init__, m.num_new_blocks, m.allocate, m.allocate_block, m.add_reference, m.free
+)
 
 # %% [markdown]
 # The rest is for lesson 04, where requests share blocks: `ref_count`, in how many tables a block stands (here 0 or 1), and
@@ -304,7 +306,7 @@ from course.labs.reference import ask_and_compare
 from course.serving import start_engine
 
 engine = start_engine(block_size=4, enable_prefix_caching=False)
-engine.block_manager._free = OrderedDict.fromkeys(random.sample(range(512), 512))
+engine.block_manager.free_block_ids = OrderedDict.fromkeys(random.sample(range(512), 512))
 prompt = prompt_of(engine, "Tell me a story about a fox who finds a key.")
 seq, comparison = ask_and_compare(engine, prompt, count=64)
 print(textwrap.fill(seq.detokenizer.text, 90), comparison, sep="\n\n")

@@ -118,11 +118,11 @@ def test_joining_takes_the_engines_own_beside_a_piece():
 
 
 METHODS = {
-    "match": "MyPrefixCache",
-    "register": "MyPrefixCache",
+    "find_cached_blocks": "MyPrefixCache",
+    "cache_full_blocks": "MyPrefixCache",
     "allocate": "MyBlocks",
     "free": "MyBlocks",
-    "share": "BlockManager",
+    "touch": "BlockManager",
 }
 
 

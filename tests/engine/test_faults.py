@@ -130,7 +130,7 @@ def test_an_interrupt_while_blocks_are_freed_frees_none_twice(folder, expected):
                     raise KeyboardInterrupt
                 super().__setitem__(*item)
 
-        manager._free = Interrupting(manager._free)
+        manager.free_block_ids = Interrupting(manager.free_block_ids)
         armed.append(True)
         with pytest.raises(KeyboardInterrupt):
             ids(llm)

@@ -58,9 +58,9 @@ def check_consistent(engine, where="") -> None:
     """Every block is where it belongs, no lock is held, and the engine is not at work."""
     manager = engine.block_manager
     check_blocks(engine.core)
-    assert set(manager._free) == {b.block_id for b in manager.blocks if b.ref_count == 0}
+    assert set(manager.free_block_ids) == {b.block_id for b in manager.blocks if b.ref_count == 0}
     cached = {b.hash: b.block_id for b in manager.blocks if b.hash is not None}
-    assert manager._cached == cached
+    assert manager.hash_to_block_id == cached
     assert not engine._acting.locked(), where
     got = []
     other = threading.Thread(target=lambda: got.append(engine.lock.acquire(timeout=5)))

@@ -370,10 +370,10 @@ def test_the_prefix_cache_is_forgotten_unless_it_is_used(llm):
     engine.step()
     assert engine.get_num_unfinished_requests() == 1
     assert engine.reset_prefix_cache() is False
-    assert len(engine.block_manager._cached) > 0
+    assert len(engine.block_manager.hash_to_block_id) > 0
     engine.abort_request(["x"])
     assert llm.reset_prefix_cache() is True
-    assert not engine.block_manager._cached
+    assert not engine.block_manager.hash_to_block_id
     assert cached() == 0
     assert cached() == 48
 

@@ -31,19 +31,19 @@ def by_loops(block_tables, starts, context_lens, block_size):
 class MyBlocks(BlockManager):
     def allocate(self, seq, num_tokens):
         count = -(-num_tokens // self.block_size) - len(seq.block_table)
-        seq.block_table += [self._take_oldest_free() for _ in range(count)]
+        seq.block_table += [self.allocate_block() for _ in range(count)]
 
     def free(self, seq):
         for block in map(self.blocks.__getitem__, reversed(seq.block_table)):
             block.ref_count -= 1
             if not block.ref_count:
-                self._free.update({block.block_id: None})
+                self.free_block_ids.update({block.block_id: None})
         seq.block_table = []
-        seq.num_registered = 0
+        seq.num_cached_blocks = 0
 
 
 class Border(BlockManager):
-    def num_missing(self, seq, num_tokens):
+    def num_new_blocks(self, seq, num_tokens):
         held, missing = len(seq.block_table), 0
         while (held + missing) * self.block_size < num_tokens:
             missing += 1
@@ -51,7 +51,7 @@ class Border(BlockManager):
 
 
 FREED = """            if self.blocks[block_id].ref_count == 0:
-                self._free[block_id] = None
+                self.free_block_ids[block_id] = None
 """
 NEEDED = "(num_tokens + self.block_size - 1) // self.block_size"
 CASES = {
@@ -114,10 +114,22 @@ CASES = {
                 "its table still names",
             ),
             ("block_table.pop()", "block_table.pop(0)", "The first block was given back first"),
-            (FREED, "            self._free[block_id] = None\n", "the other still reads them"),
+            (
+                FREED,
+                "            self.free_block_ids[block_id] = None\n",
+                "the other still reads them",
+            ),
             ("            self.blocks[block_id].ref_count -= 1\n", "", "ref_count 0"),
-            ("                self._free[block_id] = None", "                pass", "0 are free"),
-            ("self._take_oldest_free()", "next(iter(self._free))", "stands in the table twice"),
+            (
+                "                self.free_block_ids[block_id] = None",
+                "                pass",
+                "0 are free",
+            ),
+            (
+                "self.allocate_block()",
+                "next(iter(self.free_block_ids))",
+                "stands in the table twice",
+            ),
             (
                 "while len(seq.block_table) *",
                 "if len(seq.block_table) *",
@@ -131,8 +143,9 @@ CASES = {
             ),
             ("class MyBlocks(BlockManager)", "class MyBlocks", "no longer inherits"),
             (
-                "self._free[block_id] = None",
-                "self._free[block_id] = None; self._free.move_to_end(block_id, last=False)",
+                "self.free_block_ids[block_id] = None",
+                "self.free_block_ids[block_id] = None\n"
+                "            self.free_block_ids.move_to_end(block_id, last=False)",
                 "first",
             ),
         ],

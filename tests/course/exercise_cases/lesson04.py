@@ -14,14 +14,16 @@ def chained(token_ids, size):
 class MyPrefixCache(BlockManager):
     """With all keys made at once, and the keys in `blocks` as the last word."""
 
-    def match(self, seq):
-        keys = takewhile(self._cached.__contains__, chained(seq.token_ids, self.block_size))
-        return [self._cached[key] for key in keys]
+    def find_cached_blocks(self, seq):
+        keys = takewhile(
+            self.hash_to_block_id.__contains__, chained(seq.token_ids, self.block_size)
+        )
+        return [self.hash_to_block_id[key] for key in keys]
 
-    def register(self, seq):
+    def cache_full_blocks(self, seq):
         keys = chained(seq.token_ids[: seq.num_scheduled], self.block_size)
         for key, block_id in zip(keys, seq.block_table, strict=False):
-            if self._cached.setdefault(key, block_id) == block_id:
+            if self.hash_to_block_id.setdefault(key, block_id) == block_id:
                 self.blocks[block_id].hash = key
 
 
@@ -30,7 +32,7 @@ def first_to_compute(num_tokens, num_hits, block_size):
     return cached if cached < num_tokens else cached - 1
 
 
-ENTERED = """                self._cached[key] = block_id
+ENTERED = """                self.hash_to_block_id[key] = block_id
                 self.blocks[block_id].hash = key"""
 CASES = {
     "ten_requests": Case(
@@ -53,21 +55,25 @@ CASES = {
             ("min(seq.num_scheduled, len(seq.token_ids))", "seq.num_scheduled", "not known yet"),
             ("\n                self.blocks[block_id].hash = key", "", "reused by another text"),
             (
-                "            if key not in self._cached:\n" + ENTERED,
+                "            if key not in self.hash_to_block_id:\n" + ENTERED,
                 ENTERED.replace("                ", "            "),
                 "The first stays",
             ),
-            (ENTERED, "                pass", "Does register enter a key?"),
+            (ENTERED, "                pass", "Does cache_full_blocks enter a key?"),
             (
                 "        return hits\n",
-                "        self.share(seq, hits); return hits\n",
+                "        self.touch(seq, hits); return hits\n",
                 "It only looks",
             ),
             ("len(seq.token_ids)) // size", "len(seq.token_ids)) // size + 1", "only full blocks"),
-            ("hits.append(self._cached[key])", "hits.insert(0, self._cached[key])", "in the order"),
             (
-                "if key not in self._cached:\n                break",
-                "if not self._cached.get(key):\n                break",
+                "hits.append(self.hash_to_block_id[key])",
+                "hits.insert(0, self.hash_to_block_id[key])",
+                "in the order",
+            ),
+            (
+                "if key not in self.hash_to_block_id:\n                break",
+                "if not self.hash_to_block_id.get(key):\n                break",
                 "block 0 is a block",
             ),
             (

@@ -26,7 +26,7 @@ class MyScheduler(Scheduler):
         for _ in range(self.max_num_seqs - len(self.running)):
             if not self.waiting or budget <= 0:
                 return
-            seq, hits = self.waiting[0], self.block_manager.match(self.waiting[0])
+            seq, hits = self.waiting[0], self.block_manager.find_cached_blocks(self.waiting[0])
             cached = len(hits) * block_size
             cached -= cached == len(seq.token_ids)
             count = len(seq.token_ids) - cached
@@ -44,7 +44,7 @@ class MyScheduler(Scheduler):
 class Early(Scheduler):
     def _plan(self, seq, num_tokens, admitted=False):
         first, seq.num_scheduled = seq.num_scheduled, seq.num_scheduled + num_tokens
-        self.block_manager.register(seq)
+        self.block_manager.cache_full_blocks(seq)
         samples = seq.num_scheduled >= len(seq.token_ids)
         return ScheduledSequence(seq, first, num_tokens, samples, admitted)
 
@@ -62,7 +62,7 @@ LOOP = """            seq.num_computed += row.num_tokens
             token_id = next(sampled) if row.samples else None
             if token_id is not None and not seq.is_finished:  # else the extra token is dropped
                 seq.append(token_id)
-                self.block_manager.register(seq)
+                self.block_manager.cache_full_blocks(seq)
                 updated.append(seq)
             if seq.is_finished:
                 self._retire(seq)
@@ -125,7 +125,11 @@ CASES = {
                 "Without chunked prefill",
             ),
             (", len(seq.token_ids) - 1)", ", len(seq.token_ids))", "an empty row"),
-            ("hits = self.block_manager.match(seq)", "hits = []", "computed again all the same"),
+            (
+                "hits = self.block_manager.find_cached_blocks(seq)",
+                "hits = []",
+                "computed again all the same",
+            ),
             ("self.waiting.popleft()", "self.waiting.pop()", "Was it taken out of the queue?"),
             (
                 "        while self.waiting and budget",
@@ -156,7 +160,7 @@ CASES = {
         mutants=[
             ("class Early(Scheduler)", "class Early", "no longer inherits"),
             (
-                "self.block_manager.register(seq)\n        samples",
+                "self.block_manager.cache_full_blocks(seq)\n        samples",
                 "seq.num_computed += num_tokens\n        samples",
                 "nothing has run",
             ),
