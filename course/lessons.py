@@ -46,6 +46,7 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
 OFF_THE_PATH: tuple[str, ...] = (
     "chat.py",
     "inputs.py",
+    "engine/parallel_sampling.py",
     "vllm_defaults.py",
     "utils/argparse_utils.py",
     "distributed.py",

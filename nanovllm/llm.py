@@ -32,7 +32,7 @@ from nanovllm import chat, vllm_defaults
 from nanovllm.config import EngineArgs
 from nanovllm.engine.sequence import Sequence
 from nanovllm.llm_engine import LLMEngine, read_texts
-from nanovllm.outputs import RequestOutput
+from nanovllm.outputs import RequestOutput, TextPiece
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.validation import check_options, check_type, check_unicode
 
@@ -48,7 +48,7 @@ class Call:
 
     def __init__(self, engine: LLMEngine):
         self.engine = engine
-        self.seqs: list[Sequence] = []  # in the order of the prompts
+        self.seqs: list[Sequence] = []  # in the order of the prompts, `n` for each of them
         self.news: dict[Sequence, None] = {}  # those with tokens, or an end, not yet looked at
         self.unfinished: set[Sequence] = set()  # as far as the news were looked at
         engine.watch(self)
@@ -59,10 +59,11 @@ class Call:
         engine.line_up()
         with engine.lock:
             engine.leave_line()
-            # `names` is an infinite generator, so zip needs strict=False
-            names = (str(i) for i in count(engine.num_requests) if str(i) not in engine.sequences)
-            for name, request in zip(names, requests, strict=False):
-                request["request_id"] = name
+            numbers = count(engine.num_requests)
+            for request in requests:
+                request["request_id"] = str(next(numbers))
+                while not engine.is_free(request):
+                    request["request_id"] = str(next(numbers))
             self.unfinished.update(engine.add(requests, self))
 
     def advance(self) -> list[Sequence]:
@@ -92,36 +93,43 @@ class Call:
     def read(self, seqs: list[Sequence]) -> None:
         """Look at sequences with news before another thread can run the next step."""
 
+    def make_outputs(self) -> list[RequestOutput]:
+        """One output a prompt, in order, with all its answers."""
+        return [RequestOutput.of(seq) for seq in self.seqs if seq.index == 0]
+
     def close(self) -> None:
         self.engine.abort(self.seqs)
 
 
-class TextStream(Call, Iterator[tuple[int, str]]):
-    """What `LLM.stream` returns: yields (prompt's index, new text).
+class TextStream(Call, Iterator[TextPiece]):
+    """What `LLM.stream` returns: yields TextPieces, which unpack as (prompt's index, new text).
 
-    Closing it aborts what has not finished. So does dropping the last reference to it, at the
-    start of the next step. The texts of one step come in the order of the prompts.
+    Where a prompt has several answers, a piece's `output_index` says which of them it continues.
+    Closing the stream aborts what has not finished. So does dropping the last reference to it, at
+    the start of the next step. The texts of one step come in the order of the prompts, and those
+    of one prompt in the order of its answers.
     """
 
     def __init__(self, llm: "LLM"):
         super().__init__(llm.llm_engine)
         self._llm = llm  # an LLM that is dropped closes its engine
-        self._pieces: deque[tuple[int, str]] = deque()
+        self._pieces: deque[TextPiece] = deque()
         self._sent: dict[Sequence, int] = {}  # characters
-        self._index: dict[Sequence, int] = {}
+        self._prompt: dict[Sequence, int] = {}  # the index of its prompt
 
     def add(self, requests: list[dict[str, Any]]) -> None:
         super().add(requests)
-        self._index = {seq: index for index, seq in enumerate(self.seqs)}
+        firsts = [seq for seq in self.seqs if seq.index == 0]
+        self._prompt = {seq: i for i, first in enumerate(firsts) for seq in first.siblings}
 
     def read(self, seqs: list[Sequence]) -> None:
-        seqs = sorted(seqs, key=self._index.__getitem__)
+        seqs = sorted(seqs, key=lambda seq: (self._prompt[seq], seq.index))
         for seq, text in zip(seqs, read_texts(seqs, certain_text), strict=True):
             if new := text[self._sent.get(seq, 0) :]:
-                self._pieces.append((self._index[seq], new))
+                self._pieces.append(TextPiece(self._prompt[seq], new, seq.index))
                 self._sent[seq] = len(text)
 
-    def __next__(self) -> tuple[int, str]:
+    def __next__(self) -> TextPiece:
         try:
             while self.unfinished and not self._pieces:
                 self.advance()
@@ -135,9 +143,7 @@ class TextStream(Call, Iterator[tuple[int, str]]):
     @property
     def outputs(self) -> list[RequestOutput] | None:
         """One output a prompt, in order, once all have ended; until then None."""
-        if not all(seq.is_finished for seq in self.seqs):
-            return None
-        return [RequestOutput.of(seq) for seq in self.seqs]
+        return self.make_outputs() if all(seq.is_finished for seq in self.seqs) else None
 
     def close(self) -> None:
         self.unfinished.clear()
@@ -197,7 +203,7 @@ class LLM:
                     bar.update(before - len(call.unfinished))
         finally:
             call.close()
-        return [RequestOutput.of(seq) for seq in call.seqs]
+        return call.make_outputs()
 
     def chat(
         self,
@@ -239,8 +245,12 @@ class LLM:
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def stream(self, prompts: Any, sampling_params: Params = None) -> TextStream:
-        """Text as it comes: an iterator of (prompt's index, new text), whose `outputs` is the
-        list of RequestOutputs when it has ended. Other calls may be made between two items."""
+        """Text as it comes: an iterator of pieces, whose `outputs` is the list of RequestOutputs
+        when it has ended. Other calls may be made between two pieces.
+
+        Each piece unpacks as (prompt's index, new text). With `n` above 1 the answers to a prompt
+        are written at the same time, and `piece.output_index` says which of them it continues.
+        """
         requests = self._make_requests(prompts, sampling_params)
         stream = TextStream(self)
         stream.add(requests)

@@ -34,6 +34,7 @@ from nanovllm.engine.memory import (
     reserved_bytes,
 )
 from nanovllm.engine.model_runner import ModelRunner
+from nanovllm.engine.parallel_sampling import ParentRequest, fan_out, ids_in_use
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.inputs import as_prompt
@@ -147,6 +148,7 @@ class LLMEngine:
             self.ranks.close(kill=True)
             raise
         self.num_requests = 0  # ever added
+        self.parents: dict[str, ParentRequest] = {}  # unfinished ones, by request id
         self.abandoned: deque[NoCall | CallReference] = deque()
         self._calls: set[CallReference] = set()
         # `lock` admits one thread at a time. `_acting` is held while a call is carried out: only
@@ -203,6 +205,17 @@ class LLMEngine:
     def sequences(self) -> dict[str, Sequence]:
         """The unfinished sequences by request id, in order of arrival."""
         return self.core.scheduler.requests
+
+    def is_free(self, request: Request) -> bool:
+        """Whether no unfinished request uses the id of this one, or an id of its sequences."""
+        return not any(map(self._is_taken, ids_in_use(request)))
+
+    def _is_taken(self, request_id: str) -> bool:
+        return request_id in self.sequences or self._is_unfinished(self.parents.get(request_id))
+
+    def _is_unfinished(self, parent: ParentRequest | None) -> bool:
+        found = self.sequences
+        return parent is not None and any(found.get(s.request_id) is s for s in parent.children)
 
     def make_request(self, request_id: str, prompt: Any, params: SamplingParams | None) -> Request:
         """Check one prompt (text, token ids, or vLLM's dict of either) and its parameters."""
@@ -272,23 +285,26 @@ class LLMEngine:
             raise
 
     def _check_names(self, requests: list[Request]) -> None:
-        for name, count in Counter(request["request_id"] for request in requests).items():
-            if count > 1 or name in self.sequences:
-                raise ValueError(f"request_id={name!r} is already in use")
+        counts = Counter(name for request in requests for name in ids_in_use(request))
+        for request in requests:
+            for name in ids_in_use(request):
+                if counts[name] > 1 or self._is_taken(name):
+                    own = request["request_id"]
+                    why = "" if name == own else f": one of its answers would be {name!r}, which"
+                    raise ValueError(f"request_id={own!r}{why} is already in use")
 
     def _make_sequences(self, requests: list[Request]) -> list[Sequence]:
         seqs = []
         for number, request in enumerate(requests, start=self.num_requests):
             params = SamplingParams(**request["params"])
             eos_ids = frozenset() if params.ignore_eos else self.eos_ids
-            seq = Sequence(
+            seqs += fan_out(
                 **{**request, "params": params},
                 stop_ids=eos_ids.union(params.stop_token_ids),
                 eos_id=None if params.ignore_eos else getattr(self.tokenizer, "eos_token_id", None),
                 noise=(self.args.seed, number),
                 tokenizer=self.tokenizer,
             )
-            seqs.append(seq)
         return seqs
 
     def _apply_add(self, requests: list[Request], call: Any = None) -> list[Sequence]:
@@ -297,7 +313,8 @@ class LLMEngine:
             for seq in seqs:
                 seq.news = call.news
             call.seqs.extend(seqs)  # before they are queued: what `seqs` names can be aborted
-        self.num_requests += len(seqs)
+        self.num_requests += len(requests)
+        self.parents |= {seq.parent.request_id: seq.parent for seq in seqs if seq.parent}
         self.core.add(seqs)
         return seqs
 
@@ -313,7 +330,10 @@ class LLMEngine:
         return request_id
 
     def abort_request(self, request_ids: str | list[str], internal: bool = False) -> None:
-        """End requests before their time; ids that are not running are ignored."""
+        """End requests before their time, with all their answers.
+
+        Ids that are not running are ignored, and so is the id of a single answer.
+        """
         check_options("abort_request", {"internal": internal}, vllm_defaults.ABORT_REQUEST)
         ids = [request_ids] if isinstance(request_ids, str) else request_ids
         if not (isinstance(ids, (list, tuple)) and all(isinstance(i, str) for i in ids)):
@@ -321,8 +341,13 @@ class LLMEngine:
                 f"request_ids must be a str or a list of them, got {request_ids!r:.200}"
             )
         self.check_open()
-        found = self.sequences
-        self.abort([found[i] for i in ids if i in found])
+        self.abort([seq for request_id in ids for seq in self._sequences_of(request_id)])
+
+    def _sequences_of(self, request_id: str) -> list[Sequence]:
+        """The sequences of the request that its caller named so. Some may have ended."""
+        parent, seq = self.parents.get(request_id), self.sequences.get(request_id)
+        alone = [seq] if seq is not None and seq.parent is None else []
+        return [*parent.children, *alone] if parent else alone
 
     def abort(self, seqs: list[Sequence]) -> None:
         """End those of the sequences that are unfinished. An engine that is closed has none.
@@ -343,14 +368,31 @@ class LLMEngine:
         return [seq.request_id for seq in seqs if found.get(seq.request_id) is seq]
 
     def _apply_abort(self, request_ids: list[str]) -> None:
-        self.core.abort([self.sequences[i] for i in request_ids if i in self.sequences])
+        seqs = [self.sequences[i] for i in request_ids if i in self.sequences]
+        self.core.abort(seqs)
+        self._forget_ended_parents(seqs)
+
+    def _forget_ended_parents(self, seqs: list[Sequence]) -> None:
+        """Forget the parents of sequences that have ended, if no answer of theirs is unfinished.
+
+        An interrupt may leave an ended parent behind. That is harmless, because a name is in use
+        only while a sequence is, and it lasts only until the engine has nothing to do.
+        """
+        for parent in {seq.parent for seq in seqs if seq.parent and seq.is_finished}:
+            if self.parents.get(parent.request_id) is parent and not self._is_unfinished(parent):
+                del self.parents[parent.request_id]
+        if not self.sequences:
+            self.parents.clear()
 
     def has_unfinished_requests(self) -> bool:
         """Whether a step has anything to do for requests that nobody has abandoned."""
         return self.get_num_unfinished_requests() > 0
 
     def get_num_unfinished_requests(self) -> int:
-        """The number of unfinished requests that nobody has abandoned."""
+        """The number of unfinished requests that nobody has abandoned.
+
+        As in vLLM, a request for several answers counts once for each unfinished answer.
+        """
         seqs = (seq for noted in list(self.abandoned) for seq in noted.seqs)
         return 0 if self.closed else len(self.sequences) - len(set(self._unfinished_ids(seqs)))
 
@@ -376,11 +418,12 @@ class LLMEngine:
     # -- steps -----------------------------------------------------------------------------------
 
     def step(self) -> list[RequestOutput]:
-        """Run one step; the state of every request that got a token in it."""
+        """Run one step; the state of every request that got a token in it, with all its answers."""
         self.line_up()
         with self.lock:
             self.leave_line()
-            return read_texts(self.run_step(), RequestOutput.of)
+            firsts = dict.fromkeys(seq.siblings[0] for seq in self.run_step())
+            return read_texts(list(firsts), RequestOutput.of)
 
     def advance(self) -> list[Sequence]:
         """As `step`, without making outputs."""
@@ -395,7 +438,9 @@ class LLMEngine:
         return self._on_all_ranks("step", None)
 
     def _apply_step(self, _: None) -> list[Sequence]:
-        return self.core.step() if self.core.has_work else []
+        seqs = self.core.step() if self.core.has_work else []
+        self._forget_ended_parents(seqs)
+        return seqs
 
     def _on_all_ranks(self, command: str, payload: Any, *own: Any) -> Any:
         """Do what rank 0 was asked to do, on every rank alike. The caller holds the lock.
@@ -503,6 +548,7 @@ class LLMEngine:
             seq.news = None
             seq.finish("abort")
         self.sequences.clear()
+        self.parents.clear()
         self.core.launched.clear()
         graphs = self.core.runner.graphs if self.core.runner else None
         self.ranks.close(kill, graphs)
@@ -511,12 +557,13 @@ class LLMEngine:
 
 
 def read_texts(seqs: list[Sequence], read: Callable[[Sequence], Any]) -> list[Any]:
-    """read(seq) of each. If reading a text is interrupted, the texts are made anew."""
+    """read(seq) of each. If reading is interrupted, the texts of their requests are made anew."""
     try:
         return [read(seq) for seq in seqs]
     except BaseException:
         for seq in seqs:
-            seq.read_again()
+            for sibling in seq.siblings:
+                sibling.read_again()
         raise
 
 

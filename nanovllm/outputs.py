@@ -7,7 +7,7 @@ something. A field for what was not asked for is None.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass
@@ -32,6 +32,31 @@ class RequestStateStats:
     def ttft(self) -> float | None:
         """Time to first token, queueing included; None before it."""
         return self.first_token_latency if self.first_token_ts else None
+
+    @classmethod
+    def joined(cls, stats: list["RequestStateStats"]) -> "RequestStateStats":
+        """The measurements of a request whose answers have these ones, the first answer's first.
+
+        Tokens are added up. The first token is the earliest one of any answer, and the last token
+        is the latest. What the prefix cache held is what the first answer found there, because
+        the later answers also find what the first one has put there.
+        """
+        if len(stats) == 1:
+            return stats[0]
+        begun = [one for one in stats if one.first_token_ts]
+        first = min(begun, key=lambda one: one.first_token_ts, default=stats[0])
+        return cls(
+            num_generation_tokens=sum(one.num_generation_tokens for one in stats),
+            arrival_time=stats[0].arrival_time,
+            queued_ts=stats[0].queued_ts,
+            scheduled_ts=min((s.scheduled_ts for s in stats if s.scheduled_ts), default=0.0),
+            first_token_ts=first.first_token_ts,
+            last_token_ts=max(one.last_token_ts for one in stats),
+            first_token_latency=first.first_token_latency,
+            is_corrupted=any(one.is_corrupted for one in stats),
+            num_cached_tokens=stats[0].num_cached_tokens,
+            num_preempted_tokens=sum(one.num_preempted_tokens for one in stats),
+        )
 
     def note_token(self, count: int, now: float) -> None:
         """Note that a token has come, and that there are `count` now."""
@@ -59,6 +84,18 @@ class CompletionOutput:
     def finished(self) -> bool:
         return self.finish_reason is not None
 
+    @classmethod
+    def of(cls, seq: Any) -> "CompletionOutput":
+        """The answer that a Sequence has written so far."""
+        return cls(
+            index=seq.index,
+            text=seq.detokenizer.text if seq.detokenizer else "",
+            token_ids=seq.output_ids,
+            finish_reason=seq.finish_reason,
+            stop_reason=seq.stop_reason,
+            error=seq.error,
+        )
+
 
 @dataclass
 class RequestOutput:
@@ -67,8 +104,8 @@ class RequestOutput:
     request_id: str
     prompt: str | None  # None if it came as token ids
     prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]  # always one
-    finished: bool
+    outputs: list[CompletionOutput]  # `n` of them, in the order of their index
+    finished: bool  # all of them are
     metrics: RequestStateStats
     prompt_logprobs: Any = None
     lora_request: None = None
@@ -80,24 +117,49 @@ class RequestOutput:
 
     @property
     def tpot(self) -> float | None:
-        """Time per output token after the first; None before the end, or if there was only one."""
-        count, first = self.metrics.num_generation_tokens, self.metrics.first_token_ts
+        """Time per output token after the first; None before the end, or if there was only one.
+
+        Several answers are written at the same time, so the tokens of the longest one count.
+        """
+        count = max(len(output.token_ids) for output in self.outputs)
+        first = self.metrics.first_token_ts
         done = self.finished and count > 1
         return (self.metrics.last_token_ts - first) / (count - 1) if done else None
 
     @classmethod
     def of(cls, seq: Any) -> "RequestOutput":
-        """What there is to say of a Sequence now."""
-        completion = CompletionOutput(
-            index=0,
-            text=seq.detokenizer.text if seq.detokenizer else "",
-            token_ids=seq.output_ids,
-            finish_reason=seq.finish_reason,
-            stop_reason=seq.stop_reason,
-            error=seq.error,
+        """What there is to say now of a Sequence's request, with all answers to its prompt."""
+        seqs = seq.siblings
+        return cls(
+            request_id=(seq.parent or seq).request_id,
+            prompt=seq.prompt,
+            prompt_token_ids=seq.token_ids[: seq.num_prompt_tokens],
+            outputs=[CompletionOutput.of(one) for one in seqs],
+            finished=all(one.is_finished for one in seqs),
+            metrics=RequestStateStats.joined([one.metrics for one in seqs]),
         )
-        ids = seq.token_ids[: seq.num_prompt_tokens]
-        return cls(seq.request_id, seq.prompt, ids, [completion], seq.is_finished, seq.metrics)
+
+
+class _TextPiece(NamedTuple):
+    prompt_index: int
+    text: str
+
+
+class TextPiece(_TextPiece):
+    """New text of one answer, as `LLM.stream` yields it. It unpacks as (prompt's index, text).
+
+    output_index: which of the prompt's `n` answers the text belongs to.
+    """
+
+    output_index: int
+
+    def __new__(cls, prompt_index: int, text: str, output_index: int = 0) -> "TextPiece":
+        piece = super().__new__(cls, prompt_index, text)
+        piece.output_index = output_index
+        return piece
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, output_index={self.output_index})"
 
 
 @dataclass

@@ -24,6 +24,7 @@ RequestOutputKind = vllm_defaults.RequestOutputKind  # where vLLM's scripts impo
 LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 0.01, 2.0  # vLLM's limits; 0 is taken as well
 GREEDY_BELOW = 1e-5  # vLLM's threshold: a smaller temperature means greedy
 LARGEST_INT = 2**31 - 1
+LARGEST_N = 16_384  # vLLM's limit
 
 
 @also_takes(vllm_defaults.SAMPLING)
@@ -38,6 +39,7 @@ class SamplingParams:
     no effect on a request that was already added.
     """
 
+    n: int = number(1, 1, LARGEST_N)  # answers to the prompt, each drawn with a seed of its own
     temperature: float = number(1.0, 0.0, LARGEST_TEMPERATURE)  # 0: greedy; else 0.01 or more
     top_p: float = number(1.0, math.ulp(0.0), 1.0)  # keep the likeliest that sum to top_p
     top_k: int = number(0, -1, LARGEST_INT)  # keep the k likeliest; 0 or -1: all
@@ -51,7 +53,6 @@ class SamplingParams:
     skip_special_tokens: bool = flag(True)
     detokenize: bool = flag(True)  # False: token ids only, `text` stays empty
 
-    n: int = only(1)
     min_tokens: int = only(0)
     presence_penalty: float = only(0.0)
     frequency_penalty: float = only(0.0)
@@ -68,6 +69,12 @@ class SamplingParams:
                 stacklevel=4,
             )
             self.temperature = LEAST_TEMPERATURE
+        if self.n > 1 and self.is_greedy:
+            raise ValueError(
+                f"n must be 1 when using greedy sampling, got n={self.n} with "
+                f"temperature={self.temperature!r}, which gives the same answer {self.n} times; "
+                f"ask for one answer, or set a temperature of at least {LEAST_TEMPERATURE}"
+            )
         self.seed = None if self.seed == -1 else self.seed  # as in vLLM
         self.stop = as_list("stop", [self.stop] if isinstance(self.stop, str) else self.stop)
         self.stop_token_ids = as_list("stop_token_ids", self.stop_token_ids)

@@ -48,6 +48,8 @@ class Sequence:
     noise: tuple[int, int] = (0, 0)  # the engine's seed and the request's number
     tokenizer: Any = None  # None: token ids only
     news: dict["Sequence", None] | None = None  # where its caller looks for what has changed
+    index: int = 0  # which of its request's answers it is
+    parent: Any = None  # the ParentRequest, if its request has several answers
 
     status: Status = Status.WAITING
     finish_reason: str | None = None  # "stop", "length", "abort" or "error"
@@ -67,9 +69,10 @@ class Sequence:
         self.text_is_torn = False
         self.metrics = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
         self.detokenizer = self._make_detokenizer()
-        self.seed = self.params.seed
-        if self.seed is None:  # equal prompts differ
-            self.seed = xxhash.xxh3_64_intdigest(repr(self.noise).encode()) - 2**63
+        seed = self.params.seed
+        if seed is None:  # equal prompts differ
+            seed = xxhash.xxh3_64_intdigest(repr(self.noise).encode()) - 2**63
+        self.seed = (seed + self.index + 2**63) % 2**64 - 2**63  # after the largest, the smallest
 
     def _make_detokenizer(self) -> Detokenizer | None:
         if self.tokenizer is None or not self.params.detokenize:
@@ -80,6 +83,11 @@ class Sequence:
     @property
     def output_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def siblings(self) -> list["Sequence"]:
+        """All sequences of its request, with this one, in the order of `index`."""
+        return self.parent.children if self.parent else [self]
 
     @property
     def is_finished(self) -> bool:

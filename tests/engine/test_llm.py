@@ -196,7 +196,7 @@ def test_bad_prompts(llm, prompt, message):
         ("top_k", -2),
         ("min_p", 1.5),
         ("max_tokens", 0),
-        ("n", 2),
+        ("n", 0),
         ("logprobs", 1),
         ("stop", ""),
         ("stop", 5),
