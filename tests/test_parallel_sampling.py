@@ -326,6 +326,18 @@ def test_a_stream_says_which_prompt_and_which_answer(overlap):
         check_idle(llm.llm_engine)
 
 
+def test_the_pieces_of_a_step_come_in_the_order_of_prompts_and_answers():
+    """Whatever the order in which the step's sequences are looked at."""
+    with llm_of(**OPTIONS) as llm:
+        stream = llm.stream([[1, 2, 3, 4, 5]] * 2, sampled(3))
+        while not all(seq.output_ids for seq in stream.seqs):
+            llm.llm_engine.step()
+        stream.read(stream.seqs[::-1])
+        keys = [(piece.prompt_index, piece.output_index) for piece in stream._pieces]
+        assert keys == [(i, j) for i in range(2) for j in range(3)]
+        stream.close()
+
+
 def test_a_stream_has_no_outputs_before_every_answer_has_ended():
     with llm_of(**OPTIONS) as llm:
         stream = llm.stream([[1, 2]], sampled(8, max_tokens=4))

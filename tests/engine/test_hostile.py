@@ -15,6 +15,7 @@ def test_hostile_workloads_are_exact(part):
             work.run(seed)
     for name in ("preempted", "failed steps", "on two ranks", "ended by abort", "ended by stop"):
         assert work.counts[name] > 0, f"nothing was {name}: the slice proves less than it says"
+    assert work.counts["further answers"] > 0, "no prompt had several answers"
 
 
 def test_one_wrong_hash_is_seen(monkeypatch):

@@ -4,12 +4,13 @@
     python tests/helpers/hostile.py --seeds 0:2000 --model checkpoints/storyteller --device cuda
 
 Everything about a workload follows from its seed: a tiny cache, block sizes 1 to 64, shared and
-identical prompts, budgets down to one token, aborts at any moment, stop strings, failing steps,
-overlap on and off, one rank or (every 50th engine) two. The quiet engine has a large cache and
-runs one request at a time, without overlap, sharing or chunks. Tokens, text and the reason for the
-end must be equal. With a real model rounding differs between batches, so there tokens are equal up
-to the first place where the quiet engine's two best logits lie closer than `--tie`; those places
-are counted. Progress is kept in `--record`, and the same command goes on from there.
+identical prompts, budgets down to one token, aborts at any moment, stop strings, several answers
+to one prompt, failing steps, overlap on and off, one rank or (every 50th engine) two. The quiet
+engine has a large cache and runs one request at a time, without overlap, sharing or chunks. It
+answers a request for several answers as one request for each seed. Tokens, text and the reason for
+the end must be equal. With a real model rounding differs between batches, so there tokens are
+equal up to the first place where the quiet engine's two best logits lie closer than `--tie`; those
+places are counted. Progress is kept in `--record`, and the same command goes on from there.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,7 @@ def draw_params(rng: random.Random, text: str, vocab: int, exact: bool) -> dict[
     if exact and rng.random() < 0.3:
         params |= {"temperature": rng.choice([0.1, 0.5, 2.0]), "seed": rng.randrange(2**40)}
         params |= rng.choice([{}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.2}])
+        params["n"] = rng.choice([1, 1, 2, 5])
     if text and rng.random() < 0.4:
         at = rng.randrange(len(text))
         params["stop"] = [text[at : at + rng.randint(1, 5)], "never said"]
@@ -148,7 +151,8 @@ def drive(engine: LLMEngine, requests: list[dict], rng: random.Random) -> list[S
             seqs += engine.add(waiting[:count])
             del waiting[:count]
         if seqs and rng.random() < 0.03:
-            engine.abort_request(rng.choice(seqs).request_id)
+            seq = rng.choice(seqs)
+            engine.abort_request((seq.parent or seq).request_id)
         if seqs and rng.random() < 0.3:
             look(rng.choice(seqs))
         with suppress(Planted):
@@ -189,6 +193,7 @@ class Hostile:
                 self.counts["on two ranks"] += two_ranks
             assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
             assert not engine.sequences
+            assert not engine.parents
             self.counts["steps"] += len(engine.trace)
 
     def workload(self, engine: LLMEngine, longest: int, rng: random.Random) -> None:
@@ -200,14 +205,17 @@ class Hostile:
             text = self.quiet.answer(prompt, free).detokenizer.text
             drawn = draw_params(rng, text, vocab, self.exact)
             params = SamplingParams(max_tokens=most, **drawn)
-            answers.append(self.quiet.answer(prompt, params))
+            for index in range(params.n):
+                seed = None if params.seed is None else params.seed + index
+                answers.append(self.quiet.answer(prompt, replace(params, n=1, seed=seed)))
             requests.append(engine.make_request(str(number), prompt, params))
         for seq, answer in zip(drive(engine, requests, rng), answers, strict=True):
             self.compare(seq, answer)
 
     def compare(self, seq: Sequence, answer: Sequence) -> None:
         got, wanted = seq.output_ids, answer.output_ids
-        self.counts["requests"] += 1
+        self.counts["requests"] += seq.index == 0
+        self.counts["further answers"] += seq.index > 0
         self.counts["tokens"] += len(got)
         self.counts["preempted"] += seq.metrics.num_preempted_tokens > 0
         self.counts[f"ended by {seq.finish_reason}"] += 1
