@@ -19,17 +19,25 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
         "model/loader.py",
         "ops/linear.py",
         "ops/sampler.py",
+        "logprobs.py",
+        "ops/logprobs.py",
         "engine/detokenizer.py",
     ),
     "02_kv_cache": (),  # previews ops/attention.py, which lesson 03 completes
     "03_paged_blocks": ("ops/attention.py",),
     "04_prefix_hashing": ("engine/block_manager.py",),
     "05_scheduler": ("engine/sequence.py", "engine/scheduler.py"),
-    "06_triton_kernels": ("ops/kernels.py", "kernels/sampling.py", "ops/backend.py"),
+    "06_triton_kernels": (
+        "ops/kernels.py",
+        "kernels/sampling.py",
+        "kernels/logprobs.py",
+        "ops/backend.py",
+    ),
     "07_cuda_graphs": (
         "engine/persistent_batch.py",
         "engine/model_runner.py",
         "engine/memory.py",
+        "engine/logprobs.py",
         "engine/engine.py",
     ),
     "08_tensor_parallelism": (

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from nanovllm.logprobs import PromptLogprobs, SampleLogprobs
+
 
 @dataclass
 class RequestStateStats:
@@ -75,7 +77,7 @@ class CompletionOutput:
     text: str  # while it runs, only the text that later tokens cannot change
     token_ids: list[int]  # with the stop token, if one ended it
     cumulative_logprob: float | None = None
-    logprobs: Any = None
+    logprobs: SampleLogprobs | None = None
     finish_reason: str | None = None  # "stop", "length", "abort", "error"; None while it runs
     stop_reason: int | str | None = None  # what stopped it, if not the tokenizer's end token
     lora_request: None = None
@@ -91,6 +93,8 @@ class CompletionOutput:
             index=seq.index,
             text=seq.detokenizer.text if seq.detokenizer else "",
             token_ids=seq.output_ids,
+            cumulative_logprob=seq.cumulative_logprob,
+            logprobs=seq.output_logprobs,
             finish_reason=seq.finish_reason,
             stop_reason=seq.stop_reason,
             error=seq.error,
@@ -107,7 +111,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]  # `n` of them, in the order of their index
     finished: bool  # all of them are
     metrics: RequestStateStats
-    prompt_logprobs: Any = None
+    prompt_logprobs: PromptLogprobs | None = None
     lora_request: None = None
 
     @property
@@ -136,6 +140,7 @@ class RequestOutput:
             prompt_token_ids=seq.token_ids[: seq.num_prompt_tokens],
             outputs=[CompletionOutput.of(one) for one in seqs],
             finished=all(one.is_finished for one in seqs),
+            prompt_logprobs=seqs[0].prompt_logprobs and list(seqs[0].prompt_logprobs),
             metrics=RequestStateStats.joined([one.metrics for one in seqs]),
         )
 

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import dataclass, replace
 
 from nanovllm import vllm_defaults
+from nanovllm.logprobs import MAX_LOGPROBS
 from nanovllm.validation import (
     also_takes,
     as_list,
@@ -53,15 +54,23 @@ class SamplingParams:
     skip_special_tokens: bool = flag(True)
     detokenize: bool = flag(True)  # False: token ids only, `text` stays empty
 
+    logprobs: int | None = number(None, 0, MAX_LOGPROBS)  # report this many of the likeliest tokens
+    prompt_logprobs: int | None = number(None, 0, MAX_LOGPROBS)  # the same of each prompt token
+    # None: True if prompt_logprobs are asked for. True: compute the whole prompt.
+    skip_reading_prefix_cache: bool | None = flag(None)
+
     min_tokens: int = only(0)
     presence_penalty: float = only(0.0)
     frequency_penalty: float = only(0.0)
     repetition_penalty: float = only(1.0)
-    logprobs: int | None = only(None)
-    prompt_logprobs: int | None = only(None)
 
     def __post_init__(self) -> None:
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is True:  # as in vLLM
+                setattr(self, name, 1)
         check_fields(self)
+        if self.skip_reading_prefix_cache is None:
+            self.skip_reading_prefix_cache = self.prompt_logprobs is not None
         if 0 < self.temperature < LEAST_TEMPERATURE:
             warnings.warn(
                 f"temperature={self.temperature!r} is raised to {LEAST_TEMPERATURE}, as in vLLM, "
@@ -97,6 +106,12 @@ class SamplingParams:
         return self.temperature < GREEDY_BELOW
 
     @property
+    def num_logprobs(self) -> int | None:
+        """The likeliest tokens that are reported at each output position; None reports nothing."""
+        return self.logprobs
+
+    @property
     def filters(self) -> bool:
-        """Whether top-k, top-p or min-p removes any token."""
-        return not self.is_greedy and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0)
+        """Whether top-k, top-p or min-p removes any token, or logprobs need whole rows as well."""
+        some = self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+        return self.logprobs is not None or (some and not self.is_greedy)

@@ -84,7 +84,7 @@ def number(default: float | None, low: float, high: float, none_is_default: bool
     return _field(default, check, none_is_default=none_is_default)
 
 
-def flag(default: bool, none_is_default: bool = False) -> Any:
+def flag(default: bool | None, none_is_default: bool = False) -> Any:
     """A field for True or False."""
     check = partial(check_type, kind=bool)
     return _field(default, check, none_is_default=none_is_default)

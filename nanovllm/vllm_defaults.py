@@ -30,7 +30,6 @@ SAMPLING: dict[str, tuple] = {
     "output_kind": (RequestOutputKind.CUMULATIVE,),
     "skip_clone": (False, True),  # every request is cloned, so its parameters are always safe
     **each("output_text_buffer_length routed_experts_prompt_start", 0),
-    "skip_reading_prefix_cache": (None, False),
     "thinking_token_budget": (None, -1),
 }
 

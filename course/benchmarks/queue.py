@@ -36,6 +36,7 @@ class NoModel:
         return tokens
 
     num_sampled = 0
+    logprobs = prompt_logprobs = None
 
     def read(self) -> list[int]:
         return [1] * self.num_sampled

@@ -27,6 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "min-p": PLAIN | {"min_p": 0.05},
     "qwen3": QWEN3,
     "all-three": QWEN3 | {"min_p": 0.05},
+    "logprobs-5": PLAIN | {"logprobs": 5},
 }
 BASE = next(iter(SETTINGS))
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 128

@@ -109,7 +109,7 @@ class BlockManager:
         Returns their ids, in order, and takes none of them.
         """
         cached_block_ids: list[int] = []
-        if not self.enable_prefix_caching:
+        if not self.enable_prefix_caching or seq.params.skip_reading_prefix_cache:
             return cached_block_ids
         for index in range(len(seq.token_ids) // self.block_size):
             block_id = self.hash_to_block_id.get(self.block_hash(seq, index))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from nanovllm.engine.logprobs import LogprobsProcessor
 from nanovllm.engine.model_runner import ModelRunner, PendingTokens
 from nanovllm.engine.scheduler import Batch, Scheduler
 from nanovllm.engine.sequence import Sequence
@@ -34,6 +35,7 @@ class EngineCore:
         self.runner = runner
         self.async_scheduling = async_scheduling
         self.launched: deque[LaunchedStep] = deque()  # planned, tokens not yet read
+        self.logprobs = LogprobsProcessor()
         self.trace: deque[StepRecord] = deque(maxlen=TRACE_LENGTH)
         self._changing = False  # True from the beginning of a change until it is done or undone
 
@@ -132,6 +134,7 @@ class EngineCore:
         step = self.launched[0]
         token_ids = step.tokens.read()
         step.record.end_time = time.monotonic()
+        self.logprobs.update(step.batch, step.tokens)  # before the ids that they belong to
         updated = self.scheduler.update(step.batch, token_ids)
         self.launched.popleft()  # not before: an update that fails is rolled back as well
         self.trace.append(step.record)

@@ -16,12 +16,16 @@ import torch
 from torch import Tensor
 
 from nanovllm.config import EngineArgs
+from nanovllm.engine.logprobs import prompt_targets
 from nanovllm.engine.persistent_batch import PersistentBatch, upload
 from nanovllm.engine.scheduler import Batch
+from nanovllm.logprobs import MAX_LOGPROBS
 from nanovllm.model.decoder import Decoder
 from nanovllm.model.ranks import Ranks
 from nanovllm.ops.attention import SLOTS_AT_ONCE, AttentionMetadata, Rows
 from nanovllm.ops.sampler import NO_TOKEN, SamplingMetadata, sample
+
+Sampled = tuple[Tensor, Tensor | None]  # ids [num_rows]; packed logprobs [num_rows, WIDTH]
 
 
 def on_its_device(method: Callable) -> Callable:
@@ -36,21 +40,37 @@ def on_its_device(method: Callable) -> Callable:
 
 
 class PendingTokens:
-    """The ids a launched step samples, on their way to the host; reading them waits for them.
+    """What a launched step samples, on its way to the host; reading the ids waits for all of it.
+
+    ids [num_sampled] int64; logprobs [num_sampled, WIDTH], if any of these rows asked for some;
+    prompt_logprobs [num_tokens, WIDTH], if any row did (see `_prompt_logprobs`).
 
     On a GPU the copy is queued behind the step that makes them and before the next one, so that
     reading waits for this step alone. The step itself runs on while the host plans.
     """
 
-    def __init__(self, ids: Tensor | None, ranks: Ranks):
-        self._ids = ids  # [num_sampled] int64 on the device; None: no row sampled
+    def __init__(
+        self,
+        ranks: Ranks,
+        ids: Tensor | None,
+        logprobs: Tensor | None = None,
+        prompt_logprobs: Tensor | None = None,
+    ):
         self._ranks = ranks
         self._copied: torch.cuda.Event | None = None
-        if ids is not None and ids.is_cuda:
-            self._ids = torch.empty_like(ids, device="cpu", pin_memory=True)
-            self._ids.copy_(ids, non_blocking=True)
-            self._copied = torch.cuda.Event()
+        self._ids = self._fetch(ids)
+        self.logprobs = self._fetch(logprobs)
+        self.prompt_logprobs = self._fetch(prompt_logprobs)
+        if self._copied is not None:
             self._copied.record()
+
+    def _fetch(self, values: Tensor | None) -> Tensor | None:
+        """The values on the host. On a GPU their copy is queued, and `_copied` stands behind it."""
+        if values is None or not values.is_cuda:
+            return values
+        self._copied = self._copied or torch.cuda.Event()
+        copy = torch.empty_like(values, device="cpu", pin_memory=True)
+        return copy.copy_(values, non_blocking=True)
 
     def read(self) -> list[int | None]:
         """The ids; None in place of NO_TOKEN, for a row whose logits were not finite."""
@@ -73,8 +93,8 @@ class ModelRunner:
         self.device = kv_cache.device
         max_blocks = -(-args.max_model_len // self.block_size)
         self.rows = PersistentBatch(args.max_num_seqs, max_blocks, self.device)
-        # By batch size, and whether a row has filters (always False on one rank).
-        self.graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        # By batch size, and whether a row has filters (always True on one rank).
+        self.graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Sampled]] = {}
 
     # -- a step ----------------------------------------------------------------------------------
 
@@ -82,29 +102,38 @@ class ModelRunner:
     def launch(self, batch: Batch) -> PendingTokens:
         """Start a step: every kernel is queued when this returns, on a CPU even done."""
         try:
-            return PendingTokens(self._launch(batch), self.ranks)
+            return PendingTokens(self.ranks, *self._launch(batch))
         except BaseException:
             self.rows.forget()
             raise
 
-    def _launch(self, batch: Batch) -> Tensor | None:
-        """The ids [num_sampled] that the step samples."""
+    def _launch(self, batch: Batch) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The ids, the logprobs and the prompts' logprobs, as PendingTokens takes them."""
         num_decodes = next((i for i, row in enumerate(batch) if not row.decodes), len(batch))
         filters = any(row.samples and row.seq.params.filters for row in batch)
         if num_decodes == len(batch):
             size = self._graph_size(num_decodes)
             self.rows.place(batch, size)
-            graph = size, filters and self.ranks.size > 1
-            ids = self._replay(*graph) if graph in self.graphs else self._decode(size, filters)
-            return ids[:num_decodes]
-        self.rows.place(batch, len(batch))
-        sampling = [i for i, row in enumerate(batch) if row.samples]
-        return self._mixed(batch, num_decodes, sampling, filters)
+            graph = size, filters or self.ranks.size == 1
+            known = graph in self.graphs
+            ids, logprobs = self._replay(*graph) if known else self._decode(size, filters)
+            prompt_logprobs = None
+        else:
+            self.rows.place(batch, len(batch))
+            sampling = [i for i, row in enumerate(batch) if row.samples]
+            ids, logprobs, prompt_logprobs = self._mixed(batch, num_decodes, sampling, filters)
+        asked = filters and any(r.samples and r.seq.params.logprobs is not None for r in batch)
+        count = len(batch)  # a graph may have computed more rows
+        return (
+            ids if ids is None else ids[:count],
+            logprobs[:count] if asked else None,
+            prompt_logprobs,
+        )
 
-    def _decode(self, size: int, filters: bool) -> Tensor:
+    def _decode(self, size: int, filters: bool) -> Sampled:
         """A step of the first `size` rows, from their ids to their next ids, on the device alone.
 
-        Returns ids [size]. filters: whether a row has filters. Several ranks then gather whole rows
+        filters: whether a row has filters. Several ranks then gather whole rows
         of logits, and otherwise compare the best of each rank.
         """
         positions = self.rows.positions[:size]
@@ -116,8 +145,8 @@ class ModelRunner:
 
     def _mixed(
         self, batch: Batch, num_decodes: int, sampling: list[int], filters: bool
-    ) -> Tensor | None:
-        """A step in which prompts are computed; the ids of the `sampling` rows."""
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """A step in which prompts are computed; as `_launch`, of the `sampling` rows."""
         counts = [row.num_tokens for row in batch]
         input_ids, positions, prompts = self._prompts(batch[num_decodes:], num_decodes)
         decodes = None
@@ -128,10 +157,12 @@ class ModelRunner:
         metadata = AttentionMetadata(positions, decodes, prompts)
         hidden = self.model(input_ids, self.kv_cache, metadata)
         self.rows.positions[:num_decodes] += 1
+        prompt_logprobs = self._prompt_logprobs(batch, hidden)
         if not sampling:
-            return None
+            return None, None, prompt_logprobs
         hidden = hidden[upload(np.cumsum(counts)[sampling] - 1, self.device)]
-        return self._sample(hidden, upload(sampling, self.device), filters)
+        sampled = self._sample(hidden, upload(sampling, self.device), filters)
+        return *sampled, prompt_logprobs
 
     def _plan_decodes(self, size: int) -> Rows:
         tables, positions = self.rows.block_tables[:size], self.rows.positions[:size]
@@ -176,12 +207,47 @@ class ModelRunner:
             log_min_p=held.log_min_p[rows],
         )
 
-    def _sample(self, hidden: Tensor, rows: slice | Tensor, filters: bool) -> Tensor:
+    def _sample(self, hidden: Tensor, rows: slice | Tensor, filters: bool) -> Sampled:
         metadata, size = self._sampling_metadata(rows), self.model.vocab_size
-        logits = self.model.logits(hidden)
+        logits = self._whole_logits(hidden) if filters else self.model.logits(hidden)
         ids = sample(logits, metadata, self.ranks, size, self.backend, filters)
+        logprobs = None
+        if filters:
+            wanted = self.rows.num_logprobs[rows]
+            logprobs = self.backend.gather_logprobs(logits, ids, wanted)
         self._feed_back(rows, ids)
-        return ids
+        return ids, logprobs
+
+    def _whole_logits(self, hidden: Tensor) -> Tensor:
+        """Logits [num_rows, vocab_size] of hidden rows, gathered from all ranks."""
+        logits = self.model.logits(hidden)
+        if self.ranks.size == 1:
+            return logits
+        return self.ranks.gather_columns(logits, self.model.vocab_size)
+
+    def _prompt_logprobs(self, batch: Batch, hidden: Tensor) -> Tensor | None:
+        """Packed logprobs [num_tokens, WIDTH] of every row's `prompt_targets`, in order.
+
+        Logits are made of at most max_num_seqs tokens at a time, as many as sampling may need.
+        """
+        first = 0  # in `hidden`, of the row's tokens
+        sources: list[int] = []
+        ids: list[int] = []
+        wanted: list[list[int | None]] = []
+        for row in batch:
+            targets, params = prompt_targets(row), row.seq.params
+            sources += range(first, first + len(targets))
+            ids += row.seq.token_ids[targets.start : targets.stop]
+            wanted += [[params.prompt_logprobs]] * len(targets)
+            first += row.num_tokens
+        parts = []
+        for start in range(0, len(ids), len(self.rows.ids)):
+            piece = slice(start, start + len(self.rows.ids))
+            logits = self._whole_logits(hidden[upload(sources[piece], self.device)])
+            numbers = upload(np.array(wanted[piece], np.int32), self.device)
+            targets_of_piece = upload(ids[piece], self.device)
+            parts.append(self.backend.gather_logprobs(logits, targets_of_piece, numbers))
+        return torch.cat(parts) if parts else None
 
     def _feed_back(self, rows: slice | Tensor, ids: Tensor) -> None:
         """Make `ids` the next step's inputs.
@@ -206,7 +272,10 @@ class ModelRunner:
         decodes = min(1, num_rows - 1)
         tokens = min(max_num_batched_tokens, (num_rows - decodes) * longest)
         counts = [1] * decodes + [longest] * (tokens // longest) + [tokens % longest]
-        seq = Namespace(block_table=[0] * longest, num_cached=longest, token_ids=[0] * longest)
+        seq = Namespace(
+            block_table=[0] * longest, num_cached=longest, token_ids=[0] * longest,
+            num_prompt_tokens=longest, params=Namespace(prompt_logprobs=MAX_LOGPROBS),
+        )  # fmt: skip
         # Attention in torch copies what it reads, so its rows end where the longest context does.
         ends = [n if self.backend.capturable else longest for n in counts]
         batch: Any = [
@@ -216,6 +285,7 @@ class ModelRunner:
         ]
         for column in (self.rows.temperatures, self.rows.top_k):  # every row has a filter
             column.fill_(1)
+        self.rows.num_logprobs.fill_(MAX_LOGPROBS)
         for filters in (False, True) if self.ranks.size > 1 else (True,):
             self.rows.positions.zero_()
             self._mixed(batch, decodes, [0] * num_rows, filters)
@@ -226,7 +296,7 @@ class ModelRunner:
         most = SLOTS_AT_ONCE[self.device.type]
         rows = min(num_rows, -(-most // longest))
         length = longest if rows == 1 else min(longest, most // rows)
-        for filters in (False, True) if self.ranks.size > 1 else (False,):
+        for filters in (False, True) if self.ranks.size > 1 else (True,):
             self.rows.positions.fill_(length - 1)
             self._decode(rows, filters)
 
@@ -240,20 +310,20 @@ class ModelRunner:
             return
         self.rows.positions.fill_(-1)
         pool = torch.cuda.graph_pool_handle()
-        kinds = (False, True) if self.ranks.size > 1 else (False,)
+        kinds = (False, True) if self.ranks.size > 1 else (True,)
         for key in product(sorted(sizes, reverse=True), kinds):
             self._decode(*key)  # compiles what is not compiled yet
             torch.cuda.synchronize(self.device)
             graph = torch.cuda.CUDAGraph()
             # "thread_local": NCCL's own thread may ask CUDA things meanwhile
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                ids = self._decode(*key)
-            self.graphs[key] = (graph, ids)
+                sampled = self._decode(*key)
+            self.graphs[key] = (graph, sampled)
 
-    def _replay(self, size: int, filters: bool) -> Tensor:
-        graph, ids = self.graphs[size, filters]
+    def _replay(self, size: int, filters: bool) -> Sampled:
+        graph, sampled = self.graphs[size, filters]
         graph.replay()
-        return ids
+        return sampled
 
     def _graph_size(self, num_rows: int) -> int:
         """The smallest captured size that holds `num_rows`; without graphs, `num_rows` itself."""

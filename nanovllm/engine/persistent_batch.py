@@ -12,11 +12,15 @@ from torch import Tensor
 
 from nanovllm.engine.scheduler import Batch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
+from nanovllm.ops.logprobs import NONE
 from nanovllm.ops.sampler import log_of
 
-# Columns of a row, int32: the next input id, its position, a seed (64 bits), the sampling
-# parameters (the bits of a float, except for top-k), the block table.
-ID, POSITION, SEED, TEMPERATURE, TOP_K, TOP_P, LOG_MIN_P, TABLE = 0, 1, 2, 4, 5, 6, 7, 8
+# Columns of a row, int32: the next input id, its position, the number of logprobs, a seed (64
+# bits), the sampling parameters (the bits of a float, except for top-k), the block table. The table
+# begins at a multiple of 16 bytes.
+ID, POSITION, NUM_LOGPROBS, SEED, TEMPERATURE, TOP_K, TOP_P, LOG_MIN_P = 0, 1, 2, 4, 6, 7, 8, 9
+TABLE = 12
+EMPTY = slice(POSITION, NUM_LOGPROBS + 1)  # columns that are -1 in a row that holds no sequence
 FLOATS = (TEMPERATURE, TOP_P, LOG_MIN_P)
 
 
@@ -37,6 +41,7 @@ class PersistentBatch:
         self.positions = self._rows[:, POSITION]
         self.seeds = self._rows[:, SEED : SEED + 2].view(torch.int64)  # [max_num_seqs, 1]
         self.top_k = self._rows[:, TOP_K : TOP_K + 1]
+        self.num_logprobs = self._rows[:, NUM_LOGPROBS : NUM_LOGPROBS + 1]  # or NONE
         floats = (self._rows[:, column : column + 1].view(torch.float32) for column in FLOATS)
         self.temperatures, self.top_p, self.log_min_p = floats  # each [max_num_seqs, 1]
         self.block_tables = self._rows[:, TABLE:]
@@ -66,7 +71,7 @@ class PersistentBatch:
         if grown:
             rows, columns, blocks = upload(grown, self.device).T
             self._rows[rows, columns] = blocks.int()
-        self.positions[len(batch) : num_rows] = -1
+        self._rows[len(batch) : num_rows, EMPTY] = -1
 
     def forget(self) -> None:
         """A step failed: nothing that the device holds is to be relied on."""
@@ -78,6 +83,7 @@ class PersistentBatch:
         values[:, SEED : SEED + 2].view(np.int64)[:, 0] = [row.seq.seed for row in rows]
         params = [row.seq.params for row in rows]
         values[:, TOP_K] = [max(p.top_k, 0) for p in params]
+        values[:, NUM_LOGPROBS] = [NONE if p.logprobs is None else p.logprobs for p in params]
         values[:, FLOATS] = np.array(
             [(0 if p.is_greedy else p.temperature, p.top_p, log_of(p.min_p)) for p in params],
             np.float32,

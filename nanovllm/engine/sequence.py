@@ -18,6 +18,7 @@ from typing import Any
 import xxhash
 
 from nanovllm.engine.detokenizer import Detokenizer
+from nanovllm.logprobs import LogprobsOnePosition, PromptLogprobs, SampleLogprobs
 from nanovllm.outputs import RequestStateStats
 from nanovllm.sampling_params import SamplingParams
 
@@ -67,6 +68,11 @@ class Sequence:
         self.num_prompt_tokens = len(self.token_ids)
         self.num_read = self.num_prompt_tokens  # ids that `append` has read to their end
         self.text_is_torn = False
+        # Of each output token; perhaps also of one that is about to be appended.
+        self.logprobs: SampleLogprobs | None = None if self.params.logprobs is None else []
+        self._sums_of_logprobs: list[float] = []  # of the output tokens up to each
+        asks = self.params.prompt_logprobs is not None
+        self.prompt_logprobs: PromptLogprobs | None = [None] if asks else None
         self.metrics = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
         self.detokenizer = self._make_detokenizer()
         seed = self.params.seed
@@ -88,6 +94,32 @@ class Sequence:
     def siblings(self) -> list["Sequence"]:
         """All sequences of its request, with this one, in the order of `index`."""
         return self.parent.children if self.parent else [self]
+
+    @property
+    def output_logprobs(self) -> SampleLogprobs | None:
+        """A list of the logprobs of every output token; None if they were not asked for."""
+        count = len(self.token_ids) - self.num_prompt_tokens
+        return None if self.logprobs is None else self.logprobs[:count]
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """The sum of the output tokens' logprobs; None if they were not asked for."""
+        count = len(self.token_ids) - self.num_prompt_tokens
+        return (
+            None if self.logprobs is None else sum(self._sums_of_logprobs[count - 1 : count], 0.0)
+        )
+
+    def note_logprobs(self, position: int, token_id: int, found: LogprobsOnePosition) -> None:
+        """Keep what was found of an output token. A step may be repeated: the last one counts."""
+        place = position - self.num_prompt_tokens
+        before = self._sums_of_logprobs[place - 1] if place else 0.0
+        self._sums_of_logprobs[place:] = [before + found[token_id].logprob]
+        self.logprobs[place:] = [found]
+
+    def note_prompt_logprobs(self, position: int, found: list[LogprobsOnePosition]) -> None:
+        """Keep what was found of the prompt's tokens at `position` and after it."""
+        self.prompt_logprobs += [None] * (position - len(self.prompt_logprobs))
+        self.prompt_logprobs[position : position + len(found)] = found
 
     @property
     def is_finished(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanovllm.ops import attention, sampler
+from nanovllm.ops import attention, logprobs, sampler
 from nanovllm.ops import linear as products
 from nanovllm.ops.attention import AttentionMetadata, Rows
 
@@ -31,6 +31,7 @@ class Backend:
     attend_prompts: Callable[..., Tensor] = attention.attend_prompts
     candidates: Callable[..., tuple[Tensor, Tensor]] = sampler.candidates
     draw: Callable[..., Tensor] = sampler.draw
+    gather_logprobs: Callable[..., Tensor] = logprobs.gather_logprobs
     capturable: bool = False  # a decode step can be recorded in a CUDA graph
 
     def attend(
@@ -104,7 +105,7 @@ def why_not_triton(device: torch.device, head_dim: int) -> str | None:
 
 
 def triton_backend() -> Backend:
-    from nanovllm.kernels import sampling  # these import Triton, which not every machine has
+    from nanovllm.kernels import logprobs, sampling  # not every machine has Triton
     from nanovllm.ops import kernels
 
     return Backend(
@@ -117,6 +118,7 @@ def triton_backend() -> Backend:
         attend_prompts=kernels.attend_prompts,
         candidates=sampling.candidates,
         draw=sampling.draw,
+        gather_logprobs=logprobs.gather_logprobs,
         capturable=True,
     )
 

@@ -43,16 +43,14 @@ def sample(
     backend: Any,
     has_filters: bool,
 ) -> Tensor:
-    """Next ids [num_rows] int64 of logits [num_rows, vocab_local], this rank's part of each row.
+    """Next ids [num_rows] int64 of logits: this rank's part of each row [num_rows, vocab_local].
 
     Every rank returns the same ids, and the lowest id wins a tie. A row gets NO_TOKEN if a logit is
     NaN or infinity, or if all are -infinity. The host learns of it when it reads the ids, so that
-    nothing waits for the device. Filters need whole rows: `has_filters` says whether any row has
-    some.
+    nothing waits for the device. Filters need whole rows. `has_filters` says whether any row has
+    some; the logits of every rank are then whole rows [num_rows, vocab_size].
     """
-    if ranks.size > 1 and has_filters:
-        logits = ranks.gather_columns(logits, vocab_size)
-    elif ranks.size > 1:
+    if ranks.size > 1 and not has_filters:
         first = ranks.shard(vocab_size).start
         return ranks.reduce_argmax(*backend.candidates(logits, metadata, first)).squeeze(1)
     return backend.draw(logits, metadata, has_filters)
