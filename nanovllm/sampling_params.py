@@ -106,11 +106,6 @@ class SamplingParams:
         return self.temperature < GREEDY_BELOW
 
     @property
-    def num_logprobs(self) -> int | None:
-        """The likeliest tokens that are reported at each output position; None reports nothing."""
-        return self.logprobs
-
-    @property
     def filters(self) -> bool:
         """Whether top-k, top-p or min-p removes any token, or logprobs need whole rows as well."""
         some = self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0

@@ -33,6 +33,9 @@ SAMPLING = {
     "include_stop_str_in_output": ([True, False], [], [0, 1, None]),
     "skip_special_tokens": ([True, False], [], [0, 1, None]),
     "detokenize": ([True, False], [], [0, 1, None]),
+    "logprobs": ([None, 0, 1, 20, True], [-1, -2, 21, TOP], [1.0, NAN, False]),
+    "prompt_logprobs": ([None, 0, 1, 20, True], [-1, -2, 21, TOP], [1.0, NAN, False]),
+    "skip_reading_prefix_cache": ([None, True, False], [], [0, 1, "no"]),
 }
 ENGINE = {
     "seed": ([None, 0, -(2**63), 2**63 - 1], [2**63, -(2**63) - 1], [1.0, True, NAN]),

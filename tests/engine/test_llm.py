@@ -197,7 +197,6 @@ def test_bad_prompts(llm, prompt, message):
         ("min_p", 1.5),
         ("max_tokens", 0),
         ("n", 0),
-        ("logprobs", 1),
         ("stop", ""),
         ("stop", 5),
         ("stop", [5]),

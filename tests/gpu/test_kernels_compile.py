@@ -20,8 +20,9 @@ from triton.runtime.jit import JITFunction, create_function_from_signature  # no
 from nanovllm import EngineArgs, LLMEngine, SamplingParams, llm_engine  # noqa: E402
 from nanovllm.engine import model_runner  # noqa: E402
 from nanovllm.engine.memory import count_blocks  # noqa: E402
-from nanovllm.kernels import sampling  # noqa: E402
+from nanovllm.kernels import logprobs, sampling  # noqa: E402
 from nanovllm.ops import attention, kernels, linear, sampler  # noqa: E402
+from nanovllm.ops import logprobs as torch_logprobs  # noqa: E402
 from nanovllm.ops.attention import AttentionMetadata, Rows  # noqa: E402
 from nanovllm.ops.backend import Backend  # noqa: E402
 from nanovllm.ops.sampler import SamplingMetadata  # noqa: E402
@@ -30,7 +31,7 @@ from nanovllm.ops.sampler import SamplingMetadata  # noqa: E402
 # "Technical Specifications per Compute Capability").
 MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
-MODULES = (kernels, sampling)
+MODULES = (kernels, sampling, logprobs)
 
 
 class Recorder:
@@ -90,7 +91,8 @@ def launch_everything(heads, kv_heads, head_dim, block_size, dtype):
     one = torch.zeros(rows, 1)
     asked = SamplingMetadata(one, one.long(), one.int(), one.int(), one, one)
     sampling.candidates(torch.zeros(rows, 999, dtype=dtype), asked, 0)
-    sampling.draw(torch.zeros(rows, 151_936, dtype=dtype), asked)
+    logits = torch.zeros(rows, 151_936, dtype=dtype)
+    logprobs.gather_logprobs(logits, sampling.draw(logits, asked), one.int())
 
 
 def compile_for(kernel, args, options, capability):
@@ -176,6 +178,7 @@ def test_an_engine_that_has_started_compiles_nothing_more(
         attend_prompts=launching_too(kernels.attend_prompts, attention.attend_prompts),
         candidates=launching_too(sampling.candidates, sampler.candidates),
         draw=launching_too(sampling.draw, sampler.draw),
+        gather_logprobs=launching_too(logprobs.gather_logprobs, torch_logprobs.gather_logprobs),
     )
     monkeypatch.setattr(llm_engine, "choose_backend", lambda *args: backend)
     options = {"num_gpu_blocks_override": 64, "block_size": 8, "max_num_seqs": 6}
@@ -184,13 +187,15 @@ def test_an_engine_that_has_started_compiles_nothing_more(
     engine = LLMEngine(args)
     runner = engine.core.runner
     for size in (6, 4, 2, 1):  # as `capture` does on a GPU
-        runner._decode(size, filters=False)
+        runner._decode(size, filters=True)
     runner.rehearse(args.max_num_batched_tokens)
     runner.kv_cache.zero_()
     started = {variant(*launch) for launch in launches}
     launches.clear()
     for n in range(1, 13):  # lengths differ, so that prompts stand behind decode rows
         filters = {"top_k": 5} if n % 3 == 0 else {}
+        filters |= {"logprobs": 3} if n % 4 == 0 else {}
+        filters |= {"prompt_logprobs": 2} if n % 5 == 0 else {}
         params = SamplingParams(max_tokens=2 * n, temperature=n % 2, ignore_eos=True, **filters)
         engine.add([engine.make_request(str(n), [*range(4 * n)], params)])
     while engine.has_unfinished_requests():
@@ -210,11 +215,19 @@ def test_several_ranks_rehearse_steps_with_and_without_filters(tiny_model, monke
         rehearsed.add((metadata.temperature.stride(0), has_filters))
         return torch.zeros(len(logits), dtype=torch.int64)
 
+    def noted_logprobs(logits, token_ids, num_logprobs):
+        rehearsed.add((num_logprobs.stride(0), "logprobs"))
+        return torch.zeros(len(logits), 1, dtype=torch.int32)
+
     monkeypatch.setattr(model_runner, "sample", noted)
-    runner.ranks = SimpleNamespace(size=2, minimum=lambda value: value)
+    runner.backend = replace(runner.backend, gather_logprobs=noted_logprobs)
+    runner.ranks = SimpleNamespace(
+        size=2, minimum=int, gather_columns=lambda logits, num_columns: logits
+    )
     runner.rehearse(200)
     strides = (1, runner.rows.temperatures.stride(0))
-    assert rehearsed == {(stride, filters) for stride in strides for filters in (False, True)}
+    kinds = (False, True, "logprobs")
+    assert rehearsed == {(stride, kind) for stride in strides for kind in kinds}
 
 
 def test_a_block_count_that_is_given_is_rehearsed_too():
