@@ -61,4 +61,8 @@ OFF_THE_PATH: tuple[str, ...] = (
     "entrypoints/llm.py",
     "engine/arg_utils.py",
     "engine/llm_engine.py",
+    # Penalties, biases and forbidden tokens change the logits before they are sampled.
+    "ops/adjustments.py",
+    "kernels/adjustments.py",
+    "engine/adjustments.py",
 )

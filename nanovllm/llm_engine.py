@@ -24,6 +24,7 @@ import torch
 
 from nanovllm import vllm_defaults
 from nanovllm.config import EngineArgs
+from nanovllm.engine.adjustments import check_adjustments, encode_bad_words
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.engine import EngineCore
 from nanovllm.engine.memory import (
@@ -225,6 +226,7 @@ class LLMEngine:
         params = replace(params)  # a checked copy: the caller's object stays the caller's
         if self.tokenizer is None and params.stop:
             raise ValueError(f"stop={params.stop!r} needs a tokenizer (skip_tokenizer_init)")
+        bad_word_ids = self._check_adjustments(params)
         text, token_ids = self._tokenize(prompt)
         room = self.max_model_len - len(token_ids)
         if not token_ids or room < 1:
@@ -242,8 +244,22 @@ class LLMEngine:
             "prompt": text,
             "token_ids": token_ids,
             "params": asdict(params),
+            "bad_word_ids": bad_word_ids,
             "max_length": len(token_ids) + min(params.max_tokens or room, room),
         }
+
+    def _check_adjustments(self, params: SamplingParams) -> list[list[int]]:
+        """Check token ids against the vocabulary; the token ids of the bad words."""
+        if params.bad_words and self.tokenizer is None:
+            raise ValueError(
+                f"bad_words={params.bad_words!r} needs a tokenizer (skip_tokenizer_init)"
+            )
+        vocab_size = self.model_config.vocab_size
+        encode = partial(self.encode, add_special_tokens=False)
+        bad_word_ids = encode_bad_words(params.bad_words, encode, vocab_size)
+        end_ids = self.eos_ids.union(params.stop_token_ids)
+        check_adjustments(params, bad_word_ids, end_ids, vocab_size)
+        return bad_word_ids
 
     def _tokenize(self, prompt: Any) -> tuple[str | None, list[int]]:
         prompt = as_prompt(prompt)
@@ -301,6 +317,7 @@ class LLMEngine:
             seqs += fan_out(
                 **{**request, "params": params},
                 stop_ids=eos_ids.union(params.stop_token_ids),
+                end_ids=self.eos_ids.union(params.stop_token_ids),
                 eos_id=None if params.ignore_eos else getattr(self.tokenizer, "eos_token_id", None),
                 noise=(self.args.seed, number),
                 tokenizer=self.tokenizer,

@@ -6,6 +6,7 @@ Names, defaults and meanings are those of vLLM 0.24, so that a script written fo
 import math
 import warnings
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nanovllm import vllm_defaults
 from nanovllm.logprobs import MAX_LOGPROBS
@@ -18,7 +19,6 @@ from nanovllm.validation import (
     check_unicode,
     flag,
     number,
-    only,
 )
 
 RequestOutputKind = vllm_defaults.RequestOutputKind  # where vLLM's scripts import it from
@@ -26,6 +26,8 @@ LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 0.01, 2.0  # vLLM's limits; 0 is taken 
 GREEDY_BELOW = 1e-5  # vLLM's threshold: a smaller temperature means greedy
 LARGEST_INT = 2**31 - 1
 LARGEST_N = 16_384  # vLLM's limit
+LEAST_FLOAT, LARGEST_FLOAT = 2.0**-126, (2 - 2**-23) * 2.0**127  # of float32, without subnormals
+LARGEST_BIAS = 1e9  # a request may forbid a token by a bias of -infinity
 
 
 @also_takes(vllm_defaults.SAMPLING)
@@ -49,6 +51,13 @@ class SamplingParams:
     max_tokens: int | None = number(16, 1, LARGEST_INT)  # None: what max_model_len leaves
     stop: str | list[str] | None = None  # strings that end the text, and are cut from it
     stop_token_ids: list[int] | None = None
+    min_tokens: int = number(0, 0, LARGEST_INT)  # generated before anything above ends the text
+    presence_penalty: float = number(0.0, -2.0, 2.0)  # subtracted if a token was generated
+    frequency_penalty: float = number(0.0, -2.0, 2.0)  # subtracted each time that it was
+    repetition_penalty: float = number(1.0, LEAST_FLOAT, LARGEST_FLOAT)  # a divisor; prompt too
+    logit_bias: dict[int, float] | None = None  # added to the logits of these token ids
+    allowed_token_ids: list[int] | None = None  # no other is generated
+    bad_words: list[str] | None = None  # texts whose last token does not follow the others
     ignore_eos: bool = flag(False)
     include_stop_str_in_output: bool = flag(False)
     skip_special_tokens: bool = flag(True)
@@ -58,11 +67,6 @@ class SamplingParams:
     prompt_logprobs: int | None = number(None, 0, MAX_LOGPROBS)  # the same of each prompt token
     # None: True if prompt_logprobs are asked for. True: compute the whole prompt.
     skip_reading_prefix_cache: bool | None = flag(None)
-
-    min_tokens: int = only(0)
-    presence_penalty: float = only(0.0)
-    frequency_penalty: float = only(0.0)
-    repetition_penalty: float = only(1.0)
 
     def __post_init__(self) -> None:
         for name in ("logprobs", "prompt_logprobs"):
@@ -96,6 +100,34 @@ class SamplingParams:
             raise ValueError(f"stop={self.stop!r} needs detokenize=True")
         for token_id in self.stop_token_ids:
             check_number("every item of stop_token_ids", token_id, 0, LARGEST_INT)
+        self._check_adjustments()
+
+    def _check_adjustments(self) -> None:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens must be at most max_tokens={self.max_tokens}, got {self.min_tokens}"
+            )
+        self.bad_words = as_list("bad_words", self.bad_words)
+        for word in self.bad_words:
+            check_type("every item of bad_words", word, str)
+            check_unicode("every item of bad_words", word)
+            if not word.strip():
+                raise ValueError(f"every item of bad_words must have text, got {word!r}")
+        if self.allowed_token_ids is not None:
+            self.allowed_token_ids = as_list("allowed_token_ids", self.allowed_token_ids)
+            if not self.allowed_token_ids:
+                raise ValueError("allowed_token_ids must have a token id, or be None; got []")
+            for token_id in self.allowed_token_ids:
+                check_number("every item of allowed_token_ids", token_id, 0, LARGEST_INT)
+        if self.logit_bias is not None:
+            check_type("logit_bias", self.logit_bias, dict)
+            self.logit_bias = {
+                as_token_id(token_id): float(bias) if type(bias) is int else bias
+                for token_id, bias in self.logit_bias.items()
+            }
+            for token_id, bias in self.logit_bias.items():
+                check_number("every token id of logit_bias", token_id, 0, LARGEST_INT)
+                check_number(f"logit_bias[{token_id}]", bias, -math.inf, LARGEST_BIAS)
 
     def clone(self) -> "SamplingParams":
         """A copy, checked once more."""
@@ -107,6 +139,27 @@ class SamplingParams:
 
     @property
     def filters(self) -> bool:
-        """Whether top-k, top-p or min-p removes any token, or logprobs need whole rows as well."""
-        some = self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
-        return self.logprobs is not None or (some and not self.is_greedy)
+        """Whether top-k, top-p or min-p removes any token."""
+        return not self.is_greedy and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0)
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether one of the three penalties changes any logit."""
+        added = self.presence_penalty, self.frequency_penalty
+        return self.repetition_penalty != 1.0 or added != (0.0, 0.0)
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether any logit is changed before the temperature."""
+        forbids = bool(self.bad_words) or self.allowed_token_ids is not None or self.min_tokens > 0
+        return forbids or bool(self.logit_bias) or self.penalizes
+
+    @property
+    def needs_whole_rows(self) -> bool:
+        """Whether several ranks must gather whole rows of logits for this request."""
+        return self.filters or self.adjusts or self.logprobs is not None
+
+
+def as_token_id(key: Any) -> Any:
+    """A key of logit_bias. JSON has no other keys than texts, so "15" stands for 15."""
+    return int(key) if isinstance(key, str) and key.isdecimal() else key

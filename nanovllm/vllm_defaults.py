@@ -21,9 +21,8 @@ def each(names: str, *accepted: Any) -> dict[str, tuple]:
 
 
 SAMPLING: dict[str, tuple] = {
-    **each("structured_outputs logit_bias allowed_token_ids logprob_token_ids", None),
+    **each("structured_outputs logprob_token_ids", None),
     **each("repetition_detection", None),
-    "bad_words": (None, []),
     "extra_args": (None, {}),
     "flat_logprobs": (False,),
     "spaces_between_special_tokens": (True,),

@@ -48,7 +48,7 @@ def watching(engine: Any) -> Iterator[list[str]]:
 @contextmanager
 def uploads() -> Iterator[list[int]]:
     """The bytes of every piece that the host sends to the device."""
-    from nanovllm.engine import model_runner, persistent_batch
+    from nanovllm.engine import adjustments, model_runner, persistent_batch
 
     sent: list[int] = []
 
@@ -61,6 +61,7 @@ def uploads() -> Iterator[list[int]]:
     with (
         patch.object(persistent_batch, "upload", upload),
         patch.object(model_runner, "upload", upload),
+        patch.object(adjustments, "upload", upload),
     ):
         yield sent
 

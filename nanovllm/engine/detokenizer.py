@@ -57,6 +57,8 @@ class Detokenizer:
         self._run = ByteRun(begun)
         self._longest_stop = max(map(len, params.stop), default=0)
         self._searched = 0  # characters before this one cannot begin a stop string
+        self._num_ids = 0  # that stop strings were looked for behind, or would have been
+        self._exempt = 0  # characters of the first `min_tokens` ids: no stop string ends in them
         self.stop_string: str | None = None  # the one that the text was cut at
         self._ended = False  # no more ids will come
         self._closed = False  # the text is whole
@@ -67,7 +69,8 @@ class Detokenizer:
         if not self._closed:
             self._read(final=self._ended)
             if self._ended:
-                self._cut_at_stop()
+                if self._num_ids > self._params.min_tokens:
+                    self._cut_at_stop()
                 self._closed = True
         if self._closed or self._params.include_stop_str_in_output:
             return self._text
@@ -84,6 +87,10 @@ class Detokenizer:
         if not self._params.stop:
             return False
         self._read()
+        self._num_ids += 1
+        if self._num_ids <= self._params.min_tokens:
+            self._exempt = len(self._text + self._run.text)
+            return False
         return self._cut_at_stop()
 
     def finish(self) -> None:
@@ -131,7 +138,10 @@ class Detokenizer:
     def _cut_at_stop(self) -> bool:
         """Cut the text at its first stop string and take no more ids. Return whether it has one."""
         text = self._text + self._run.text
-        found = [(text.find(stop, self._searched), stop) for stop in self._params.stop]
+        found = [
+            (text.find(stop, max(self._searched, self._exempt - len(stop) + 1)), stop)
+            for stop in self._params.stop
+        ]
         found = [(at, stop) for at, stop in found if at >= 0]
         self._searched = max(0, len(text) - self._longest_stop + 1)
         if not found:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nanovllm.config import EngineArgs
+from nanovllm.engine.adjustments import AdjustmentTables
 from nanovllm.engine.logprobs import prompt_targets
 from nanovllm.engine.persistent_batch import PersistentBatch, upload
 from nanovllm.engine.scheduler import Batch
@@ -92,8 +93,9 @@ class ModelRunner:
         self.block_size = kv_cache.shape[3]
         self.device = kv_cache.device
         max_blocks = -(-args.max_model_len // self.block_size)
-        self.rows = PersistentBatch(args.max_num_seqs, max_blocks, self.device)
-        # By batch size, and whether a row has filters (always True on one rank).
+        tables = AdjustmentTables(model.vocab_size, self.device)
+        self.rows = PersistentBatch(args.max_num_seqs, max_blocks, self.device, tables)
+        # By batch size, and whether whole rows of logits are gathered (always True on one rank).
         self.graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Sampled]] = {}
 
     # -- a step ----------------------------------------------------------------------------------
@@ -110,19 +112,19 @@ class ModelRunner:
     def _launch(self, batch: Batch) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The ids, the logprobs and the prompts' logprobs, as PendingTokens takes them."""
         num_decodes = next((i for i, row in enumerate(batch) if not row.decodes), len(batch))
-        filters = any(row.samples and row.seq.params.filters for row in batch)
+        whole_rows = any(row.samples and row.seq.needs_whole_rows for row in batch)
         if num_decodes == len(batch):
             size = self._graph_size(num_decodes)
             self.rows.place(batch, size)
-            graph = size, filters or self.ranks.size == 1
+            graph = size, whole_rows or self.ranks.size == 1
             known = graph in self.graphs
-            ids, logprobs = self._replay(*graph) if known else self._decode(size, filters)
+            ids, logprobs = self._replay(*graph) if known else self._decode(size, whole_rows)
             prompt_logprobs = None
         else:
             self.rows.place(batch, len(batch))
             sampling = [i for i, row in enumerate(batch) if row.samples]
-            ids, logprobs, prompt_logprobs = self._mixed(batch, num_decodes, sampling, filters)
-        asked = filters and any(r.samples and r.seq.params.logprobs is not None for r in batch)
+            ids, logprobs, prompt_logprobs = self._mixed(batch, num_decodes, sampling, whole_rows)
+        asked = whole_rows and any(r.samples and r.seq.params.logprobs is not None for r in batch)
         count = len(batch)  # a graph may have computed more rows
         return (
             ids if ids is None else ids[:count],
@@ -130,21 +132,21 @@ class ModelRunner:
             prompt_logprobs,
         )
 
-    def _decode(self, size: int, filters: bool) -> Sampled:
+    def _decode(self, size: int, whole_rows: bool) -> Sampled:
         """A step of the first `size` rows, from their ids to their next ids, on the device alone.
 
-        filters: whether a row has filters. Several ranks then gather whole rows
-        of logits, and otherwise compare the best of each rank.
+        whole_rows: whether a row has filters, adjustments or logprobs. Several ranks then gather
+        whole rows of logits, and otherwise compare the best of each rank.
         """
         positions = self.rows.positions[:size]
         decodes = self._plan_decodes(size)
         batch = AttentionMetadata(positions, decodes, None)
         hidden = self.model(self.rows.ids[:size], self.kv_cache, batch)
         positions += positions >= 0
-        return self._sample(hidden, slice(size), filters)
+        return self._sample(hidden, slice(size), whole_rows)
 
     def _mixed(
-        self, batch: Batch, num_decodes: int, sampling: list[int], filters: bool
+        self, batch: Batch, num_decodes: int, sampling: list[int], whole_rows: bool
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """A step in which prompts are computed; as `_launch`, of the `sampling` rows."""
         counts = [row.num_tokens for row in batch]
@@ -161,7 +163,7 @@ class ModelRunner:
         if not sampling:
             return None, None, prompt_logprobs
         hidden = hidden[upload(np.cumsum(counts)[sampling] - 1, self.device)]
-        sampled = self._sample(hidden, upload(sampling, self.device), filters)
+        sampled = self._sample(hidden, upload(sampling, self.device), whole_rows)
         return *sampled, prompt_logprobs
 
     def _plan_decodes(self, size: int) -> Rows:
@@ -205,14 +207,15 @@ class ModelRunner:
             top_k=held.top_k[rows],
             top_p=held.top_p[rows],
             log_min_p=held.log_min_p[rows],
+            adjustments=held.tables.of(held.adjustments[rows]),
         )
 
-    def _sample(self, hidden: Tensor, rows: slice | Tensor, filters: bool) -> Sampled:
+    def _sample(self, hidden: Tensor, rows: slice | Tensor, whole_rows: bool) -> Sampled:
         metadata, size = self._sampling_metadata(rows), self.model.vocab_size
-        logits = self._whole_logits(hidden) if filters else self.model.logits(hidden)
-        ids = sample(logits, metadata, self.ranks, size, self.backend, filters)
+        logits = self._whole_logits(hidden) if whole_rows else self.model.logits(hidden)
+        ids = sample(logits, metadata, self.ranks, size, self.backend, whole_rows)
         logprobs = None
-        if filters:
+        if whole_rows:
             wanted = self.rows.num_logprobs[rows]
             logprobs = self.backend.gather_logprobs(logits, ids, wanted)
         self._feed_back(rows, ids)
@@ -263,8 +266,9 @@ class ModelRunner:
     def rehearse(self, max_num_batched_tokens: int) -> None:
         """Run the steps that need the most memory, over a cache whose block 0 may be spoiled.
 
-        Several ranks sample in another way where a row has filters, with other kernels. They run
-        each step in both ways, so that no request waits for a kernel to be compiled.
+        Several ranks that gather whole rows of logits sample with other kernels. They run each step
+        in both ways, so that no request waits for a kernel to be compiled. Adjustments need no
+        other kernels: all rows are computed by those that look whether a row has some.
         """
         num_rows = len(self.rows.ids)
         longest = self.ranks.minimum(len(self.model.rope))  # no request will be longer
@@ -286,9 +290,9 @@ class ModelRunner:
         for column in (self.rows.temperatures, self.rows.top_k):  # every row has a filter
             column.fill_(1)
         self.rows.num_logprobs.fill_(MAX_LOGPROBS)
-        for filters in (False, True) if self.ranks.size > 1 else (True,):
+        for whole_rows in (False, True) if self.ranks.size > 1 else (True,):
             self.rows.positions.zero_()
-            self._mixed(batch, decodes, [0] * num_rows, filters)
+            self._mixed(batch, decodes, [0] * num_rows, whole_rows)
 
     def _rehearse_decodes(self, num_rows: int, longest: int) -> None:
         """Rows that together have SLOTS_AT_ONCE tokens, or one that is longer: no more are gathered
@@ -296,9 +300,9 @@ class ModelRunner:
         most = SLOTS_AT_ONCE[self.device.type]
         rows = min(num_rows, -(-most // longest))
         length = longest if rows == 1 else min(longest, most // rows)
-        for filters in (False, True) if self.ranks.size > 1 else (True,):
+        for whole_rows in (False, True) if self.ranks.size > 1 else (True,):
             self.rows.positions.fill_(length - 1)
-            self._decode(rows, filters)
+            self._decode(rows, whole_rows)
 
     @on_its_device
     def capture(self, sizes: list[int]) -> None:
@@ -320,8 +324,8 @@ class ModelRunner:
                 sampled = self._decode(*key)
             self.graphs[key] = (graph, sampled)
 
-    def _replay(self, size: int, filters: bool) -> Sampled:
-        graph, sampled = self.graphs[size, filters]
+    def _replay(self, size: int, whole_rows: bool) -> Sampled:
+        graph, sampled = self.graphs[size, whole_rows]
         graph.replay()
         return sampled
 

@@ -6,20 +6,26 @@ launched before the host has seen the last step's ids. The host sends what the d
 sequences that have come, and blocks that were added to their tables.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from nanovllm.engine.scheduler import Batch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
+from nanovllm.ops.adjustments import NUM_COLUMNS
 from nanovllm.ops.logprobs import NONE
 from nanovllm.ops.sampler import log_of
 
+if TYPE_CHECKING:
+    from nanovllm.engine.adjustments import AdjustmentTables
+
 # Columns of a row, int32: the next input id, its position, the number of logprobs, a seed (64
-# bits), the sampling parameters (the bits of a float, except for top-k), the block table. The table
-# begins at a multiple of 16 bytes.
+# bits), the sampling parameters (the bits of a float, except for top-k), the adjustments (6
+# columns), the block table. The table begins at a multiple of 16 bytes, which kernels read faster.
 ID, POSITION, NUM_LOGPROBS, SEED, TEMPERATURE, TOP_K, TOP_P, LOG_MIN_P = 0, 1, 2, 4, 6, 7, 8, 9
-TABLE = 12
+ADJUST, TABLE = 10, 16
 EMPTY = slice(POSITION, NUM_LOGPROBS + 1)  # columns that are -1 in a row that holds no sequence
 FLOATS = (TEMPERATURE, TOP_P, LOG_MIN_P)
 
@@ -33,8 +39,15 @@ def upload(values: np.ndarray | list, device: torch.device) -> Tensor:
 class PersistentBatch:
     """Row i is the last batch's row i. A graph may compute rows beyond it: their position is -1."""
 
-    def __init__(self, max_num_seqs: int, max_blocks: int, device: torch.device):
+    def __init__(
+        self,
+        max_num_seqs: int,
+        max_blocks: int,
+        device: torch.device,
+        tables: "AdjustmentTables",
+    ):
         self.device = device
+        self.tables = tables  # of the rows that have adjustments
         width = TABLE + max_blocks + max_blocks % 2  # even: seeds are aligned
         self._rows = torch.zeros(max_num_seqs, width, dtype=torch.int32, device=device)
         self.ids = self._rows[:, ID]
@@ -44,17 +57,22 @@ class PersistentBatch:
         self.num_logprobs = self._rows[:, NUM_LOGPROBS : NUM_LOGPROBS + 1]  # or NONE
         floats = (self._rows[:, column : column + 1].view(torch.float32) for column in FLOATS)
         self.temperatures, self.top_p, self.log_min_p = floats  # each [max_num_seqs, 1]
+        self.adjustments = self._rows[:, ADJUST : ADJUST + NUM_COLUMNS]
         self.block_tables = self._rows[:, TABLE:]
         # Of sequences whose next id is here: row, admission, position of that id, blocks sent.
         self._placed: dict[Sequence, tuple[int, int, int, int]] = {}
 
     def place(self, batch: Batch, num_rows: int) -> None:
-        """Make row i hold batch[i]'s sequence, for all i; rows up to `num_rows` hold none."""
+        """Make row i hold batch[i]'s sequence, for all i; rows up to `num_rows` hold none.
+
+        What the device holds of a sequence is good for its next step, unless the sequence needs its
+        ids on the host. Such a row is written anew each time.
+        """
         placed, self._placed = self._placed, {}
         sources, fresh, grown = [], [], []
         for i, row in enumerate(batch):
             seq, num_blocks = row.seq, len(row.seq.block_table)
-            old = placed.get(seq)
+            old = None if seq.needs_ids_on_host else placed.get(seq)
             if old and row.decodes and old[1:3] == (seq.num_admissions, row.start):
                 sources.append(old[0])
                 grown += [(i, TABLE + j, seq.block_table[j]) for j in range(old[3], num_blocks)]
@@ -63,6 +81,7 @@ class PersistentBatch:
                 fresh.append(i)
             if row.samples:
                 self._placed[seq] = (i, seq.num_admissions, row.end, num_blocks)
+        self.tables.keep(self._placed)
         if sources != list(range(len(batch))):
             self._rows[: len(batch)] = self._rows[upload(sources, self.device)]
         if fresh:
@@ -76,6 +95,7 @@ class PersistentBatch:
     def forget(self) -> None:
         """A step failed: nothing that the device holds is to be relied on."""
         self._placed.clear()
+        self.tables.keep(())
 
     def _make_rows(self, rows: list[ScheduledSequence]) -> np.ndarray:
         """What the host knows of some rows. A prompt's position is where its next id will stand."""
@@ -88,6 +108,10 @@ class PersistentBatch:
             [(0 if p.is_greedy else p.temperature, p.top_p, log_of(p.min_p)) for p in params],
             np.float32,
         ).view(np.int32)
+        adjusted = [i for i, row in enumerate(rows) if row.samples and row.seq.params.adjusts]
+        if adjusted:
+            columns = self.tables.fill([rows[i] for i in adjusted])
+            values[adjusted, ADJUST : ADJUST + NUM_COLUMNS] = columns
         for row, value in zip(rows, values, strict=True):
             if row.decodes:
                 value[ID], value[POSITION] = row.seq.token_ids[row.start], row.start

@@ -46,6 +46,8 @@ class Sequence:
     max_length: int
     stop_ids: frozenset[int] = frozenset()
     eos_id: int | None = None  # the tokenizer's own end token, which is no stop_reason
+    end_ids: frozenset[int] = frozenset()  # what min_tokens forbids: also an end that is ignored
+    bad_word_ids: list[list[int]] = field(default_factory=list)
     noise: tuple[int, int] = (0, 0)  # the engine's seed and the request's number
     tokenizer: Any = None  # None: token ids only
     news: dict["Sequence", None] | None = None  # where its caller looks for what has changed
@@ -65,6 +67,9 @@ class Sequence:
     num_cached_blocks: int = 0  # leading blocks already entered in the prefix cache
 
     def __post_init__(self) -> None:
+        # Both are asked in every step, of every row.
+        self.needs_whole_rows = self.params.needs_whole_rows
+        self.needs_ids_on_host = any(len(ids) > 1 for ids in self.bad_word_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_read = self.num_prompt_tokens  # ids that `append` has read to their end
         self.text_is_torn = False
@@ -134,11 +139,13 @@ class Sequence:
         """Tokens the next step could compute: what is left of the prompt, or one to decode.
 
         While its newest token is in flight a sequence may still be scheduled: that token's id is
-        on the device, where the next step will find it. The last token is never computed.
+        on the device, where the next step will find it. Only a sequence that needs its ids on the
+        host waits for this one. The last token is never computed.
         """
         if self.num_scheduled >= self.max_length - 1:
             return 0
-        return max(1, len(self.token_ids) - self.num_scheduled)
+        known = len(self.token_ids) - self.num_scheduled
+        return known if known > 0 or self.needs_ids_on_host else 1
 
     def append(self, token_id: int | None) -> None:
         """Take the token a step sampled, and finish if it is the last one.

@@ -20,8 +20,9 @@ before it. This is the rejection of FlashInfer's sampler (Ye et al., arXiv:2501.
 a function of the token id, so the result is the same as if the limit had been resolved beforehand.
 
 Rows without filters leave the first four kernels at once, so that one captured graph serves every
-mix. Scores are logits divided by the temperature, as in torch. A NaN counts as infinity, and a row
-whose best score is not finite gets the id -1.
+mix. Scores are logits, adjusted where a row asks for it (`kernels/adjustments.py`), divided by the
+temperature, as in torch. A NaN counts as infinity, and a row whose best score is not finite gets
+the id -1. The last kernel counts the token that it has chosen, if the row has adjustments.
 """
 
 import torch
@@ -29,6 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nanovllm.kernels.adjustments import adjusted, as_arguments, count_token
 from nanovllm.ops.sampler import SamplingMetadata
 
 SPAN, SPANS = 128, 32  # tokens that share one noted score; spans that one program reads
@@ -53,13 +55,16 @@ INF, MINUS_INF = tl.constexpr(float("inf")), tl.constexpr(float("-inf"))
 
 
 @triton.jit
-def load_scores(logits, row, ids, num_ids, temperature):
-    """A row's logits over its temperature, float32. Beyond the row they are -inf.
+def load_scores(logits, row, ids, num_ids, temperature, adjust):
+    """A row's adjusted logits over its temperature, float32. Beyond the row they are -inf.
 
     A NaN becomes infinity, so that the row is recognised as broken.
     """
-    scores = tl.load(logits + row * num_ids + ids, (ids >= 0) & (ids < num_ids), MINUS_INF)
-    scores = tl.div_rn(scores.to(tl.float32), temperature)
+    inside = (ids >= 0) & (ids < num_ids)
+    scores = tl.load(logits + row * num_ids + ids, inside, MINUS_INF).to(tl.float32)
+    if adjust is not None:
+        scores = adjusted(scores, row, ids, inside, num_ids, adjust)
+    scores = tl.div_rn(scores, temperature)
     return tl.where(scores == scores, scores, float("inf"))
 
 
@@ -104,7 +109,7 @@ def is_filtered(temperature, top_k, top_p, log_min_p, at):
 
 @triton.jit
 def stats_kernel(
-    logits, temperature, top_k, top_p, log_min_p, maxima, tops, masses, num_ids, stride,
+    logits, temperature, top_k, top_p, log_min_p, adjust, maxima, tops, masses, num_ids, stride,
     SPAN: tl.constexpr, SPANS: tl.constexpr,
 ):  # fmt: skip
     """One program: note the largest score of each of SPANS spans and of all of them together.
@@ -117,7 +122,7 @@ def stats_kernel(
     if is_filtered(temperature, top_k, top_p, log_min_p, at):
         span = program * SPANS + tl.arange(0, SPANS)
         ids = span[:, None] * SPAN + tl.arange(0, SPAN)[None, :]
-        scores = load_scores(logits, row, ids, num_ids, tl.load(temperature + at))
+        scores = load_scores(logits, row, ids, num_ids, tl.load(temperature + at), adjust)
         span_max = tl.max(scores, axis=1)
         top = tl.max(span_max)
         tl.store(maxima + row * programs * SPANS + span, span_max)
@@ -183,7 +188,7 @@ def kth_largest(scores, k, SIZE: tl.constexpr):
 
 @triton.jit
 def collect_kernel(
-    logits, temperature, maxima, scores, counts, keys, num_ids, num_spans, stride,
+    logits, temperature, adjust, maxima, scores, counts, keys, num_ids, num_spans, stride,
     SPAN: tl.constexpr, SPANS: tl.constexpr, GROUPS: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
     """One program: append its tokens that reach the bound to keys [num_rows, MANY] int64.
@@ -203,7 +208,7 @@ def collect_kernel(
             best = tl.load(maxima + row * num_spans + span, span < num_spans, MINUS_INF)
             if (tl.max(best) >= bound) & (tl.max(best) > MINUS_INF):
                 ids = group * SPANS * SPAN + tl.arange(0, SPANS * SPAN)
-                values = load_scores(logits, row, ids, num_ids, heat)
+                values = load_scores(logits, row, ids, num_ids, heat, adjust)
                 kept = ((values >= bound) & (values > MINUS_INF)).to(tl.int32)
                 number = tl.sum(kept)
                 first = tl.atomic_add(counts + NUM_GATHERED, number)
@@ -229,7 +234,7 @@ def as_score(ordered):
 
 @triton.jit
 def resolve_kernel(
-    logits, temperature, top_k, top_p, keys, scores, counts, num_ids, stride,
+    logits, temperature, top_k, top_p, adjust, keys, scores, counts, num_ids, stride,
     TILE: tl.constexpr, FEW: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
     """One program: a row's last kept score and id, and the limits that stay open."""
@@ -246,7 +251,7 @@ def resolve_kernel(
         elif p < 1.0:
             heat = tl.load(temperature + at)
             score, last_id, mass = last_by_bisection(
-                logits, row, num_ids, heat, largest, k, score, TILE
+                logits, row, num_ids, heat, adjust, largest, k, score, TILE
             )
             tl.store(scores + OPEN_MASS, p * mass)
         else:
@@ -274,13 +279,13 @@ def last_of_sorted(keys, number, k, p, largest, SIZE: tl.constexpr):
 
 @triton.jit
 def last_by_bisection(
-    logits, row, num_ids, temperature, largest, k, bound, TILE: tl.constexpr
+    logits, row, num_ids, temperature, adjust, largest, k, bound, TILE: tl.constexpr
 ):  # fmt: skip
     """The last score and id of a whole row that reach `bound` and are among the k best; their mass.
 
     This takes up to 32 passes over the logits, while they lie in the L2 cache.
     """
-    number, _ = tokens_from(logits, row, num_ids, temperature, largest, bound, TILE)
+    number, _ = tokens_from(logits, row, num_ids, temperature, adjust, largest, bound, TILE)
     wanted = tl.where((k > 0) & (k < number), k, number)
     low, high = as_ordered(bound).to(tl.int64), as_ordered(largest).to(tl.int64)
     if number == wanted:
@@ -288,19 +293,20 @@ def last_by_bisection(
     while low < high:  # at least `wanted` tokens reach `low`, and fewer exceed `high`
         middle = low + (high - low + 1) // 2
         score = as_score(middle.to(tl.int32))
-        number, _ = tokens_from(logits, row, num_ids, temperature, largest, score, TILE)
+        number, _ = tokens_from(logits, row, num_ids, temperature, adjust, largest, score, TILE)
         low = tl.where(number >= wanted, middle, low)
         high = tl.where(number > wanted, high, tl.where(number == wanted, middle, middle - 1))
     score, last_id = as_score(low.to(tl.int32)), LAST_POSSIBLE_ID
     above, mass = tokens_from(
-        logits, row, num_ids, temperature, largest, as_score((low + 1).to(tl.int32)), TILE
+        logits, row, num_ids, temperature, adjust, largest, as_score((low + 1).to(tl.int32)), TILE
     )
     left = wanted - above
     mass += left * tl.exp(score - largest)
     for first in range(0, num_ids, TILE):  # of the tokens with this score, the lowest ids are kept
         if left > 0:
             ids = first + tl.arange(0, TILE)
-            equal = (load_scores(logits, row, ids, num_ids, temperature) == score).to(tl.int32)
+            values = load_scores(logits, row, ids, num_ids, temperature, adjust)
+            equal = (values == score).to(tl.int32)
             is_last = (equal > 0) & (tl.cumsum(equal, 0) == left)
             last_id = tl.minimum(last_id, tl.min(tl.where(is_last, ids, LAST_POSSIBLE_ID)))
             left -= tl.sum(equal)
@@ -308,20 +314,22 @@ def last_by_bisection(
 
 
 @triton.jit
-def tokens_from(logits, row, num_ids, temperature, largest, bound, TILE: tl.constexpr):
+def tokens_from(logits, row, num_ids, temperature, adjust, largest, bound, TILE: tl.constexpr):
     """How many tokens of a row reach a score, and their mass."""
-    return tokens_before(logits, row, num_ids, temperature, largest, bound, LAST_POSSIBLE_ID, TILE)
+    return tokens_before(
+        logits, row, num_ids, temperature, adjust, largest, bound, LAST_POSSIBLE_ID, TILE
+    )
 
 
 @triton.jit
 def tokens_before(
-    logits, row, num_ids, temperature, largest, score, token_id, TILE: tl.constexpr
+    logits, row, num_ids, temperature, adjust, largest, score, token_id, TILE: tl.constexpr
 ):  # fmt: skip
     """How many tokens of a row come before the one of this score and id, and their mass."""
     number, mass = 0, 0.0
     for first in range(0, num_ids, TILE):
         ids = first + tl.arange(0, TILE)
-        values = load_scores(logits, row, ids, num_ids, temperature)
+        values = load_scores(logits, row, ids, num_ids, temperature, adjust)
         kept = is_before(values, ids, score, token_id) & (values > MINUS_INF)
         number += tl.sum(kept.to(tl.int32))
         mass += tl.sum(mass_of(values, largest, kept))
@@ -333,7 +341,7 @@ def tokens_before(
 
 @triton.jit
 def draw_kernel(
-    logits, temperature, seeds, positions, maxima, scores, counts, best_out, ids_out,
+    logits, temperature, seeds, positions, adjust, maxima, scores, counts, best_out, ids_out,
     first_id, num_ids, num_spans, stride, seed_stride, position_stride,
     FILTERS: tl.constexpr, SPAN: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
@@ -357,7 +365,18 @@ def draw_kernel(
         seed = tl.load(seeds + row * seed_stride)
         position = tl.load(positions + row * position_stride)
         best, winner = best_of_chunk(
-            logits, row, first_id, num_ids, heat, seed, position, chunk, score, last_id, QUADS
+            logits,
+            row,
+            first_id,
+            num_ids,
+            heat,
+            adjust,
+            seed,
+            position,
+            chunk,
+            score,
+            last_id,
+            QUADS,
         )
     at = row * tl.num_programs(1) + chunk
     tl.store(best_out + at, best)
@@ -366,7 +385,7 @@ def draw_kernel(
 
 @triton.jit
 def best_of_chunk(
-    logits, row, first_id, num_ids, temperature, seed, position, chunk, score, last_id,
+    logits, row, first_id, num_ids, temperature, adjust, seed, position, chunk, score, last_id,
     QUADS: tl.constexpr,
 ):  # fmt: skip
     """The best perturbed score of a chunk's tokens that are not behind (score, last_id); its id.
@@ -376,7 +395,7 @@ def best_of_chunk(
     quad = first_id // 4 + chunk * QUADS + tl.arange(0, QUADS)
     ids = quad[:, None] * 4 + tl.arange(0, 4)[None, :]
     heat = tl.where(temperature > 0.0, temperature, 1.0)
-    values = load_scores(logits, row, ids - first_id, num_ids, heat)
+    values = load_scores(logits, row, ids - first_id, num_ids, heat, adjust)
     kept = (values > score) | ((values == score) & (ids <= last_id))
     if temperature > 0.0:
         values += gumbel_noise(seed, position, quad, QUADS)
@@ -385,7 +404,7 @@ def best_of_chunk(
 
 @triton.jit
 def choose_kernel(
-    logits, temperature, seeds, positions, scores, counts, best_in, ids_in, chosen,
+    logits, temperature, seeds, positions, adjust, scores, counts, best_in, ids_in, chosen,
     num_ids, chunks, stride, seed_stride, position_stride,
     WIDTH: tl.constexpr, TILE: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
@@ -414,20 +433,26 @@ def choose_kernel(
     limit = tl.full((), MINUS_INF, tl.float32)  # all tokens come before it
     limit_id = tl.full((), LAST_POSSIBLE_ID, tl.int32)
     while searching:
-        score = load_scores(logits, row, winner, num_ids, heat)
+        score = load_scores(logits, row, winner, num_ids, heat, adjust)
         if is_before(score, winner, limit, limit_id):
-            number, mass = tokens_before(logits, row, num_ids, heat, largest, score, winner, TILE)
+            number, mass = tokens_before(
+                logits, row, num_ids, heat, adjust, largest, score, winner, TILE
+            )
             searching = (number > 0) & ((mass >= open_mass) | (number >= open_count))
             if searching:
                 limit, limit_id = score, winner
         else:
             which = winner // (4 * QUADS)
             again, its_id = best_of_chunk(
-                logits, row, 0, num_ids, heat, seed, position, which, limit, limit_id - 1, QUADS
-            )
+                logits, row, 0, num_ids, heat, adjust, seed, position, which, limit, limit_id - 1,
+                QUADS,
+            )  # fmt: skip
             best, ids = tl.where(chunk == which, again, best), tl.where(chunk == which, its_id, ids)
             perturbed, winner = best_of(best, ids)
     tl.store(chosen + row, tl.where(finite, winner, -1))
+    if adjust is not None:  # noqa: SIM102  (a constant, as FILTERS is)
+        if finite:
+            count_token(row, winner, num_ids, adjust)
 
 
 # -- launching -----------------------------------------------------------------------------------
@@ -437,11 +462,11 @@ power_of_2 = triton.next_power_of_2
 
 def candidates(logits: Tensor, metadata: SamplingMetadata, first_id: int) -> tuple[Tensor, Tensor]:
     """As `sampler.candidates`; here one for each 512 ids, and NaN has the score infinity."""
-    return _draw(logits, metadata, first_id, None)
+    return _draw(logits, metadata, first_id)
 
 
-def draw(logits: Tensor, metadata: SamplingMetadata, has_filters: bool = True) -> Tensor:
-    """As `sampler.draw`. The kernels see for themselves which rows have filters.
+def draw(logits: Tensor, metadata: SamplingMetadata, whole_rows: bool = True) -> Tensor:
+    """As `sampler.draw`. The kernels see for themselves which rows have filters or adjustments.
 
     The temperature and the three filter parameters must have one stride, as columns of one table
     and tensors [num_rows, 1] of their own have.
@@ -454,25 +479,26 @@ def draw(logits: Tensor, metadata: SamplingMetadata, has_filters: bool = True) -
     counts = torch.empty(num_rows, NUM_COUNTS.value, dtype=torch.int32, device=device)
     keys = torch.empty(num_rows, MANY, dtype=torch.int64, device=device)
     filters = (heat, metadata.top_k, metadata.top_p, metadata.log_min_p)
+    adjust = as_arguments(metadata.adjustments, metadata.positions)
     stats_kernel[(num_rows, programs)](
-        logits, *filters, maxima, tops, masses, num_ids, stride, SPAN, SPANS, num_warps=8
+        logits, *filters, adjust, maxima, tops, masses, num_ids, stride, SPAN, SPANS, num_warps=8
     )
     bound_kernel[(num_rows,)](
         *filters, maxima, tops, masses, scores, counts, programs, spans, stride,
         power_of_2(programs), power_of_2(spans), num_warps=4,
     )  # fmt: skip
     collect_kernel[(num_rows, triton.cdiv(spans, GROUP * GROUPS))](
-        logits, heat, maxima, scores, counts, keys, num_ids, spans, stride,
+        logits, heat, adjust, maxima, scores, counts, keys, num_ids, spans, stride,
         SPAN, GROUP, GROUPS, MANY,
     )  # fmt: skip
     resolve_kernel[(num_rows,)](
-        logits, heat, metadata.top_k, metadata.top_p, keys, scores, counts, num_ids, stride,
+        logits, heat, metadata.top_k, metadata.top_p, adjust, keys, scores, counts, num_ids, stride,
         4 * tile, FEW, MANY, num_warps=16,
     )  # fmt: skip
-    best, ids = _draw(logits, metadata, 0, (maxima, scores, counts))
+    best, ids = _draw(logits, metadata, 0, (maxima, scores, counts), adjust)
     chosen = torch.empty(num_rows, dtype=torch.int64, device=device)
     choose_kernel[(num_rows,)](
-        logits, heat, metadata.seeds, metadata.positions, scores, counts, best, ids, chosen,
+        logits, heat, metadata.seeds, metadata.positions, adjust, scores, counts, best, ids, chosen,
         num_ids, best.shape[1], stride, metadata.seeds.stride(0), metadata.positions.stride(0),
         power_of_2(best.shape[1]), 4 * tile, QUADS, num_warps=32,
     )  # fmt: skip
@@ -480,7 +506,11 @@ def draw(logits: Tensor, metadata: SamplingMetadata, has_filters: bool = True) -
 
 
 def _draw(
-    logits: Tensor, metadata: SamplingMetadata, first_id: int, kept: tuple | None
+    logits: Tensor,
+    metadata: SamplingMetadata,
+    first_id: int,
+    kept: tuple | None = None,
+    adjust: tuple | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The best perturbed score of every 512 ids and its id, both [num_rows, chunks]."""
     (num_rows, num_ids), heat, positions = logits.shape, metadata.temperature, metadata.positions
@@ -490,7 +520,7 @@ def _draw(
     maxima, scores, counts = kept or (None, None, None)
     spans = 0 if maxima is None else maxima.shape[1]
     draw_kernel[(num_rows, chunks)](
-        logits, heat, metadata.seeds, positions, maxima, scores, counts, best, ids,
+        logits, heat, metadata.seeds, positions, adjust, maxima, scores, counts, best, ids,
         first_id, num_ids, spans, heat.stride(0), metadata.seeds.stride(0), positions.stride(0),
         kept is not None, SPAN, QUADS, num_warps=1,
     )  # fmt: skip

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nanovllm.model.ranks import Ranks
+from nanovllm.ops.adjustments import Adjustments, adjust, count_tokens
 
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -33,6 +34,7 @@ class SamplingMetadata:
     top_k: Tensor  # [num_rows, 1] int32; 0 keeps all tokens
     top_p: Tensor  # [num_rows, 1] float32; 1 keeps all tokens
     log_min_p: Tensor  # [num_rows, 1] float32, the logarithm of min_p; -inf keeps all tokens
+    adjustments: Adjustments | None = None  # None: no row has some
 
 
 def sample(
@@ -41,28 +43,38 @@ def sample(
     ranks: Ranks,
     vocab_size: int,
     backend: Any,
-    has_filters: bool,
+    whole_rows: bool,
 ) -> Tensor:
     """Next ids [num_rows] int64 of logits: this rank's part of each row [num_rows, vocab_local].
 
     Every rank returns the same ids, and the lowest id wins a tie. A row gets NO_TOKEN if a logit is
     NaN or infinity, or if all are -infinity. The host learns of it when it reads the ids, so that
-    nothing waits for the device. Filters need whole rows. `has_filters` says whether any row has
-    some; the logits of every rank are then whole rows [num_rows, vocab_size].
+    nothing waits for the device. Filters, adjustments and logprobs need whole rows of logits.
+    `whole_rows` says whether any row has some; the logits are then [num_rows, vocab_size].
     """
-    if ranks.size > 1 and not has_filters:
+    if ranks.size > 1 and not whole_rows:
         first = ranks.shard(vocab_size).start
         return ranks.reduce_argmax(*backend.candidates(logits, metadata, first)).squeeze(1)
-    return backend.draw(logits, metadata, has_filters)
+    return backend.draw(logits, metadata, whole_rows)
 
 
-def draw(logits: Tensor, metadata: SamplingMetadata, has_filters: bool) -> Tensor:
-    """Next ids [num_rows] int64 of whole rows of logits [num_rows, vocab_size]."""
-    scores = scale(logits, metadata)
-    for rows in rows_with_filters(metadata) if has_filters else ():
+def draw(logits: Tensor, metadata: SamplingMetadata, whole_rows: bool) -> Tensor:
+    """Next ids [num_rows] int64 of whole rows of logits [num_rows, vocab_size].
+
+    The logits stay as they are. whole_rows: whether any row has filters or adjustments. The new
+    tokens of rows with adjustments are counted.
+    """
+    scores = logits.to(torch.float32, copy=True)
+    if whole_rows and metadata.adjustments is not None:
+        adjust(scores, metadata.adjustments, metadata.positions)
+    scores /= divisors(metadata)
+    for rows in rows_with_filters(metadata) if whole_rows else ():
         limits = (metadata.top_k[rows], metadata.top_p[rows], metadata.log_min_p[rows])
         scores[rows] = filter_scores(scores[rows], *limits)
-    return best_of(add_noise(scores, metadata))[1].squeeze(1)
+    ids = best_of(add_noise(scores, metadata))[1].squeeze(1)
+    if whole_rows and metadata.adjustments is not None:
+        count_tokens(ids, metadata.adjustments, metadata.positions)
+    return ids
 
 
 def rows_with_filters(metadata: SamplingMetadata) -> list[Tensor]:
@@ -72,9 +84,9 @@ def rows_with_filters(metadata: SamplingMetadata) -> list[Tensor]:
     whole vocabulary.
     """
     has_k = metadata.top_k > 0
-    has_filters = has_k | (metadata.top_p < 1) | (metadata.log_min_p > -torch.inf)
-    has_filters &= metadata.temperature > 0
-    kinds = (has_filters & has_k, has_filters & ~has_k)
+    has_some = has_k | (metadata.top_p < 1) | (metadata.log_min_p > -torch.inf)
+    has_some &= metadata.temperature > 0
+    kinds = (has_some & has_k, has_some & ~has_k)
     indices = [kind.squeeze(1).nonzero().squeeze(1) for kind in kinds]
     return [rows for group in indices for rows in group.split(FILTERED_AT_ONCE) if len(rows)]
 
@@ -91,7 +103,12 @@ def candidates(logits: Tensor, metadata: SamplingMetadata, first_id: int) -> tup
 
 def scale(logits: Tensor, metadata: SamplingMetadata) -> Tensor:
     """Scores, float32: logits over the temperature, or the logits themselves in a greedy row."""
-    return logits.float() / metadata.temperature.masked_fill(metadata.temperature == 0, 1.0)
+    return logits.float() / divisors(metadata)
+
+
+def divisors(metadata: SamplingMetadata) -> Tensor:
+    """What logits are divided by, [num_rows, 1]: the temperature, or 1 in a greedy row."""
+    return metadata.temperature.masked_fill(metadata.temperature == 0, 1.0)
 
 
 def add_noise(scores: Tensor, metadata: SamplingMetadata, first_id: int = 0) -> Tensor:

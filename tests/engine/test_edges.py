@@ -164,10 +164,12 @@ def test_names_of_another_type_are_refused(name):
     assert EngineArgs(Path("m"), tokenizer=Path("t")).tokenizer == "t"
 
 
-def test_a_default_of_generation_config_that_is_not_here_is_refused(copy, expected):
-    change(copy / "generation_config.json", repetition_penalty=1.1)
+def test_a_default_of_generation_config_that_cannot_be_is_refused(copy, expected):
+    change(copy / "generation_config.json", repetition_penalty=-1.1)
     with make(copy) as llm:
-        with pytest.raises(ValueError, match=r"generation_config\.json: repetition_penalty=1\.1"):
+        with pytest.raises(
+            ValueError, match=r"generation_config\.json: repetition_penalty must be"
+        ):
             llm.generate(PROMPTS, use_tqdm=False)
         assert ids(answer(llm)) == expected, "a caller's own params do not ask for it"
 

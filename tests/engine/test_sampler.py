@@ -1,5 +1,7 @@
 """The sampler draws from the right distribution, and a row's draw does not depend on its mates."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from nanovllm.ops.backend import TORCH
 from nanovllm.ops.sampler import SamplingMetadata, filter_scores, log_of, philox, sample
 
 VOCAB = 10
+COLUMNS = [f.name for f in fields(SamplingMetadata) if f.name != "adjustments"]
 
 
 def limits(rows, top_k=0, top_p=1.0, min_p=0.0):
@@ -85,7 +88,7 @@ def test_only_rows_with_filters_are_filtered_and_only_those_without_top_k_sort_i
     settings = [{}, {"top_k": 3}, {"top_p": 0.8}, {"min_p": 0.1}, {"top_k": 2, "top_p": 0.7}]
     rows = [metadata(1, heat, **options) for options in settings for heat in (0.0, 1.0)]
     together = SamplingMetadata(
-        *(torch.cat([getattr(row, name) for row in rows]) for name in vars(rows[0]))
+        *(torch.cat([getattr(row, name) for row in rows]) for name in COLUMNS)
     )
     logits = torch.randn(len(rows), VOCAB, generator=torch.Generator().manual_seed(2))
     alone = [sampler.draw(logits[i : i + 1], row, True) for i, row in enumerate(rows)]

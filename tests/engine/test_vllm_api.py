@@ -69,7 +69,7 @@ def test_the_page_is_current():
     text = vllm_table.PAGE.read_text(encoding="utf-8")
     assert text == vllm_table.with_tables(text), "run `python -m authoring.vllm_table --write`"
     assert "| `temperature` | same |" in text
-    assert "| `logit_bias` |" in text
+    assert "| `logit_bias` | same |" in text
     assert "| `beam_search()` | absent |" in text
 
 

@@ -187,7 +187,7 @@ def test_an_engine_that_has_started_compiles_nothing_more(
     engine = LLMEngine(args)
     runner = engine.core.runner
     for size in (6, 4, 2, 1):  # as `capture` does on a GPU
-        runner._decode(size, filters=True)
+        runner._decode(size, whole_rows=True)
     runner.rehearse(args.max_num_batched_tokens)
     runner.kv_cache.zero_()
     started = {variant(*launch) for launch in launches}
@@ -211,8 +211,8 @@ def test_several_ranks_rehearse_steps_with_and_without_filters(tiny_model, monke
     runner = LLMEngine(args).core.runner
     rehearsed = set()
 
-    def noted(logits, metadata, ranks, vocab_size, backend, has_filters):
-        rehearsed.add((metadata.temperature.stride(0), has_filters))
+    def noted(logits, metadata, ranks, vocab_size, backend, whole_rows):
+        rehearsed.add((metadata.temperature.stride(0), whole_rows))
         return torch.zeros(len(logits), dtype=torch.int64)
 
     def noted_logprobs(logits, token_ids, num_logprobs):

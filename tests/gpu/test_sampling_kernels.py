@@ -6,7 +6,7 @@ for before Triton is first imported: TRITON_INTERPRET=1 pytest tests/gpu/test_sa
 
 import math
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -56,6 +56,7 @@ LOGITS = {
     ),
 }
 
+COLUMNS = [f.name for f in fields(SamplingMetadata) if f.name != "adjustments"]
 KINDS = list(LOGITS) if CUDA else ["random", "tied", "half forbidden"]
 
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
@@ -93,7 +94,7 @@ def test_the_kernels_draw_what_torch_draws(kind, filters, dtype):
     for vocab_size in VOCABULARIES:
         logits = made(kind, ROWS, vocab_size, dtype)
         metadata = parameters(ROWS, top_k, top_p, min_p)
-        wanted = sampler.draw(logits, metadata, has_filters=True)
+        wanted = sampler.draw(logits, metadata, whole_rows=True)
         assert sampling.draw(logits, metadata).tolist() == wanted.tolist(), vocab_size
 
 
@@ -146,12 +147,10 @@ def test_rows_with_other_filters_do_not_meet(dtype):
     settings = [(*filters, heat) for filters in FILTERS.values() for heat in (0.0, 0.7)]
     settings = settings if CUDA else settings[::3]
     alone = [parameters(1, *filters) for filters in settings]
-    together = SamplingMetadata(
-        *(torch.cat([getattr(x, name) for x in alone]) for name in vars(alone[0]))
-    )
+    together = SamplingMetadata(*(torch.cat([getattr(x, name) for x in alone]) for name in COLUMNS))
     logits = made("random", len(settings), vocab_size, dtype)
     found = sampling.draw(logits, together).tolist()
-    assert found == sampler.draw(logits, together, has_filters=True).tolist()
+    assert found == sampler.draw(logits, together, whole_rows=True).tolist()
     for row, metadata in enumerate(alone):
         assert found[row] == int(sampling.draw(logits[row : row + 1], metadata))
 
@@ -206,7 +205,7 @@ def test_a_row_whose_best_score_is_not_finite_gets_no_id(bad, filters, dtype):
     for temperature in (0.0, 0.8):
         metadata = parameters(5, *filters, temperature=temperature)
         found = sampling.draw(logits, metadata).tolist()
-        assert found == sampler.draw(logits, metadata, has_filters=True).tolist()
+        assert found == sampler.draw(logits, metadata, whole_rows=True).tolist()
         bad_rows = [3] if bad == -torch.inf else [1, 2, 3]
         assert [row for row, token_id in enumerate(found) if token_id == -1] == bad_rows
         parts = Ranks().reduce_argmax(*sampling.candidates(logits, metadata, 0)).squeeze(1)

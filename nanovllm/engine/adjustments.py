@@ -1,0 +1,217 @@
+"""AdjustmentTables: what the device knows of the tokens of each request that has adjustments.
+
+Two tables have a row of vocab_size entries for each such request. One counts tokens and has flags
+for them (see `ops/adjustments.py`), and the other holds the biases. A row is written from what the
+host knows when the request's row of the persistent batch is. From then on the device counts by
+itself, so that the host need not have seen the newest tokens.
+
+A table is made when the first request asks for it, because 512 rows of 151,936 entries take 310 MB.
+It doubles when it is full, up to max_num_seqs rows. Steps without such requests do not touch it.
+"""
+
+from collections.abc import Callable, Container, Iterable
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanovllm.engine.persistent_batch import upload
+from nanovllm.engine.scheduler import ScheduledSequence
+from nanovllm.engine.sequence import Sequence
+from nanovllm.ops.adjustments import (
+    BIAS_ROW,
+    FORBIDDEN,
+    FREQUENCY,
+    IN_PROMPT,
+    MIN_LENGTH,
+    NUM_COLUMNS,
+    PRESENCE,
+    REPETITION,
+    STOP,
+    TOKEN_ROW,
+    Adjustments,
+)
+from nanovllm.sampling_params import SamplingParams
+
+FIRST_ROWS = 16  # that a table has when it is made; row 0 belongs to no request
+Entries = list[tuple[Iterable[int], Any]]  # ids, and what is added: one number, or one for each
+
+
+class Table:
+    """Rows of [vocab_size] numbers that are lent to sequences. Row 0 is never lent."""
+
+    def __init__(self, vocab_size: int, dtype: torch.dtype, address: Tensor):
+        self.values = torch.zeros(1, vocab_size, dtype=dtype, device=address.device)
+        self.row_of: dict[Sequence, int] = {}
+        self._address = address  # one number on the device, where captured kernels look it up
+        self._address.fill_(self.values.data_ptr())
+
+    def keep(self, seqs: Container[Sequence]) -> None:
+        """Take back the rows of all sequences but these."""
+        for seq in [seq for seq in self.row_of if seq not in seqs]:
+            del self.row_of[seq]
+
+    def lend(self, seqs: list[Sequence]) -> list[int]:
+        """The rows of these sequences, which get one if they have none."""
+        new = [seq for seq in seqs if seq not in self.row_of]
+        self._grow(1 + len(self.row_of) + len(new))
+        used = set(self.row_of.values())
+        free = (row for row in range(1, len(self.values)) if row not in used)
+        self.row_of.update(zip(new, free, strict=False))  # there may be more free rows
+        return [self.row_of[seq] for seq in seqs]
+
+    def _grow(self, num_rows: int) -> None:
+        held, vocab_size = self.values.shape
+        if num_rows <= held:
+            return
+        num_rows = max(num_rows, 2 * held, FIRST_ROWS)
+        try:
+            grown = self.values.new_zeros(num_rows, vocab_size)
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"no memory for penalties, biases or forbidden tokens of {num_rows} requests at "
+                f"once, which take {num_rows * vocab_size * self.values.itemsize:,} bytes: lower "
+                f"max_num_seqs or gpu_memory_utilization"
+            ) from error
+        grown[:held] = self.values
+        self.values = grown
+        self._address.fill_(grown.data_ptr())
+
+    def write(self, rows: list[int], empty: list[int], entries: list[Entries]) -> None:
+        """Fill each row with its number `empty`, and then add its entries."""
+        device, vocab_size = self.values.device, self.values.shape[1]
+        self.values[upload(rows, device)] = upload(empty, device)[:, None].to(self.values.dtype)
+        index, added = [], []
+        for row, parts in zip(rows, entries, strict=True):
+            for ids, number in parts:
+                index.append(np.fromiter(ids, np.int64) + row * vocab_size)
+                added.append(np.broadcast_to(number, index[-1].shape))
+        if index:
+            values = upload(np.concatenate(added), device).to(self.values.dtype)
+            self.values.view(-1).scatter_add_(0, upload(np.concatenate(index), device), values)
+
+
+class AdjustmentTables:
+    """The two tables, and what the persistent batch writes in a row's columns."""
+
+    def __init__(self, vocab_size: int, device: torch.device):
+        self.vocab_size = vocab_size
+        self.addresses = torch.zeros(2, dtype=torch.int64, device=device)
+        self.tokens = Table(vocab_size, torch.int32, self.addresses[0])
+        self.biases = Table(vocab_size, torch.float32, self.addresses[1])
+
+    def keep(self, seqs: Container[Sequence]) -> None:
+        """Take back what is lent to other sequences than these."""
+        self.tokens.keep(seqs)
+        self.biases.keep(seqs)
+
+    def fill(self, rows: list[ScheduledSequence]) -> np.ndarray:
+        """Write the tables' rows of sequences whose ids up to `end` the host knows.
+
+        Returns the sequences' columns [len(rows), NUM_COLUMNS] int32.
+        """
+        seqs = [row.seq for row in rows]
+        columns = np.zeros((len(seqs), NUM_COLUMNS), np.int32)
+        columns[:, TOKEN_ROW] = self.tokens.lend(seqs)
+        empty = [0 if seq.params.allowed_token_ids is None else FORBIDDEN for seq in seqs]
+        entries = [token_entries(row.seq, row.end, self.vocab_size) for row in rows]
+        self.tokens.write(columns[:, TOKEN_ROW].tolist(), empty, entries)
+        biased = [i for i, seq in enumerate(seqs) if seq.params.logit_bias]
+        if biased:
+            lent = self.biases.lend([seqs[i] for i in biased])
+            columns[biased, BIAS_ROW] = lent
+            given = [seqs[i].params.logit_bias for i in biased]
+            entries = [[(bias.keys(), list(bias.values()))] for bias in given]
+            self.biases.write(lent, [0] * len(lent), entries)
+        columns[:, MIN_LENGTH] = [seq.num_prompt_tokens + seq.params.min_tokens for seq in seqs]
+        columns[:, [REPETITION, FREQUENCY, PRESENCE]] = np.array(
+            [
+                (p.repetition_penalty, p.frequency_penalty, p.presence_penalty)
+                for p in (seq.params for seq in seqs)
+            ],
+            np.float32,
+        ).view(np.int32)
+        return columns
+
+    def of(self, columns: Tensor) -> Adjustments:
+        """The adjustments of the rows with these columns, as the sampler takes them."""
+        return Adjustments(columns, self.tokens.values, self.biases.values, self.addresses)
+
+
+def token_entries(seq: Sequence, length: int, vocab_size: int) -> Entries:
+    """What the table of tokens holds of a sequence's first `length` ids."""
+    params, start = seq.params, seq.num_prompt_tokens
+    output = seq.token_ids[start:length]
+    hidden = ends_of_bad_words(seq.bad_word_ids, output)
+    entries: Entries = [(output, 1)]
+    if params.allowed_token_ids is None:
+        entries.append((hidden, FORBIDDEN))
+    else:  # the row is full of FORBIDDEN
+        entries.append((set(params.allowed_token_ids) - hidden, -FORBIDDEN))
+    if params.min_tokens:
+        entries.append(([i for i in seq.end_ids if i < vocab_size], STOP))
+    if params.repetition_penalty != 1:
+        entries.append((set(seq.token_ids[:start]), IN_PROMPT))
+    return entries
+
+
+def ends_of_bad_words(bad_word_ids: list[list[int]], output: list[int]) -> set[int]:
+    """The tokens that would complete a bad word behind this output."""
+    return {
+        last
+        for *first, last in bad_word_ids
+        if not first or output[-len(first) :] == first
+    }  # fmt: skip
+
+
+# -- what a request is checked for -----------------------------------------------------------------
+
+
+def encode_bad_words(
+    words: list[str], encode: Callable[[str], list[int]], vocab_size: int
+) -> list[list[int]]:
+    """The token ids of each bad word, as it is spelt at the beginning and in the middle of a text.
+
+    As in vLLM, the spelling behind a space counts where it has as many tokens and begins with
+    another one. Raises ValueError for an id beyond the model's vocabulary.
+    """
+    found: list[list[int]] = []
+    for word in words:
+        bare, spaced = encode(word.lstrip()), encode(" " + word.lstrip())
+        found.append(bare)
+        if len(spaced) == len(bare) and spaced[0] != bare[0]:
+            found.append(spaced)
+        for token_id in chain(bare, spaced):
+            if not 0 <= token_id < vocab_size:
+                raise ValueError(
+                    f"bad_words={words!r:.200} has the token id {token_id} in {word!r}, but the "
+                    f"model's vocabulary has {vocab_size} ids"
+                )
+    return found
+
+
+def check_adjustments(
+    params: SamplingParams, bad_word_ids: list[list[int]], end_ids: Iterable[int], vocab_size: int
+) -> None:
+    """Raise ValueError for ids beyond the vocabulary, and where no token at all could be drawn."""
+    for name, ids in (
+        ("logit_bias", params.logit_bias or ()),
+        ("allowed_token_ids", params.allowed_token_ids or ()),
+    ):
+        for token_id in ids:
+            if token_id >= vocab_size:
+                raise ValueError(
+                    f"every token id of {name} must be between 0 and {vocab_size - 1:,}, "
+                    f"got {token_id!r}"
+                )
+    if params.allowed_token_ids is None:
+        return
+    hidden = ends_of_bad_words(bad_word_ids, [])
+    hidden.update(end_ids if params.min_tokens else ())
+    if hidden.issuperset(params.allowed_token_ids):
+        raise ValueError(
+            f"allowed_token_ids={params.allowed_token_ids!r:.200} must have a token that bad_words "
+            f"and min_tokens={params.min_tokens} do not forbid, because else none can be drawn"
+        )
