@@ -98,9 +98,9 @@ def merge_kernel(
         keys = tl.load(keys_in + row * chunks * MOST + place, written, NO_KEY)
         for i in range(wanted):
             best = tl.max(keys)
-            token_id = (best & 0x7FFFFFFF).to(tl.int32) ^ 0x7FFFFFFF
+            best_id = (best & 0x7FFFFFFF).to(tl.int32) ^ 0x7FFFFFFF
             logprob = (as_score((best >> 32).to(tl.int32)) - top) - total
-            tl.store(packed + IDS + 1 + i, tl.where(best == NO_KEY, -1, token_id))  # -1: NO_ID
+            tl.store(packed + IDS + 1 + i, tl.where(best == NO_KEY, -1, best_id))  # -1: NO_ID
             tl.store(packed + LOGPROBS + 1 + i, logprob.to(tl.int32, bitcast=True))
             keys = tl.where(keys == best, NO_KEY, keys)
 

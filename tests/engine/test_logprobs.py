@@ -1,14 +1,14 @@
-"""Logprobs are those of transformers' log_softmax, with vLLM's classes, whatever the engine does."""
+"""Logprobs are those of transformers' log_softmax, in vLLM's classes, whatever the engine does."""
 
 import math
+from contextlib import suppress
 
 import pytest
 from counting_engine import counting_tokenizer, llm_of
 from interrupts import Interrupter
 from reference import reference_logits
 
-from course.labs.rank_lab import on_ranks
-from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
+from nanovllm import LLM, SamplingParams
 from nanovllm.engine.logprobs import TokenTexts
 from nanovllm.logprobs import Logprob
 
@@ -42,7 +42,7 @@ def reference(folder, token_ids):
 def check(found, expected, token_id, number, tokenizer):
     """One position: its dict, the whole distribution [vocab_size], the token that stands there."""
     best = expected.topk(number)
-    assert list(found)[0] == token_id, "the token that stands there comes first"
+    assert next(iter(found)) == token_id, "the token that stands there comes first"
     for wanted_rank, value in enumerate(best.values, start=1):
         ranked = [one for one in found.values() if one.rank == wanted_rank]
         assert ranked, f"no token has rank {wanted_rank}"
@@ -66,7 +66,9 @@ def check_output(folder, output, logprobs, prompt_logprobs, tokenizer):
     else:
         assert len(answer.logprobs) == len(answer.token_ids)
         total = 0.0
-        for place, (token_id, found) in enumerate(zip(answer.token_ids, answer.logprobs)):
+        for place, (token_id, found) in enumerate(
+            zip(answer.token_ids, answer.logprobs, strict=True)
+        ):
             check(found, expected[len(prompt) - 1 + place], token_id, logprobs, tokenizer)
             total += found[token_id].logprob
         assert answer.cumulative_logprob == pytest.approx(total)
@@ -166,51 +168,16 @@ def test_prompt_logprobs_may_be_asked_for_beside_the_prefix_cache(tiny_model):
 # -- several ranks, failures, interrupts -----------------------------------------------------------
 
 
-def answers(llm, params):
-    """All that a request says of probabilities, without the last bits."""
-    outputs = llm.generate(PROMPTS, params, use_tqdm=False)
-
-    def rounded(found):
-        return found and {i: (round(x.logprob, 4), x.rank) for i, x in found.items()}
-
-    return [
-        (
-            o.outputs[0].token_ids,
-            o.outputs[0].logprobs and [*map(rounded, o.outputs[0].logprobs)],
-            o.prompt_logprobs and [*map(rounded, o.prompt_logprobs)],
-        )
-        for o in outputs
-    ]
-
-
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_two_ranks_report_what_one_does(tiny_model, sampling):
-    """With requests beside them that ask for nothing, so that some steps gather no whole rows."""
+def test_two_ranks_report_what_one_does(tiny_model):
+    """With a request beside them that asks for nothing, and steps that gather no whole rows."""
     folder = tiny_model()
-    params = [asked(sampling, n) for n in range(len(PROMPTS))]
-    options = {"device": "cpu", "dtype": "float32", "max_model_len": 56}
-    options |= {"max_num_batched_tokens": 13, "use_tqdm_on_load": False}
-
-    def run(ranks):
-        args = EngineArgs(str(folder), tensor_parallel_size=2, **options)
-        engine = LLMEngine(args, ranks=ranks)
-        names = [str(n) for n in range(len(PROMPTS))]
-        if ranks.rank:
-            while (said := ranks.share(None))[0] != "close":
-                engine.act(said)
-            return None
-        requests = [engine.make_request(*args) for args in zip(names, PROMPTS, params)]
-        outputs = {}
-        engine.add(requests)
-        while engine.has_unfinished_requests():
-            outputs |= {output.request_id: output for output in engine.step()}
-        tokenizer = engine.get_tokenizer()
-        engine.close()
-        return [outputs[name] for name in names], tokenizer
-
-    outputs, tokenizer = on_ranks(2, run)[0]
-    for output, p in zip(outputs, params, strict=True):
-        check_output(folder, output, p.logprobs, p.prompt_logprobs, tokenizer)
+    with make(folder, tensor_parallel_size=2, max_num_batched_tokens=13) as llm:
+        for sampling in SAMPLINGS:
+            params = [asked(sampling, n) for n in range(len(PROMPTS))]
+            plain = SamplingParams(**COMMON, **SAMPLINGS[sampling])
+            outputs = llm.generate([*PROMPTS, [5, 6]], [*params, plain], use_tqdm=False)
+            for output, p in zip(outputs, [*params, plain], strict=True):
+                check_output(folder, output, p.logprobs, p.prompt_logprobs, llm.get_tokenizer())
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -226,10 +193,8 @@ def test_a_failed_step_loses_and_doubles_nothing(tiny_model, overlap):
         while engine.has_unfinished_requests():
             steps += 1
             runner.launch = (lambda batch: 1 / 0) if steps % 3 == 0 else plain
-            try:
+            with suppress(ZeroDivisionError):
                 outputs |= {output.request_id: output for output in engine.step()}
-            except ZeroDivisionError:
-                pass
         assert steps > 12
         for n, p in enumerate(params):
             output = outputs[str(n)]
