@@ -28,6 +28,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "qwen3": QWEN3,
     "all-three": QWEN3 | {"min_p": 0.05},
     "logprobs-5": PLAIN | {"logprobs": 5},
+    "penalties": PLAIN
+    | {"repetition_penalty": 1.1, "frequency_penalty": 0.5, "presence_penalty": 0.5},
+    "logit-bias": PLAIN | {"logit_bias": dict.fromkeys(range(100), 1.0)},
+    "allowed-ids": PLAIN | {"allowed_token_ids": [*range(100)]},
 }
 BASE = next(iter(SETTINGS))
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 128
@@ -121,7 +125,12 @@ def print_report(report: dict[str, Any]) -> None:
             cells = [cell(result[name]) for result in results.values()]
             workload_bench.print_row(name, cells, 30)
     for name, fields in report["settings"].items():
-        print(f"  {name}: " + ", ".join(f"{field} {value:g}" for field, value in fields.items()))
+        print(f"  {name}: " + ", ".join(f"{field} {shown(fields[field])}" for field in fields))
+
+
+def shown(value: Any) -> str:
+    """A parameter's value in the report: a number, or how many tokens the parameter names."""
+    return f"{value:g}" if isinstance(value, int | float) else f"of {len(value)} tokens"
 
 
 def speed_cell(result: dict[str, Any]) -> str:

@@ -27,6 +27,11 @@ NOT_FINITE = (
     "Numbers above 65,504 overflow in float16: try dtype='bfloat16' or 'float32'. If the logits "
     "are not finite in float32 either, the model's weights are damaged."
 )
+NO_TOKEN_LEFT = (
+    "after {} tokens no next token can be chosen: the logits are not finite, or they are not once "
+    "the penalties, logit_bias, allowed_token_ids, bad_words and min_tokens have changed them. "
+    "These must leave at least one token."
+)
 
 
 class Status(enum.Enum):
@@ -157,7 +162,8 @@ class Sequence:
         if self.text_is_torn:
             self.read_again()
         if token_id is None:
-            self.error = NOT_FINITE.format(len(self.token_ids))
+            reason = NO_TOKEN_LEFT if self.params.adjusts else NOT_FINITE
+            self.error = reason.format(len(self.token_ids))
             self.metrics.is_corrupted = True
             self.finish("error")
             return

@@ -57,7 +57,9 @@ def test_a_ratio_is_to_the_plain_run_of_the_same_round():
 @pytest.mark.parametrize("name", sampling.SETTINGS)
 def test_every_setting_is_one_that_the_engine_knows(name):
     params = SamplingParams(**sampling.SETTINGS[name])
-    assert params.filters == (name not in ("plain", "greedy"))
+    adjusts = name in ("penalties", "logit-bias", "allowed-ids")
+    assert params.adjusts == adjusts
+    assert params.filters == (name not in ("plain", "greedy") and not adjusts)
 
 
 def test_the_table_on_a_tiny_model(tiny_model, tmp_path, capsys):

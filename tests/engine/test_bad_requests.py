@@ -29,6 +29,17 @@ SAMPLING = {
     "max_tokens": ([None, 1, TOP], [0, -1, TOP + 1], [1.0, NAN, True]),
     "stop": ([None, [], "a", ["a", "b"], ("a",)], ["", ["a", ""]], [5, True, [5], ["a", None]]),
     "stop_token_ids": ([None, [], [0], (1, TOP)], [[-1], [1, TOP + 1]], [5, True, [1.0], ["a"]]),
+    "min_tokens": ([0, 16], [-1, 17, TOP + 1], [1.0, NAN, True, None]),
+    "presence_penalty": ([-2, 0, 2.0], [-2.1, 2.1, NAN, INF], [True, None]),
+    "frequency_penalty": ([-2, 0, 2.0], [-2.1, 2.1, NAN, INF], [True, None]),
+    "repetition_penalty": (
+        [2.0**-126, 1, 1.5, 3e38],
+        [0, 0.0, -1.0, 1e-45, NAN, INF],
+        [True, None],
+    ),
+    "logit_bias": ([None, {}, {0: 1, "7": -5.5}, {TOP: -INF}], [], [5, True, {1: "a"}, {1.0: 1.0}]),
+    "bad_words": ([None, [], ["a"], ("a", " b ")], [["a", ""]], [5, True, [5], ["a", None], "a"]),
+    "allowed_token_ids": ([None, [0], (1, TOP)], [[-1], [1, TOP + 1]], [5, True, [1.0], ["a"]]),
     "ignore_eos": ([True, False], [], [0, 1, None, NAN]),
     "include_stop_str_in_output": ([True, False], [], [0, 1, None]),
     "skip_special_tokens": ([True, False], [], [0, 1, None]),
@@ -62,6 +73,8 @@ NOT_WRONG = {
     "dtype": WRONG,
     "stop": [[1]],
     "stop_token_ids": [[1]],
+    "logit_bias": [{}],
+    "allowed_token_ids": [[1]],
 }
 ITS_OWN = {"distributed_executor_backend"}  # what it takes depends on the number of ranks
 

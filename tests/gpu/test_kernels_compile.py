@@ -21,7 +21,7 @@ from nanovllm import EngineArgs, LLMEngine, SamplingParams, llm_engine  # noqa: 
 from nanovllm.engine import model_runner  # noqa: E402
 from nanovllm.engine.memory import count_blocks  # noqa: E402
 from nanovllm.kernels import logprobs, sampling  # noqa: E402
-from nanovllm.ops import attention, kernels, linear, sampler  # noqa: E402
+from nanovllm.ops import adjustments, attention, kernels, linear, sampler  # noqa: E402
 from nanovllm.ops import logprobs as torch_logprobs  # noqa: E402
 from nanovllm.ops.attention import AttentionMetadata, Rows  # noqa: E402
 from nanovllm.ops.backend import Backend  # noqa: E402
@@ -93,20 +93,29 @@ def launch_everything(heads, kv_heads, head_dim, block_size, dtype):
     sampling.candidates(torch.zeros(rows, 999, dtype=dtype), asked, 0)
     logits = torch.zeros(rows, 151_936, dtype=dtype)
     logprobs.gather_logprobs(logits, sampling.draw(logits, asked), one.int())
+    columns = torch.zeros(rows, adjustments.NUM_COLUMNS, dtype=torch.int32)
+    given = adjustments.Adjustments(columns, columns, one, torch.zeros(2, dtype=torch.int64))
+    sampling.draw(logits, replace(asked, adjustments=given))
 
 
 def compile_for(kernel, args, options, capability):
     """The kernel for that launch, compiled as it would be on such a card."""
     signature, constants, attributes = {}, {}, {}
+
+    def type_of(value, path):
+        if isinstance(value, tuple):
+            return tuple(type_of(item, (*path, j)) for j, item in enumerate(value))
+        if isinstance(value, torch.Tensor):
+            attributes[path] = [["tt.divisibility", 16]]
+            return "*" + TYPES[value.dtype]
+        return "fp32" if isinstance(value, float) else "i32"
+
     for i, (parameter, value) in enumerate(zip(kernel.params, args, strict=True)):
         if parameter.is_constexpr or value is None:
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = "*" + TYPES[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
         else:
-            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+            signature[parameter.name] = type_of(value, (i,))
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
