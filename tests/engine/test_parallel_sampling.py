@@ -597,6 +597,22 @@ def test_names_come_free_after_an_interrupt(name):
             check_idle(engine)
 
 
+def test_an_ended_request_that_an_interrupt_left_behind_takes_no_name():
+    """Neither while another request keeps the engine busy, nor when it is forgotten late."""
+    with engine_of(1, **OPTIONS) as engine:
+        engine.add_request("b", [3], sampled(1))
+        old = engine.add([engine.make_request("a", [1], sampled(2))])
+        engine.abort_request("a")
+        engine.parents["a"] = old[0].parent
+        engine.add_request("a", [1], sampled(2))
+        new = engine.parents["a"]
+        assert new is not old[0].parent
+        engine._forget_ended_parents(old)
+        assert engine.parents == {"a": new}
+        engine.abort_request(["a", "b"])
+        check_idle(engine)
+
+
 def test_an_error_in_reading_one_text_hides_no_other(monkeypatch):
     """A text that an error has torn is made anew, also that of an answer without a new token."""
     with engine_of(1, **OPTIONS) as engine:
