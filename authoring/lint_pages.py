@@ -5,9 +5,10 @@ import getpass
 import re
 import socket
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+
+from course.notebooks.links import Elements, problem
 
 Notebook = Any
 Found = Iterator[tuple[int | None, str]]
@@ -23,18 +24,6 @@ ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<~-])/(?!/)[\w.-]+/[\w.~-]+(?:/[\w.~-]*)*
 COMMON_NAMES = {"root", "user", "runner", "ubuntu", "jovyan", "localhost", "admin"}
 PICTURES = ("image/png", "image/jpeg", "image/gif", "image/svg+xml")
 WIDGET = "application/vnd.jupyter.widget-view+json"
-
-
-class Elements(HTMLParser):
-    """The start tags of some HTML, as (name, attributes)."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
 
 
 def pages(notebook: Notebook) -> Iterator[tuple[int, str]]:
@@ -101,9 +90,8 @@ def lint_links(notebook: Notebook, path: Path) -> Found:
         links = [link["href"] for link in MARKDOWN_LINK.finditer(page)]
         links += [a.get("href") or "" for tag, a in Elements(page).found if tag == "a"]
         for link in links:
-            target = link.partition("#")[0]
-            if target and not re.match(r"[a-z]+:", target) and not (path.parent / target).exists():
-                yield index, f"the link to {link} leads nowhere"
+            if found := problem(link, path):
+                yield index, found
         for reference in GITHUB_SOURCE.findall(page):
             if not RELEASE_TAG.fullmatch(reference):
                 yield index, f"a link to GitHub source at {reference!r}: pin a release's tag"

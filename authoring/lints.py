@@ -1,10 +1,12 @@
 """What every committed notebook must be, read from its file alone: no kernel runs here.
 
-`lint(path)` returns one line a problem, each naming the notebook and the cell.
+`lint(path)` returns one line a problem, each naming the notebook and the cell. The command
+`python -m course.notebooks.lints FILE ...` prints these lines, and fails if there are any.
 """
 
 import ast
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -162,3 +164,13 @@ LINTS: dict[str, list[Lint]] = {  # by folder; others hold lessons
     "exercises": [*EXERCISE_LINTS, lint_no_outputs],
     "solutions": [*EXERCISE_LINTS, lint_run_in_order],
 }
+
+
+def main(names: list[str]) -> int:
+    problems = [problem for name in names for problem in lint(Path(name).resolve())]
+    print("\n".join(problems) or f"{len(names)} notebooks pass every lint.")
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
