@@ -1,6 +1,8 @@
 # make run    answer a few prompts        make lab    open the lessons in JupyterLab
 # make test   every check                 make lint   the quick checks alone
 # make clean  remove what was made here       make test-gpu  the tests that need an NVIDIA GPU
+# make hooks  let git check each commit       make coverage  which lines of the engine no test runs
+# make links  whether links to other sites still lead somewhere (needs a network)
 # make screens  pictures of every page of the lessons, as Chromium shows them, in .course/screens
 # make test-gpu-list  the parts of test-gpu, each under ten minutes; `make test-gpu-PART` runs one,
 #                     and `make test-gpu-report` reports on all that have run
@@ -31,10 +33,12 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 # Tests that trace Python. In a process that had run a thousand other tests, Python 3.11 never came back from
 # a traced call, so they have a process of their own.
 TRACED := tests/engine/test_interrupts.py tests/engine/test_many_requests.py
+INTERPRETED := tests/gpu/test_kernels.py tests/gpu/test_sampling_kernels.py tests/gpu/test_toy_kernels.py
+COV := --cov --cov-report= --cov-fail-under=0
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 PYTHONS = $(or $(PYTHON),python3.13 python3.12 python3.11 python3.14 python3 python)
 
-.PHONY: help install run test test-gpu lint lab screens clean
+.PHONY: help install run test test-gpu lint coverage hooks links lab screens clean
 .DEFAULT_GOAL := help
 
 help:
@@ -50,7 +54,7 @@ test: lint $(SMOLLM2)
 	$(BIN)/python -m authoring.build --check
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(TRACED:%=--ignore=%)
 	$(BIN)/python -m pytest $(TRACED)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu/test_kernels.py tests/gpu/test_sampling_kernels.py tests/gpu/test_toy_kernels.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(INTERPRETED)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/course/test_exercises.py -k "06 or 09"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadscope notebooks solutions
 
@@ -63,6 +67,21 @@ test-gpu-%: $(if $(USE_PYTHON),,$(STAMP))
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m codespell_lib
+
+# Tests of the engine under coverage, which takes half as much time again, and those of the kernels in
+# Triton's interpreter. The last command fails below the floor of pyproject.toml.
+coverage: $(STAMP)
+	rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(COV) -n 2 --dist loadscope tests/engine
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(COV) --cov-append $(INTERPRETED)
+	$(BIN)/python -m coverage report
+
+hooks: $(STAMP)
+	$(BIN)/python -m pre_commit install
+
+links: $(STAMP)
+	$(BIN)/python -m authoring.links --external
 
 lab: $(STAMP)
 	@echo "Opening JupyterLab; stop it with Ctrl-C."
@@ -74,7 +93,7 @@ screens: $(STAMP)
 	$(BIN)/python -m authoring.screens
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info build
+	rm -rf $(VENV) .coverage .coverage.* .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installed once, and again when a file that says what to install has changed. The stamp holds the

@@ -1,7 +1,7 @@
 """Check the links of every Markdown file and notebook of the repository.
 
-    python -m course.notebooks.links              relative links and anchors, without a network
-    python -m course.notebooks.links --external   links to other sites; each is fetched
+    python -m authoring.links              relative links and anchors, without a network
+    python -m authoring.links --external   links to other sites; each is fetched
 
 A relative link has to lead to a file. An anchor has to name a heading of its page, an HTML `id`, or
 a line of a file of code (`#L12`). The command prints one line for each broken link, and its exit
@@ -20,7 +20,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
-ROOT = Path(__file__).resolve().parents[2]
+from course.clone import ROOT
+
 # Folders that hold no page of this repository; a folder whose name begins with a dot is one, too.
 NOT_OURS = {"build", "dist", "fetch", "wheelhouse", "gpu-results"}
 EXTERNAL = re.compile(r"https?://", re.IGNORECASE)

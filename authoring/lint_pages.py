@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from course.notebooks.links import Elements, problem
+from authoring.links import Elements, problem
 
 Notebook = Any
 Found = Iterator[tuple[int | None, str]]

@@ -1,7 +1,7 @@
 """What every committed notebook must be, read from its file alone: no kernel runs here.
 
 `lint(path)` returns one line a problem, each naming the notebook and the cell. The command
-`python -m course.notebooks.lints FILE ...` prints these lines, and fails if there are any.
+`python -m authoring.lints FILE ...` prints these lines, and fails if there are any.
 """
 
 import ast

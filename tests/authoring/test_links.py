@@ -6,8 +6,8 @@ from threading import Thread
 import pytest
 from planted import good_notebook, write
 
-from course.notebooks import links
-from course.notebooks.lints import lint
+from authoring import links
+from authoring.lints import lint
 
 PAGES = links.pages()
 
