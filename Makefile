@@ -3,6 +3,7 @@
 # make clean  remove what was made here       make test-gpu  the tests that need an NVIDIA GPU
 # make hooks  let git check each commit       make coverage  which lines of the engine no test runs
 # make links  whether links to other sites still lead somewhere (needs a network)
+# make smoke  the lessons and the engine's main tests: a quick look at another machine or Python
 # make screens  pictures of every page of the lessons, as Chromium shows them, in .course/screens
 # make test-gpu-list  the parts of test-gpu, each under ten minutes; `make test-gpu-PART` runs one,
 #                     and `make test-gpu-report` reports on all that have run
@@ -35,10 +36,12 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 TRACED := tests/engine/test_interrupts.py tests/engine/test_many_requests.py
 INTERPRETED := tests/gpu/test_kernels.py tests/gpu/test_sampling_kernels.py tests/gpu/test_toy_kernels.py
 COV := --cov --cov-report= --cov-fail-under=0
+# The tests of `make smoke`, by words that pytest looks for in the names of test files.
+SMOKE := test_attention or test_llm or test_loader or test_sampler or test_scheduler or test_install
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 PYTHONS = $(or $(PYTHON),python3.13 python3.12 python3.11 python3.14 python3 python)
 
-.PHONY: help install run test test-gpu lint coverage hooks links lab screens clean
+.PHONY: help install run test smoke test-gpu lint coverage hooks links lab screens clean
 .DEFAULT_GOAL := help
 
 help:
@@ -57,6 +60,12 @@ test: lint $(SMOLLM2)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(INTERPRETED)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/course/test_exercises.py -k "06 or 09"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadscope notebooks solutions
+
+smoke: $(STAMP)
+	$(BIN)/python -m course doctor
+	$(BIN)/python -m course run
+	$(BIN)/python -m pytest -n 2 --dist loadscope -k "$(SMOKE)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadscope notebooks
 
 test-gpu: test-gpu-all
 
