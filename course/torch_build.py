@@ -23,6 +23,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PINS = Path(__file__).resolve().parent.parent / "constraints.txt"
 SIGNS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0")  # the driver makes these
 WSL_TOOL = "/usr/lib/wsl/lib/nvidia-smi"  # WSL does not always put it on the path
+OLDEST_MACOS = 14  # as the wheels of the pinned torch say: macosx_14_0_arm64
 SECONDS = 8  # for all of the one attempt to reach the index; an index that answers needs one
 
 
@@ -35,6 +36,7 @@ def choose() -> tuple[str, str]:
         return named, f"torch comes from {named}, which TORCH_INDEX names."
     if (version := installed()) and version.partition("+")[0] == pinned():
         return "", f"torch {version} is installed already and stays (`make clean` removes it)."
+    refuse_macs_without_wheels()
     if platform.system() != "Linux":
         return "", "torch has one build for this system (about 0.4 GB to download in all)."
     has_gpu = find_gpu()
@@ -46,6 +48,23 @@ def choose() -> tuple[str, str]:
             "For the CPU build, stop this with Ctrl-C and add TORCH=cpu."
         )
     return choose_cpu(reason)
+
+
+def refuse_macs_without_wheels() -> None:
+    """Raise ValueError on a Mac for which the pinned torch has no wheel."""
+    if platform.system() != "Darwin":
+        return
+    if platform.machine() != "arm64":
+        raise ValueError(
+            f"torch {pinned()} has no wheels for Intel Macs, and this Python was built for one. On "
+            "a Mac with Apple silicon, name a Python for it: make run PYTHON=/path/to/python3. "
+            "On an Intel Mac, use Docker, as docs/platforms.md shows."
+        )
+    if int(platform.mac_ver()[0].partition(".")[0]) < OLDEST_MACOS:
+        raise ValueError(
+            f"torch {pinned()} needs macOS {OLDEST_MACOS} or later, and this is "
+            f"{platform.mac_ver()[0]}. Update macOS, or use Docker, as docs/platforms.md shows."
+        )
 
 
 def choose_cpu(reason: str) -> tuple[str, str]:

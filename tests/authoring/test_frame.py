@@ -192,14 +192,6 @@ def test_git_ignores_what_the_wheelhouse_recipe_makes():
     assert {f"/{folder}/" for folder in folders} <= set((ROOT / ".gitignore").read_text().split())
 
 
-def test_colabs_cells_do_not_clone_into_the_name_of_a_package():
-    """A folder named `course` in the working folder hides the package of this name."""
-    [clone] = re.findall(r"git clone --depth 1 REPOSITORY (\S+)", (ROOT / "README.md").read_text())
-    assert not (ROOT / clone).exists()
-    for place in (f"-c {clone}/constraints.txt", f"'./{clone}[course]'", f"/content/{clone}/"):
-        assert place in code_of("README.md")
-
-
 def test_the_console_script_is_the_command_line():
     module, function = PROJECT["scripts"]["course"].split(":")
     program = f"import {module}; {module}.{function}"

@@ -80,9 +80,42 @@ def test_no_index_is_named_where_pip_was_told_to_use_none(monkeypatch):
     assert torch_build.choose()[0] == ""
 
 
-def test_a_system_with_one_build_has_no_choice(monkeypatch):
-    monkeypatch.setattr(torch_build.platform, "system", lambda: "Darwin")
+@pytest.fixture
+def a_mac(monkeypatch):
+    """Make this machine a Mac with that processor and version of macOS."""
+
+    def become(machine: str, version: str) -> None:
+        monkeypatch.setattr(torch_build.platform, "system", lambda: "Darwin")
+        monkeypatch.setattr(torch_build.platform, "machine", lambda: machine)
+        monkeypatch.setattr(torch_build.platform, "mac_ver", lambda: (version, ("", "", ""), ""))
+
+    return become
+
+
+@pytest.mark.parametrize("version", ["14.0", "15.6.1", "26.1"])
+def test_a_system_with_one_build_has_no_choice(version, a_mac):
+    a_mac("arm64", version)
     assert torch_build.choose()[0] == ""
+
+
+@pytest.mark.parametrize(
+    ("machine", "version", "says"),
+    [
+        ("x86_64", "15.6", "no wheels for Intel Macs"),
+        ("arm64", "13.7.8", "needs macOS 14 or later, and this is 13.7.8"),
+    ],
+)
+def test_a_mac_without_wheels_is_told_what_to_do(machine, version, says, a_mac):
+    """pip itself says only that it finds no matching distribution."""
+    a_mac(machine, version)
+    with pytest.raises(ValueError, match=f"{says}.* use Docker, as docs/platforms.md shows"):
+        torch_build.choose()
+
+
+def test_a_mac_without_wheels_may_name_an_index_that_has_some(a_mac, monkeypatch):
+    a_mac("x86_64", "15.6")
+    monkeypatch.setenv("TORCH_INDEX", "https://mirror.example/whl/cpu")
+    assert torch_build.choose()[0] == "https://mirror.example/whl/cpu"
 
 
 def test_a_build_that_does_not_exist_is_refused(monkeypatch):
