@@ -63,8 +63,7 @@ def test_jupyterlab_does_not_run_as_root():
 
 
 def patterns(name: str) -> set[str]:
-    """The patterns of an ignore file, in one spelling. Docker's begin at the root, and git's do
-    not."""
+    """The patterns of an ignore file, in one spelling: without the slashes that say where."""
     lines = (ROOT / name).read_text().splitlines()
     kept = [line for line in lines if line and not line.startswith("#")]
     return {line.removeprefix("**/").strip("/") for line in kept}
