@@ -21,7 +21,6 @@ from nanovllm.ops.adjustments import IN_PROMPT, STOP
 
 VOCAB, EOS = 300, (297, 299)
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9], [*range(40)], [*range(40), 1]]
-THE, FOX = [257], [33, 34, 35]  # ids of two bad words, in tests that need no tokenizer
 SETTINGS = {
     "repetition": {"repetition_penalty": 1.3},
     "repetition below 1": {"repetition_penalty": 0.8},
@@ -45,17 +44,14 @@ SETTINGS = {
         "stop_token_ids": [*range(0, 300, 5)],
     },
 }
+FEW_BLOCKS = {"num_gpu_blocks_override": 12, "block_size": 8, "max_model_len": 96}
 LOOPS = {
     "overlapped": {},
     "plain": {"async_scheduling": False},
     "chunked": {"max_num_batched_tokens": 13},
-    "preempted": {"num_gpu_blocks_override": 9, "block_size": 8},
-    "preempted, chunked and plain": {
-        "num_gpu_blocks_override": 9,
-        "block_size": 8,
-        "max_num_batched_tokens": 13,
-        "async_scheduling": False,
-    },
+    "preempted": FEW_BLOCKS,
+    "preempted, chunked and plain": FEW_BLOCKS
+    | {"max_num_batched_tokens": 13, "async_scheduling": False},
     "two rows": {"max_num_seqs": 2},
 }
 
@@ -301,18 +297,19 @@ def test_only_a_request_that_needs_its_ids_sits_out_a_step(tiny_model):
 
 
 def test_no_bad_word_is_generated(tiny_model):
-    """Biased towards its tokens, the model would say it all the time."""
+    """With two tokens to choose from, the model would say the word all the time."""
     with make(tiny_model()) as llm:
-        encode = llm.get_tokenizer().encode
-        word = "quick fox"
-        ids = encode(word)
-        assert len(ids) > 1
-        bias = dict.fromkeys(ids, 30.0)
-        for loose, bad_words in ((True, []), (False, [word])):
-            params = SamplingParams(max_tokens=60, seed=3, logit_bias=bias, bad_words=bad_words)
-            texts = [o.outputs[0].text for o in llm.generate(PROMPTS, params, use_tqdm=False)]
+        first, last = llm.get_tokenizer().encode("qv")
+        for bad_words, is_said in (([], True), (["qv"], False), (["qqv"], True)):
+            options = {"max_tokens": 40, "seed": 3, "ignore_eos": True, "frequency_penalty": 2.0}
+            options["allowed_token_ids"] = [first, last]
+            params = SamplingParams(bad_words=bad_words, **options)
             found = answers(llm, params)
-            assert any(contains(out, ids) for out in found) == loose, texts
+            assert all({first, last} >= set(out) for out in found)
+            assert any(contains(out, [first, last]) for out in found) == is_said
+            assert not (
+                "qqv" in bad_words and any(contains(o, [first, first, last]) for o in found)
+            )
 
 
 def contains(ids, part):
@@ -322,27 +319,34 @@ def contains(ids, part):
 # -- min_tokens ------------------------------------------------------------------------------------
 
 
-def test_min_tokens_holds_back_ends_stop_ids_and_stop_strings(tiny_model):
+def test_min_tokens_holds_back_ends_and_stop_ids(tiny_model):
+    ends = {"logit_bias": {299: 200.0, 297: 150.0, 5: 100.0}}
+    stops = {"logit_bias": {6: 200.0, 5: 100.0}, "stop_token_ids": [6], "ignore_eos": True}
     with make(tiny_model()) as llm:
-        free = {"temperature": 1.0, "max_tokens": 40, "seed": 2}
-        bias = {299: 50.0, 297: 49.0, 5: 48.0}
-        for ends, options in [
-            ({299}, {"logit_bias": bias}),
-            ({5}, {"logit_bias": bias, "ignore_eos": True, "stop_token_ids": [5]}),
-        ]:
+        for end, options in ((299, ends), (6, stops)):
             for least in (0, 1, 7):
-                out = answers(llm, SamplingParams(min_tokens=least, **free, **options), [[1, 2]])[0]
-                if least or 5 not in ends:
-                    assert not ends & set(out[:least])
-                    assert len(out) == least + 1 or "ignore_eos" in options
-        (plain,) = llm.generate([[1, 2]], SamplingParams(**free), use_tqdm=False)
-        text = plain.outputs[0].text
-        assert len(text) > 9
-        stop = text[1]
-        cut = SamplingParams(stop=[stop], min_tokens=6, **free)
-        output = llm.generate([[1, 2]], cut, use_tqdm=False)[0].outputs[0]
-        assert len(output.token_ids) > 6
-        assert output.text.startswith(text[:3])
+                params = SamplingParams(temperature=0, max_tokens=40, min_tokens=least, **options)
+                assert answers(llm, params, [[1, 2]]) == [[5] * least + [end]]
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_a_stop_string_within_the_first_min_tokens_ends_nothing(include, tiny_model):
+    """As in vLLM, one that a later token completes does, even if it began before."""
+    options = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
+    options |= {"include_stop_str_in_output": include}
+    with make(tiny_model()) as llm:
+        (a,) = llm.get_tokenizer().encode("a")
+        options["logit_bias"] = {a: 1000.0}
+        for stop, least, count in [
+            (["a"], 0, 1), (["a"], 1, 2), (["a"], 5, 6), (["aaa"], 5, 6), (["a" * 9], 5, 9),
+            (["aaa"], 1, 3), (["a", "aaaa"], 5, 6), (["b"], 5, 12), (["a"], 12, 12),
+        ]:  # fmt: skip
+            params = SamplingParams(stop=stop, min_tokens=least, **options)
+            output = llm.generate([[1, 2]], params, use_tqdm=False)[0].outputs[0]
+            assert len(output.token_ids) == count, (stop, least)
+            cut = 0 if include or output.finish_reason == "length" else len(max(
+                (s for s in stop if len(s) <= count), key=len))  # fmt: skip
+            assert output.text == "a" * (count - cut)
 
 
 def test_an_ignored_end_is_held_back_too_as_in_vllm(tiny_model):

@@ -19,6 +19,7 @@ pytest.importorskip("triton", reason="Triton has no build for this system")
 
 from triton.runtime.jit import JITFunction
 
+from nanovllm.kernels import sampling
 from nanovllm.ops import kernels
 
 pytestmark = [
@@ -126,7 +127,8 @@ def test_memory_stays_within_its_share(tiny_model):
 @pytest.mark.parametrize("blocks", [None, 40])
 def test_no_request_waits_for_a_kernel_to_be_compiled(tiny_model, blocks):
     """The start compiles all, also where the cache's size is given and need not be found out."""
-    jitted = [kernel for kernel in vars(kernels).values() if isinstance(kernel, JITFunction)]
+    modules = (kernels, sampling)
+    jitted = [k for m in modules for k in vars(m).values() if isinstance(k, JITFunction)]
 
     def compiled():
         return sum(len(cache[0]) for kernel in jitted for cache in kernel.device_caches.values())
@@ -137,7 +139,71 @@ def test_no_request_waits_for_a_kernel_to_be_compiled(tiny_model, blocks):
         at_start = compiled()
         answer(llm)
         answer(llm, SamplingParams(temperature=0.8, top_k=20, max_tokens=32, ignore_eos=True))
+        answer(llm, adjusted_params(0.8))
         assert compiled() == at_start > 0
+
+
+ADJUSTED = [
+    {},
+    {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": 0.7},
+    {"logit_bias": {7: 3.5, 220: -100.0}, "top_k": 20},
+    {"allowed_token_ids": [*range(0, 300, 7)], "min_tokens": 9, "stop_token_ids": [14, 21, 28]},
+    {"bad_words": ["the", "ab", "the next"], "repetition_penalty": 0.9, "top_p": 0.9},
+]
+
+
+def adjusted_params(temperature):
+    options = {"temperature": temperature, "max_tokens": 32}
+    return [SamplingParams(seed=i, **options, **extra) for i, extra in enumerate(ADJUSTED)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"async_scheduling": False},
+        {"max_num_batched_tokens": 13, "num_gpu_blocks_override": 12},
+        {"attention_backend": "torch"},
+        {"enforce_eager": True},
+    ],
+    ids=["captured", "plain", "chunks and preemption", "torch", "eager"],
+)
+def test_adjusted_draws_are_the_cpus(tiny_model, options, temperature):
+    """Penalties, biases and forbidden tokens; rounding may part them where scores are close."""
+    folder, params = tiny_model(), adjusted_params(temperature)
+    with make(folder, **options) as gpu, make(folder, device="cpu") as cpu:
+        found = [answer(llm, params) for llm in (gpu, cpu)]
+        again = answer(gpu, params)
+    assert again == found[0] or "num_gpu_blocks_override" in options
+    assert sum(a == b for a, b in zip(*found, strict=True)) >= len(PROMPTS) - 1
+
+
+def test_captured_graphs_survive_the_growth_of_the_tables(tiny_model):
+    """The tables are made after the capture, and move when they grow, while requests run."""
+    params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True,
+                            repetition_penalty=1.2, logit_bias={5: 1.0})  # fmt: skip
+    with make(tiny_model(), max_num_seqs=40) as llm:
+        engine = llm.llm_engine
+        tables, graphs = engine.core.runner.rows.tables, dict(engine.core.runner.graphs)
+        assert graphs
+        wanted = llm.generate([[1, 2, 3]], params, use_tqdm=False)[0].outputs[0].token_ids
+        sizes = {len(tables.tokens.values)}
+        engine.add_request("first", [1, 2, 3], params)
+        first = engine.sequences["first"]
+        for i in range(39):
+            engine.step()
+            engine.add_request(str(i), [i, 4], params)
+            sizes.add(len(tables.tokens.values))
+        while engine.has_unfinished_requests():
+            engine.step()
+        assert sizes == {16, 32, 64}
+        assert len(tables.biases.values) == 64
+        assert engine.core.runner.graphs == graphs
+        same = [a == b for a, b in zip(first.output_ids, wanted, strict=True)]
+        assert all(same[:16]), (
+            "rounding may part them later, as batches of other sizes round otherwise"
+        )
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 9, 13])

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from nanovllm.model.ranks import Ranks
-from nanovllm.ops import sampler
+from nanovllm.ops import adjustments, sampler
+from nanovllm.ops.adjustments import FORBIDDEN, IN_PROMPT, STOP, Adjustments
 from nanovllm.ops.sampler import SamplingMetadata, log_of
 
 CUDA = torch.cuda.is_available()
@@ -96,6 +97,136 @@ def test_the_kernels_draw_what_torch_draws(kind, filters, dtype):
         metadata = parameters(ROWS, top_k, top_p, min_p)
         wanted = sampler.draw(logits, metadata, whole_rows=True)
         assert sampling.draw(logits, metadata).tolist() == wanted.tolist(), vocab_size
+
+
+# -- adjustments -----------------------------------------------------------------------------------
+
+
+def random_adjustments(rows, vocab_size):
+    """Every kind of row: plain, with a bias or without, with one penalty or several.
+
+    All numbers have few bits, so that sums and products are exact in any order.
+    """
+    generator = torch.Generator().manual_seed(rows + vocab_size)
+
+    def chosen(*values, shape=(rows, 1)):
+        at = torch.randint(len(values), shape, generator=generator)
+        return torch.tensor(values)[at]
+
+    shape = (rows + 1, vocab_size)
+    flags = sum(
+        torch.where(torch.rand(shape, generator=generator) < 0.2, flag, 0)
+        for flag in (IN_PROMPT, STOP, FORBIDDEN)
+    )
+    tokens = (flags + chosen(0, 0, 0, 1, 2, 7, shape=shape)).int()
+    biases = chosen(0.0, 0.0, 0.5, -3.0, 2.0, shape=shape).float()
+    tokens[0], biases[0] = 0, 0
+    each = torch.arange(1, rows + 1)[:, None]
+    integers = (each * chosen(0, 1, 1), each * chosen(0, 1), chosen(0, 5, 10**6))
+    floats = (chosen(1.0, 2.0, 0.5), chosen(0.0, 0.25, -0.5), chosen(0.0, 1.5, -1.0))
+    bits = [x.float().view(torch.int32) for x in floats]
+    columns = torch.cat([*(x.int() for x in integers), *bits], dim=1).to(DEVICE)
+    tokens, biases = tokens.to(DEVICE), biases.to(DEVICE)
+    addresses = torch.tensor([tokens.data_ptr(), biases.data_ptr()], device=DEVICE)
+    return Adjustments(columns, tokens, biases, addresses)
+
+
+def copied(given):
+    """The same with tables of its own, because a draw counts in them."""
+    tokens = given.tokens.clone()
+    addresses = torch.tensor([tokens.data_ptr(), given.biases.data_ptr()], device=DEVICE)
+    return replace(given, tokens=tokens, addresses=addresses)
+
+
+ADJUSTED_FILTERS = list(FILTERS) if CUDA else ["none", "k 20", "p 0.95", "k p m", "k 3000"]
+
+
+@pytest.mark.parametrize("filters", ADJUSTED_FILTERS)
+@pytest.mark.parametrize("kind", LOGITS if CUDA else ["random", "tied"])
+def test_adjusted_rows_draw_and_count_what_torch_does(kind, filters, dtype):
+    rows = 64 if CUDA else 6
+    for vocab_size in VOCABULARIES if CUDA else [300]:
+        logits = made(kind, rows, vocab_size, dtype)
+        logits = (logits * 8).round() / 8  # few bits here too
+        raw, given = logits.clone(), random_adjustments(rows, vocab_size)
+        for temperature in (0.5, 0.0):
+            metadata = parameters(rows, *FILTERS[filters], temperature=temperature)
+            outside = rows // 2
+            metadata.positions[outside] = -1  # no row of the batch: it counts nothing
+            ours, twins = copied(given), copied(given)
+            wanted = sampler.draw(logits, replace(metadata, adjustments=twins), whole_rows=True)
+            found = sampling.draw(logits, replace(metadata, adjustments=ours))
+            wanted[outside] = found[outside]
+            assert found.tolist() == wanted.tolist(), vocab_size
+            assert torch.equal(ours.tokens, twins.tokens)
+            counted = (ours.tokens - given.tokens).sum(dim=1)
+            has_row = (given.columns[:, 0] > 0) & (metadata.positions[:, 0] >= 0) & (found >= 0)
+            assert counted[1:].tolist() == has_row.int().tolist()
+            assert torch.equal(logits, raw)
+
+
+def test_a_plain_row_is_the_same_beside_adjusted_ones(dtype):
+    """And an adjusted row is the same wherever its entries are in the tables."""
+    rows, vocab_size = (64, 151_936) if CUDA else (5, 300)
+    logits, metadata = made("random", rows, vocab_size, dtype), parameters(rows, 20, 0.9)
+    plain = sampling.draw(logits, metadata)
+    given = random_adjustments(rows, vocab_size)
+    found = sampling.draw(logits, replace(metadata, adjustments=copied(given)))
+    unadjusted = given.columns[:, 0] == 0
+    assert 0 < unadjusted.sum() < rows
+    assert found[unadjusted].tolist() == plain[unadjusted].tolist()
+    assert found[~unadjusted].tolist() != plain[~unadjusted].tolist()
+    order = torch.randperm(rows) + 1
+    order = torch.cat((torch.zeros(1).long(), order)).to(DEVICE)  # old row -> new row
+    moved = given.columns.clone()
+    moved[:, :2] = order[moved[:, :2].long()].int()
+    back = order.argsort()
+    tables = replace(given, columns=moved, tokens=given.tokens[back], biases=given.biases[back])
+    again = sampling.draw(logits, replace(metadata, adjustments=copied(tables)))
+    assert again.tolist() == found.tolist()
+
+
+def test_an_adjusted_row_to_which_nothing_is_left_gets_no_id_and_counts_nothing(dtype):
+    given = random_adjustments(3, 300)
+    given.columns[:, :2] = torch.tensor([[1, 0], [2, 0], [0, 0]])
+    given.tokens[2] |= FORBIDDEN
+    before = given.tokens.clone()
+    logits = made("random", 3, 300, dtype)
+    for filters in ((0, 1.0, 0.0), (20, 0.9, 0.1)):
+        metadata = replace(parameters(3, *filters), adjustments=given)
+        ids = sampling.draw(logits, metadata).tolist()
+        assert [token_id < 0 for token_id in ids] == [False, True, False]
+        assert torch.equal(given.tokens[2], before[2])
+
+
+@pytest.mark.skipif(not CUDA, reason="200,000 rows take an NVIDIA GPU")
+@pytest.mark.parametrize("top_p", [0.5, 1 - 1e-7])
+def test_draws_follow_the_adjusted_softmax(top_p, dtype):
+    """Bit for bit only few numbers are exact; here penalties are any numbers, as users' are."""
+    rows, vocab_size = 200_000, 40
+    given = random_adjustments(1, vocab_size)
+    penalties = torch.tensor([[1.37, 0.21, 0.83]]).view(torch.int32).to(DEVICE)
+    given.columns[:] = torch.cat((torch.tensor([[1, 1, 5]]).int().to(DEVICE), penalties), dim=1)
+    logits = torch.linspace(-2, 2, vocab_size, device=DEVICE).to(dtype).repeat(rows, 1)
+    metadata = parameters(rows, 0, top_p)
+    expected = logits[:1].float()
+    adjustments.adjust(expected, given, metadata.positions[:1])
+    limits = (torch.tensor([[x]], device=DEVICE) for x in (0, top_p, -math.inf))
+    expected = sampler.filter_scores(expected / 0.7, *limits)[0].softmax(0) * rows
+    tables = copied(given)
+    still = replace(tables, columns=given.columns.expand(rows, -1).contiguous())
+    metadata.positions[:] = -1  # so that no draw is counted; the noise follows the seed
+    counts = sampling.draw(logits, replace(metadata, adjustments=still)).bincount(
+        minlength=vocab_size
+    )
+    kept = expected > 0
+    assert not counts[~kept].any()
+    chi2 = float(((counts - expected)[kept] ** 2 / expected[kept]).sum())
+    freedom = int(kept.sum()) - 1
+    assert chi2 < freedom + 4 * math.sqrt(2 * freedom) + 8, f"{chi2:.1f} with {freedom} degrees"
+
+
+# -- what is kept ----------------------------------------------------------------------------------
 
 
 def kept_by_the_kernels(logits, metadata, monkeypatch):
