@@ -7,6 +7,7 @@ something. A field for what was not asked for is None.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from nanovllm.logprobs import PromptLogprobs, SampleLogprobs
@@ -77,7 +78,7 @@ class CompletionOutput:
     text: str  # while it runs, only the text that later tokens cannot change
     token_ids: list[int]  # with the stop token, if one ended it
     cumulative_logprob: float | None = None
-    logprobs: SampleLogprobs | None = None
+    logprobs: Any = None  # SampleLogprobs, a list with a dict for each token
     finish_reason: str | None = None  # "stop", "length", "abort", "error"; None while it runs
     stop_reason: int | str | None = None  # what stopped it, if not the tokenizer's end token
     lora_request: None = None
@@ -94,11 +95,27 @@ class CompletionOutput:
             text=seq.detokenizer.text if seq.detokenizer else "",
             token_ids=seq.output_ids,
             cumulative_logprob=seq.cumulative_logprob,
-            logprobs=seq.output_logprobs,
+            logprobs=partial(seq.read_logprobs, len(seq.output_ids)),
             finish_reason=seq.finish_reason,
             stop_reason=seq.stop_reason,
             error=seq.error,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_logprobs": self.logprobs}
+
+
+def _read_logprobs(output: Any) -> SampleLogprobs | None:
+    if callable(output._logprobs):
+        output._logprobs = output._logprobs()
+    return output._logprobs
+
+
+# Logprobs are many objects, so they are made when they are first read. A dataclass's field can be a
+# property only if it becomes one afterwards.
+CompletionOutput.logprobs = property(
+    _read_logprobs, lambda output, value: setattr(output, "_logprobs", value)
+)
 
 
 @dataclass

@@ -1,9 +1,11 @@
 """LogprobsProcessor: from the packed numbers of a step to the Logprobs of its sequences.
 
-This is work of the host that grows with the rows and with the tokens they ask for, and it must fit
-behind the next step on the GPU. So a whole step is unpacked at once, and a token is decoded once.
+This is work of the host that grows with the rows and with the tokens they ask for, and a step's
+part of it must fit behind the next step on the GPU. A step therefore only notes an output token's
+packed row. The objects are made when somebody reads them, and each token is decoded once.
 """
 
+from functools import partial
 from itertools import chain, takewhile
 from operator import eq
 from typing import Any
@@ -51,16 +53,25 @@ class LogprobsProcessor:
             self._update_prompts(batch, tokens.prompt_logprobs)
 
     def _update_outputs(self, rows: Batch, packed: Tensor) -> None:
-        numbers = [row.seq.params.logprobs for row in rows]
-        most = max(number for number in numbers if number is not None)
-        for row, number, found in zip(rows, numbers, unpacked(packed, most), strict=True):
+        """Note where each row's numbers are. Logprobs are made of them once somebody reads them,
+        because six objects a token take longer to make than the GPU takes for a step."""
+        array = packed.numpy().copy()  # the memory that a GPU writes to is scarce
+        values = array[:, LOGPROBS].view(np.float32).tolist()
+        for place, (row, value) in enumerate(zip(rows, values, strict=True)):
             seq = row.seq
-            if number is not None and not seq.is_finished:
-                logprobs = self._make(seq, row.end, number, found, seq.num_prompt_tokens)
-                seq.note_logprobs(row.end, found[1][0], logprobs)
+            if seq.params.logprobs is not None and not seq.is_finished:
+                seq.note_logprobs(row.end, value, partial(self._make_output, array, place))
+
+    def _make_output(
+        self, array: np.ndarray, place: int, seq: Sequence, position: int
+    ) -> LogprobsOnePosition:
+        """The logprobs of an output token, from a packed row of its step."""
+        number = seq.params.logprobs or 0
+        found = unpacked(array[place : place + 1], number)[0]
+        return self._make(seq, position, number, found, seq.num_prompt_tokens)
 
     def _update_prompts(self, batch: Batch, packed: Tensor) -> None:
-        everything = unpacked(packed, MAX_LOGPROBS)
+        everything = unpacked(packed.numpy(), MAX_LOGPROBS)
         first = 0
         for row in batch:
             seq, targets = row.seq, prompt_targets(row)
@@ -95,15 +106,11 @@ class LogprobsProcessor:
                 before = seq.token_ids[max(first_known, position - CONTEXT) : position]
                 texts = self._texts.completed(ids, before)
         ranks = chain((rank,), RANKS)
-        return {
-            token_id: Logprob(value, rank, text)
-            for token_id, value, rank, text in zip(ids, values, ranks, texts, strict=False)
-        }
+        return dict(zip(ids, map(Logprob, values, ranks, texts), strict=False))
 
 
-def unpacked(packed: Tensor, most: int) -> list[Found]:
+def unpacked(array: np.ndarray, most: int) -> list[Found]:
     """Each packed row's rank, and the ids and log probabilities of its token and `most` others."""
-    array = packed.numpy()
     ids = array[:, IDS : IDS + 1 + most].tolist()
     logprobs = array[:, LOGPROBS : LOGPROBS + 1 + most].view(np.float32).tolist()
     return list(zip(array[:, RANK].tolist(), ids, logprobs, strict=True))

@@ -11,6 +11,7 @@ by the one step in flight.
 
 import enum
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,7 +80,7 @@ class Sequence:
         self.num_read = self.num_prompt_tokens  # ids that `append` has read to their end
         self.text_is_torn = False
         # Of each output token; perhaps also of one that is about to be appended.
-        self.logprobs: SampleLogprobs | None = None if self.params.logprobs is None else []
+        self.logprobs: list[Any] | None = None if self.params.logprobs is None else []
         self._sums_of_logprobs: list[float] = []  # of the output tokens up to each
         asks = self.params.prompt_logprobs is not None
         self.prompt_logprobs: PromptLogprobs | None = [None] if asks else None
@@ -105,11 +106,17 @@ class Sequence:
         """All sequences of its request, with this one, in the order of `index`."""
         return self.parent.children if self.parent else [self]
 
-    @property
-    def output_logprobs(self) -> SampleLogprobs | None:
-        """A list of the logprobs of every output token; None if they were not asked for."""
-        count = len(self.token_ids) - self.num_prompt_tokens
-        return None if self.logprobs is None else self.logprobs[:count]
+    def read_logprobs(self, count: int) -> SampleLogprobs | None:
+        """The logprobs of the first `count` output tokens; None if they were not asked for.
+
+        They are made when they are first read, and kept.
+        """
+        if self.logprobs is None:
+            return None
+        for place, found in enumerate(self.logprobs[:count]):
+            if callable(found):
+                self.logprobs[place] = found(self, self.num_prompt_tokens + place)
+        return self.logprobs[:count]
 
     @property
     def cumulative_logprob(self) -> float | None:
@@ -119,12 +126,13 @@ class Sequence:
             None if self.logprobs is None else sum(self._sums_of_logprobs[count - 1 : count], 0.0)
         )
 
-    def note_logprobs(self, position: int, token_id: int, found: LogprobsOnePosition) -> None:
-        """Keep what was found of an output token. A step may be repeated: the last one counts."""
+    def note_logprobs(self, position: int, logprob: float, make: Callable) -> None:
+        """Keep an output token's logprob, and what makes all of its logprobs from this sequence and
+        the position. A step may be repeated: the last one counts."""
         place = position - self.num_prompt_tokens
         before = self._sums_of_logprobs[place - 1] if place else 0.0
-        self._sums_of_logprobs[place:] = [before + found[token_id].logprob]
-        self.logprobs[place:] = [found]
+        self._sums_of_logprobs[place:] = [before + logprob]
+        self.logprobs[place:] = [make]
 
     def note_prompt_logprobs(self, position: int, found: list[LogprobsOnePosition]) -> None:
         """Keep what was found of the prompt's tokens at `position` and after it."""
