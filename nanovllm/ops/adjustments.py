@@ -47,7 +47,8 @@ def adjust(scores: Tensor, adjustments: Adjustments, positions: Tensor) -> None:
     positions: [num_rows, 1], of the new tokens.
     """
     has_some = adjustments.columns[:, TOKEN_ROW] > 0
-    for rows in has_some.nonzero().squeeze(1).split(ADJUSTED_AT_ONCE):
+    indices = has_some.nonzero().squeeze(1)
+    for rows in indices.split(ADJUSTED_AT_ONCE) if len(indices) else ():
         columns = adjustments.columns[rows]
         scores[rows] = adjust_scores(
             scores[rows],

@@ -300,7 +300,7 @@ def test_no_bad_word_is_generated(tiny_model):
     """With two tokens to choose from, the model would say the word all the time."""
     with make(tiny_model()) as llm:
         first, last = llm.get_tokenizer().encode("qv")
-        for bad_words, is_said in (([], True), (["qv"], False), (["qqv"], True)):
+        for bad_words, is_said in (([], True), (["qv"], False), (["vqqv"], True)):
             options = {"max_tokens": 40, "seed": 3, "ignore_eos": True, "frequency_penalty": 2.0}
             options["allowed_token_ids"] = [first, last]
             params = SamplingParams(bad_words=bad_words, **options)

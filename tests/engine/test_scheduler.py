@@ -22,10 +22,12 @@ from nanovllm.engine.sequence import Sequence, Status
 STOP = 2
 
 
-def chained_hash(token_ids: tuple[int, ...], manager: BlockManager) -> bytes:
+def chained_hash(token_ids: tuple[int, ...], block_size: int) -> bytes:
     """The hash of the last block of `token_ids`, which fill their blocks."""
-    index = len(token_ids) // manager.block_size - 1
-    return manager.block_hash(make_sequence("", [*token_ids], 1), index)
+    key = b""
+    for start in range(0, len(token_ids), block_size):
+        key = hash_block(key, token_ids[start : start + block_size])
+    return key
 
 
 class Simulator:
@@ -138,7 +140,8 @@ class Simulator:
         cached = {b.hash: b.block_id for b in manager.blocks if b.hash is not None}
         assert manager.hash_to_block_id == cached
         for key, block_id in cached.items():  # the block holds the tokens that its hash promises
-            assert chained_hash(self.slots[block_id, manager.block_size - 1], manager) == key
+            prefix = self.slots[block_id, manager.block_size - 1]
+            assert chained_hash(prefix, manager.block_size) == key
 
     def check_sequences(self) -> None:
         scheduler = self.scheduler
