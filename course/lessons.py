@@ -37,6 +37,7 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
         "engine/persistent_batch.py",
         "engine/model_runner.py",
         "engine/memory.py",
+        "engine/output_logprobs.py",
         "engine/logprobs.py",
         "engine/engine.py",
     ),

@@ -5,7 +5,6 @@ part of it must fit behind the next step on the GPU. A step therefore only notes
 packed row. The objects are made when somebody reads them, and each token is decoded once.
 """
 
-from functools import partial
 from itertools import chain, takewhile
 from operator import eq
 from typing import Any
@@ -53,21 +52,26 @@ class LogprobsProcessor:
             self._update_prompts(batch, tokens.prompt_logprobs)
 
     def _update_outputs(self, rows: Batch, packed: Tensor) -> None:
-        """Note where each row's numbers are. Logprobs are made of them once somebody reads them,
-        because six objects a token take longer to make than the GPU takes for a step."""
+        """Note where each row's numbers are. Logprobs are made of them once somebody reads them.
+
+        Six objects a token take longer to make than the GPU takes for a step. A note makes no
+        object that Python's collector looks at, because many of these would make it go through
+        the whole heap, which takes a quarter of a second once torch is imported.
+        """
         array = packed.numpy().copy()  # the memory that a GPU writes to is scarce
         values = array[:, LOGPROBS].view(np.float32).tolist()
         for place, (row, value) in enumerate(zip(rows, values, strict=True)):
             seq = row.seq
-            if seq.params.logprobs is not None and not seq.is_finished:
-                seq.note_logprobs(row.end, value, partial(self._make_output, array, place))
+            if seq.output_logprobs is not None and not seq.is_finished:
+                index = row.end - seq.num_prompt_tokens
+                seq.output_logprobs.note(index, value, array, place, self)
 
-    def _make_output(
-        self, array: np.ndarray, place: int, seq: Sequence, position: int
+    def make_output(
+        self, seq: Sequence, position: int, packed: np.ndarray, place: int
     ) -> LogprobsOnePosition:
-        """The logprobs of an output token, from a packed row of its step."""
+        """The logprobs of an output token, from row `place` of its step's packed rows."""
         number = seq.params.logprobs or 0
-        found = unpacked(array[place : place + 1], number)[0]
+        found = unpacked(packed[place : place + 1], number)[0]
         return self._make(seq, position, number, found, seq.num_prompt_tokens)
 
     def _update_prompts(self, batch: Batch, packed: Tensor) -> None:

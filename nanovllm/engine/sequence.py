@@ -11,7 +11,6 @@ by the one step in flight.
 
 import enum
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import xxhash
 
 from nanovllm.engine.detokenizer import Detokenizer
+from nanovllm.engine.output_logprobs import OutputLogprobs
 from nanovllm.logprobs import LogprobsOnePosition, PromptLogprobs, SampleLogprobs
 from nanovllm.outputs import RequestStateStats
 from nanovllm.sampling_params import SamplingParams
@@ -79,9 +79,8 @@ class Sequence:
         self.num_prompt_tokens = len(self.token_ids)
         self.num_read = self.num_prompt_tokens  # ids that `append` has read to their end
         self.text_is_torn = False
-        # Of each output token; perhaps also of one that is about to be appended.
-        self.logprobs: list[Any] | None = None if self.params.logprobs is None else []
-        self._sums_of_logprobs: list[float] = []  # of the output tokens up to each
+        asks = self.params.logprobs is not None
+        self.output_logprobs = OutputLogprobs() if asks else None
         asks = self.params.prompt_logprobs is not None
         self.prompt_logprobs: PromptLogprobs | None = [None] if asks else None
         self.metrics = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
@@ -107,32 +106,16 @@ class Sequence:
         return self.parent.children if self.parent else [self]
 
     def read_logprobs(self, count: int) -> SampleLogprobs | None:
-        """The logprobs of the first `count` output tokens; None if they were not asked for.
-
-        They are made when they are first read, and kept.
-        """
-        if self.logprobs is None:
-            return None
-        for place, found in enumerate(self.logprobs[:count]):
-            if callable(found):
-                self.logprobs[place] = found(self, self.num_prompt_tokens + place)
-        return self.logprobs[:count]
+        """The logprobs of the first `count` output tokens; None if they were not asked for."""
+        logprobs = self.output_logprobs
+        return None if logprobs is None else logprobs.read(self, count)
 
     @property
     def cumulative_logprob(self) -> float | None:
         """The sum of the output tokens' logprobs; None if they were not asked for."""
         count = len(self.token_ids) - self.num_prompt_tokens
-        return (
-            None if self.logprobs is None else sum(self._sums_of_logprobs[count - 1 : count], 0.0)
-        )
-
-    def note_logprobs(self, position: int, logprob: float, make: Callable) -> None:
-        """Keep an output token's logprob, and what makes all of its logprobs from this sequence and
-        the position. A step may be repeated: the last one counts."""
-        place = position - self.num_prompt_tokens
-        before = self._sums_of_logprobs[place - 1] if place else 0.0
-        self._sums_of_logprobs[place:] = [before + logprob]
-        self.logprobs[place:] = [make]
+        logprobs = self.output_logprobs
+        return None if logprobs is None else logprobs.cumulative(count)
 
     def note_prompt_logprobs(self, position: int, found: list[LogprobsOnePosition]) -> None:
         """Keep what was found of the prompt's tokens at `position` and after it."""
