@@ -15,7 +15,8 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams, vllm_defaults
+from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
+from nanovllm.validation import vllm_defaults
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = json.loads((ROOT / "authoring/vllm_names.json").read_text(encoding="utf-8"))

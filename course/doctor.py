@@ -191,7 +191,7 @@ def _check_named_model() -> list[str]:
 
 def _read_all_but_weights(folder: Path) -> None:
     from nanovllm import EngineArgs
-    from nanovllm.model.loader import load_tokenizer, weight_files
+    from nanovllm.checkpoint.weights import load_tokenizer, weight_files
     from nanovllm.model.model_config import ModelConfig
 
     ModelConfig.from_folder(folder)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 def module_command(module: str, *arguments: str) -> list[str]:
     """The command `python -m module arguments`, with this process's imports."""
-    from nanovllm.model.launch import python_command
+    from nanovllm.distributed.python_command import python_command
 
     code = f"import runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
     return [*python_command(code), *arguments]

@@ -5,7 +5,6 @@ import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from nanovllm import vllm_defaults
 from nanovllm.utils import argparse_utils
 from nanovllm.validation import (
     also_takes,
@@ -16,6 +15,7 @@ from nanovllm.validation import (
     flag,
     number,
     only,
+    vllm_defaults,
 )
 
 LARGEST = 2**31 - 1

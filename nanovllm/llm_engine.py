@@ -22,8 +22,10 @@ from typing import Any
 
 import torch
 
-from nanovllm import vllm_defaults
+from nanovllm.checkpoint import weights as loader
 from nanovllm.config import EngineArgs
+from nanovllm.distributed.python_command import facts_of
+from nanovllm.distributed.ranks import Ranks
 from nanovllm.engine.adjustments import check_adjustments, encode_bad_words
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.engine import EngineCore
@@ -39,11 +41,8 @@ from nanovllm.engine.parallel_sampling import ParentRequest, fan_out, ids_in_use
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.inputs import as_prompt
-from nanovllm.model import loader
-from nanovllm.model.launch import facts_of
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.parallel import check_divisible
-from nanovllm.model.ranks import Ranks
 from nanovllm.ops.attention import rope_store
 from nanovllm.ops.backend import choose_backend, compiled
 from nanovllm.outputs import RequestOutput, StepRecord
@@ -54,6 +53,7 @@ from nanovllm.validation import (
     check_type,
     check_unicode,
     tokenizer_errors,
+    vllm_defaults,
 )
 
 Message = list[Any]  # a command, its payload, and the ids of abandoned requests

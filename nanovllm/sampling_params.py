@@ -19,6 +19,8 @@ from nanovllm.validation import (
     check_unicode,
     flag,
     number,
+    only,
+    vllm_defaults,
 )
 
 RequestOutputKind = vllm_defaults.RequestOutputKind  # where vLLM's scripts import it from

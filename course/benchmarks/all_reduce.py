@@ -45,7 +45,7 @@ def main() -> int:
 
 def measure(num_ranks: int, largest: int | None = None) -> dict[str, Any]:
     """Start the other ranks, be rank 0, and report."""
-    from nanovllm.model.ranks import Ranks
+    from nanovllm.distributed.ranks import Ranks
 
     ranks = Ranks.start_workers(num_ranks, {"largest": largest}, WORKER)
     try:
@@ -55,7 +55,7 @@ def measure(num_ranks: int, largest: int | None = None) -> dict[str, Any]:
 
 
 def worker() -> None:
-    from nanovllm.model.ranks import Ranks
+    from nanovllm.distributed.ranks import Ranks
 
     ranks, settings = Ranks.join()
     try:

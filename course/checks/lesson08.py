@@ -11,8 +11,8 @@ from course.checks import attempt, check, compare, expect
 from course.checks.loads import Load
 from course.labs.rank_lab import on_ranks
 from course.models import own_model
+from nanovllm.distributed.ranks import Ranks
 from nanovllm.engine.scheduler import Scheduler
-from nanovllm.model.ranks import Ranks
 
 LAYERS, HIDDEN, KV_HEADS, HEAD, FEATURES = 36, 4096, 8, 128, 12288  # Qwen3-8B
 

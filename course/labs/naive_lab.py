@@ -23,8 +23,8 @@ from course.drawings.generate_plots import OverlappedCost, StepCost
 from course.stages import Recompute, Recorder
 from course.timing import measure
 from course.workload import LadderWorkload
+from nanovllm.checkpoint.weights import load_tokenizer
 from nanovllm.config import EngineArgs
-from nanovllm.model.loader import load_tokenizer
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.ops import attention
 from nanovllm.ops.sampler import filter_scores, log_of

@@ -63,7 +63,7 @@ def on_ranks(size: int, function: Callable[[Any], Any]) -> list[Any]:
     import torch
     import torch.distributed as dist
 
-    from nanovllm.model.ranks import Ranks
+    from nanovllm.distributed.ranks import Ranks
 
     class MeetingRanks(Ranks):
         def all_reduce(self, x: Any) -> Any:

@@ -21,9 +21,9 @@ from course.benchmarks.measure import check_counts
 from course.benchmarks.roofline import kv_bytes_per_token
 from course.timing import synchronize
 from course.workload import LadderWorkload
+from nanovllm.checkpoint.weights import choose_dtype, find_model
 from nanovllm.config import EngineArgs
 from nanovllm.llm_engine import settle
-from nanovllm.model.loader import choose_dtype, find_model
 from nanovllm.model.model_config import ModelConfig
 
 

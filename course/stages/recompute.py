@@ -8,9 +8,9 @@ from torch import Tensor
 
 from course.stages.common import Recorder, Stage, greedy
 from course.workload import LadderWorkload
+from nanovllm.checkpoint.weights import load_model
+from nanovllm.distributed.ranks import Ranks
 from nanovllm.model.decoder import Decoder
-from nanovllm.model.loader import load_model
-from nanovllm.model.ranks import Ranks
 from nanovllm.ops.attention import AttentionMetadata, Rows
 from nanovllm.ops.backend import TORCH, Backend
 

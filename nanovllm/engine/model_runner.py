@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from nanovllm.config import EngineArgs
+from nanovllm.distributed.ranks import Ranks
 from nanovllm.engine.adjustments import AdjustmentTables
 from nanovllm.engine.logprobs import prompt_targets
 from nanovllm.engine.persistent_batch import PersistentBatch, upload
 from nanovllm.engine.scheduler import Batch
 from nanovllm.logprobs import MAX_LOGPROBS
 from nanovllm.model.decoder import Decoder
-from nanovllm.model.ranks import Ranks
 from nanovllm.ops.attention import SLOTS_AT_ONCE, AttentionMetadata, Rows
 from nanovllm.ops.sampler import NO_TOKEN, SamplingMetadata, sample
 

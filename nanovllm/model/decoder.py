@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanovllm.distributed.ranks import Ranks
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.parallel import ColumnLinear, RowLinear, VocabEmbedding, VocabHead
-from nanovllm.model.ranks import Ranks
 from nanovllm.model.rope import rope_table
 from nanovllm.ops.attention import AttentionMetadata
 from nanovllm.ops.backend import Backend

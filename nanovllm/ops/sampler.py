@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanovllm.distributed.ranks import Ranks
 from nanovllm.model.ranks import Ranks
 from nanovllm.ops.adjustments import Adjustments, adjust, count_tokens
 

@@ -7,7 +7,7 @@
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used if there is one |
 # | Needs | lesson 00; Python, and PyTorch tensors |
-# | Ends in | `nanovllm/model/decoder.py`, `nanovllm/model/rope.py`, `nanovllm/model/loader.py`, `nanovllm/model/model_config.py`, `nanovllm/ops/linear.py`, `nanovllm/ops/sampler.py`, `nanovllm/sampling_params.py`, `nanovllm/engine/detokenizer.py` |
+# | Ends in | `nanovllm/model/decoder.py`, `nanovllm/model/rope.py`, `nanovllm/checkpoint/weights.py`, `nanovllm/model/model_config.py`, `nanovllm/ops/linear.py`, `nanovllm/ops/sampler.py`, `nanovllm/sampling_params.py`, `nanovllm/engine/detokenizer.py` |
 
 # %% [markdown]
 # ## What hurts now
@@ -295,7 +295,7 @@ assert noise(7, 5, torch.tensor([2]))[0] == noise(7, 5, torch.arange(4096))[2]
 # Call, pick, append, until a token ends the text. This model asks for temperature 0.7.
 
 # %%
-from nanovllm.model.loader import load_weights, stop_ids_of
+from nanovllm.checkpoint.weights import load_weights, stop_ids_of
 
 stop_ids, defaults = stop_ids_of(folder, c, tokenizer)
 read = []  # how many tokens each step computed

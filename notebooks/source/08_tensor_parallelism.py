@@ -7,7 +7,7 @@
 # | Difficulty | hard |
 # | Hardware | any laptop |
 # | Needs | lessons 01, 02, 05 and 07 |
-# | Ends in | `nanovllm/model/ranks.py`, `nanovllm/model/launch.py`, `nanovllm/model/signed_store.py`, `nanovllm/model/parallel.py`, `nanovllm/llm_engine.py` |
+# | Ends in | `nanovllm/distributed/ranks.py`, `nanovllm/distributed/launch.py`, `nanovllm/distributed/signed_store.py`, `nanovllm/model/parallel.py`, `nanovllm/llm_engine.py` |
 
 # %% [markdown]
 # ## What hurts now
@@ -146,7 +146,7 @@ for rank, (before, after) in enumerate(on_ranks(2, mlp_on)):
 # **Predict**: the storyteller has 4 query heads and 2 KV heads. What has each of two ranks? And of four?
 
 # %% tags=["nbval-check-output"]
-from nanovllm.model.ranks import Ranks
+from nanovllm.distributed.ranks import Ranks
 
 for size in (2, 4):
     for rank in range(size):

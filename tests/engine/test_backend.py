@@ -164,7 +164,7 @@ def test_what_the_kernels_cannot_do_is_done_in_torch_and_said(monkeypatch, found
 
 
 def test_old_gpus_compute_in_float16(monkeypatch):
-    from nanovllm.model.loader import choose_dtype
+    from nanovllm.checkpoint.weights import choose_dtype
 
     config = SimpleNamespace(dtype=torch.bfloat16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
+from nanovllm.checkpoint import weights as loader
 from nanovllm.engine.detokenizer import Detokenizer
-from nanovllm.model import loader
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.validation import tokenizer_errors
 

@@ -15,10 +15,10 @@ from small_requests import PROMPTS, greedy
 
 from course import smollm2
 from nanovllm import LLM, SamplingParams
+from nanovllm.checkpoint import weights as loader
 from nanovllm.engine.detokenizer import Detokenizer
 from nanovllm.engine.model_runner import PendingTokens
 from nanovllm.engine.sequence import Sequence
-from nanovllm.model import loader
 
 ROOT = Path(__file__).resolve().parents[2]
 GREEDY = greedy(stop=["never said"])

@@ -14,8 +14,8 @@ import pytest
 from course.labs.rank_lab import on_ranks
 from course.processes import module_command, spawned_safely
 from nanovllm import EngineArgs
+from nanovllm.distributed.python_command import facts_of, folders_off, python_command
 from nanovllm.llm_engine import settle
-from nanovllm.model.launch import facts_of, folders_off, python_command
 from nanovllm.model.model_config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,7 +99,7 @@ def test_a_package_in_a_zip_file_is_found(tmp_path):
 import sys; sys.path.insert(0, {str(tmp_path / "app.zip")!r})
 import packed, subprocess
 sys.path.insert(0, {str(ROOT)!r})
-from nanovllm.model.launch import python_command
+from nanovllm.distributed.python_command import python_command
 sys.path[:] = [p for p in sys.path if not p.endswith(".zip") or "python" in p]
 subprocess.run(python_command("import packed; print(packed.where)"), check=True)
 """

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nanovllm import LLM, SamplingParams
+from nanovllm.checkpoint import weights as loader
+from nanovllm.checkpoint.weights import find_model, load_model, load_tokenizer
 from nanovllm.config import EngineArgs
-from nanovllm.model import loader
+from nanovllm.distributed.ranks import Ranks
 from nanovllm.model.decoder import Decoder
-from nanovllm.model.loader import find_model, load_model, load_tokenizer
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.parallel import ColumnLinear
-from nanovllm.model.ranks import Ranks
 from nanovllm.ops.backend import TORCH
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
@@ -496,7 +496,7 @@ def test_the_hub_out_of_reach(monkeypatch):
     def offline(*_: object, **__: object) -> None:
         raise OSError("no connection")
 
-    monkeypatch.setattr("nanovllm.model.loader.snapshot_download", offline)
+    monkeypatch.setattr("nanovllm.checkpoint.weights.snapshot_download", offline)
     with pytest.raises(ValueError, match=r"model='a/b'.*no connection.*HF_HUB_OFFLINE"):
         find_model("a/b", None)
 
@@ -504,7 +504,7 @@ def test_the_hub_out_of_reach(monkeypatch):
 def test_a_tokenizer_is_fetched_without_weights(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(
-        "nanovllm.model.loader.snapshot_download",
+        "nanovllm.checkpoint.weights.snapshot_download",
         lambda name, revision, allow_patterns: asked.append(allow_patterns) or tmp_path,
     )
     find_model("some/model", None)

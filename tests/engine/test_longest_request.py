@@ -83,8 +83,8 @@ def test_a_gpu_counts_what_it_may_take_for_everything(tiny_model, monkeypatch):
     from dataclasses import replace
 
     from nanovllm import EngineArgs
+    from nanovllm.distributed.ranks import Ranks
     from nanovllm.model.model_config import ModelConfig
-    from nanovllm.model.ranks import Ranks
 
     config = ModelConfig.from_folder(tiny_model())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 512 * 16 * 1000))

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from course.labs.rank_lab import on_ranks
 from nanovllm import LLM, SamplingParams
+from nanovllm.distributed.ranks import Ranks
 from nanovllm.model.parallel import VocabEmbedding
-from nanovllm.model.ranks import Ranks
 from nanovllm.ops.backend import TORCH
 from nanovllm.ops.sampler import SamplingMetadata, log_of, sample
 

@@ -16,11 +16,12 @@ from patience import HANGS
 from small_requests import PROMPTS, greedy, ids
 
 from course.labs.rank_lab import on_ranks
+from nanovllm import LLM, EngineArgs, SamplingParams
+from nanovllm.distributed.ranks import Ranks
 from nanovllm import LLM, EngineArgs
 from nanovllm.engine.memory import count_blocks, make_kv_cache
 from nanovllm.model import ranks
 from nanovllm.model.model_config import ModelConfig
-from nanovllm.model.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 GREEDY = greedy()
@@ -171,7 +172,7 @@ def test_a_rank_that_dies_within_a_step_is_named(folder):
 SLOW_WORKER = """
 import time
 import torch
-from nanovllm.model.ranks import Ranks
+from nanovllm.distributed.ranks import Ranks
 ranks, _ = Ranks.join()
 ranks.messages.set("ready1", True)
 time.sleep(1)
@@ -188,7 +189,9 @@ def test_starting_is_not_held_to_the_time_that_a_step_may_take(monkeypatch):
 
 
 def test_a_worker_that_dies_before_the_group_is_open_is_noticed():
-    worker = "from nanovllm.model.ranks import Ranks; Ranks.join()[0].messages.set('ready1', True)"
+    worker = (
+        "from nanovllm.distributed.ranks import Ranks; Ranks.join()[0].messages.set('ready1', True)"
+    )
     ranks = Ranks.start_workers(2, {}, worker)
     with pytest.raises(RuntimeError, match="rank 1 has ended with exit code 0"):
         ranks.connect(torch.device("cpu"))

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from nanovllm.model.ranks import Ranks
+from nanovllm.distributed.ranks import Ranks
 from nanovllm.ops import sampler
 from nanovllm.ops.backend import TORCH
 from nanovllm.ops.sampler import SamplingMetadata, filter_scores, log_of, philox, sample

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.model.ranks import Ranks
-from nanovllm.model.signed_store import SignedStore
+from nanovllm.distributed.ranks import Ranks
+from nanovllm.distributed.signed_store import SignedStore
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
 REFUSED = "does not carry this engine's token"

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from authoring import vllm_table
 from course.models import own_model
-from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams, inputs, vllm_defaults
+from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams, inputs
 from nanovllm.utils.argparse_utils import FlexibleArgumentParser
+from nanovllm.validation import vllm_defaults
 
 NAMES = vllm_table.NAMES
 PARAMS = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)

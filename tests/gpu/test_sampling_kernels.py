@@ -11,6 +11,8 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from nanovllm.distributed.ranks import Ranks
+from nanovllm.ops import sampler
 from nanovllm.model.ranks import Ranks
 from nanovllm.ops import adjustments, sampler
 from nanovllm.ops.adjustments import FORBIDDEN, IN_PROMPT, STOP, Adjustments

@@ -24,8 +24,8 @@ from transformers import PreTrainedTokenizerFast
 
 import course.labs.rank_lab  # noqa: F401  (it prepares the process for ranks as threads)
 from nanovllm import LLM, EngineArgs, LLMEngine
-from nanovllm.model import loader
-from nanovllm.model.ranks import Ranks
+from nanovllm.checkpoint import weights as loader
+from nanovllm.distributed.ranks import Ranks
 from nanovllm.ops.attention import AttentionMetadata, store_kv
 
 CONFIG = {

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from nanovllm.config import EngineArgs
+from nanovllm.distributed.ranks import Ranks
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.engine import EngineCore
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
-from nanovllm.model.ranks import Ranks
 from nanovllm.ops.attention import AttentionMetadata, store_kv
 from nanovllm.ops.backend import TORCH
 from nanovllm.sampling_params import SamplingParams

@@ -5,7 +5,7 @@ import gc
 import torch
 
 from nanovllm.validation import check_options
-from nanovllm.vllm_defaults import CLEANUP
+from nanovllm.validation.vllm_defaults import CLEANUP
 
 
 def cleanup_dist_env_and_memory(shutdown_ray: bool = False) -> None:

@@ -30,8 +30,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanovllm.model.launch import python_command
-from nanovllm.model.signed_store import SignedStore
+from nanovllm.distributed.python_command import python_command
+from nanovllm.distributed.signed_store import SignedStore
 
 # For a rank to load its share of the model and to warm up. 16 GB from a disk of 100 MB/s take 160
 # seconds, and six times as long on a machine that is six times too busy.

@@ -21,9 +21,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nanovllm.config import EngineArgs
+from nanovllm.distributed.ranks import Ranks, Shard
 from nanovllm.model.decoder import Decoder
 from nanovllm.model.model_config import ModelConfig, as_tuple, files_read
-from nanovllm.model.ranks import Ranks, Shard
 from nanovllm.ops.backend import Backend
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.validation import check_unicode, is_panic
