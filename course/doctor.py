@@ -191,12 +191,13 @@ def _check_named_model() -> list[str]:
 
 def _read_all_but_weights(folder: Path) -> None:
     from nanovllm import EngineArgs
-    from nanovllm.checkpoint.weights import load_tokenizer, weight_files
+    from nanovllm.checkpoint.safetensors_files import find_weight_files
+    from nanovllm.checkpoint.tokenizer import load_tokenizer
     from nanovllm.model.model_config import ModelConfig
 
     ModelConfig.from_folder(folder)
     load_tokenizer(EngineArgs(str(folder)), folder)
-    weight_files(folder)
+    find_weight_files(folder)
 
 
 def _describe_smollm2() -> None:

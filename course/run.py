@@ -87,7 +87,7 @@ def stream_answers(llm: Any, prompts: list[str], params: Any) -> None:
 
 def as_chat(tokenizer: Any, prompt: str) -> Any:
     """The prompt's token ids in the model's chat format; the prompt itself if it has none."""
-    from nanovllm.validation import tokenizer_errors
+    from nanovllm.checkpoint.tokenizer import tokenizer_errors
 
     if not tokenizer.chat_template:
         return prompt

@@ -22,9 +22,13 @@ from typing import Any
 
 import torch
 
-from nanovllm.checkpoint import weights as loader
+from nanovllm.checkpoint import weights
+from nanovllm.checkpoint.generation_config import make_default_params, read_generation_config
+from nanovllm.checkpoint.hub import find_model
+from nanovllm.checkpoint.tokenizer import load_tokenizer, tokenizer_errors
 from nanovllm.config import EngineArgs
-from nanovllm.distributed.python_command import facts_of
+from nanovllm.distributed.consistency import check_facts, collect_facts
+from nanovllm.distributed.launch import join_as_worker, join_torchrun, start_workers
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.engine.adjustments import check_adjustments, encode_bad_words
 from nanovllm.engine.block_manager import BlockManager
@@ -52,12 +56,12 @@ from nanovllm.validation import (
     check_options,
     check_type,
     check_unicode,
-    tokenizer_errors,
     vllm_defaults,
 )
 
 Message = list[Any]  # a command, its payload, and the ids of abandoned requests
 Request = dict[str, Any]  # the arguments of a Sequence, as rank 0 tells them to the others
+WORKER_CODE = "from nanovllm.llm_engine import run_worker; run_worker()"
 GIVE_WAY_SECONDS = 1e-4  # enough for a thread that waits for a lock to wake up and take it
 
 
@@ -101,16 +105,18 @@ class LLMEngine:
         self.closed = self._released = True  # until it stands
         check_type("engine_args", args, EngineArgs)
         args = replace(args)  # a checked copy: an attribute may have been set since the last check
-        folder = loader.find_model(args.model, args.revision)
+        folder = find_model(args.model, args.revision)
         config = ModelConfig.from_folder(folder)
         check_divisible(config, args.tensor_parallel_size)
         self.ranks = ranks or Ranks()
         self.args = settled = settle(args, config)
         self.device = torch.device(settled.device)
-        config = replace(config, dtype=loader.choose_dtype(args.dtype, config, self.device))
+        config = replace(config, dtype=weights.resolve_dtype(args.dtype, config, self.device))
         self.model_config = config
-        self.tokenizer = None if args.skip_tokenizer_init else loader.load_tokenizer(args, folder)
-        self.eos_ids, self.default_params = loader.stop_ids_of(folder, config, self.tokenizer, args)
+        self.tokenizer = None if args.skip_tokenizer_init else load_tokenizer(args, folder)
+        self.eos_ids, self.default_params = read_generation_config(
+            folder, config, self.tokenizer, args
+        )
         backend = choose_backend(
             args.attention_backend, self.device, config.head_dim, args.block_size
         )
@@ -121,17 +127,17 @@ class LLMEngine:
             backend = replace(backend, rope_store=store, capturable=False)
         if ranks is None and args.tensor_parallel_size > 1:
             self.ranks = self._start_ranks(args)
-        self.device = self.ranks.place(self.device)
+        self.device = self.ranks.local_device(self.device)
         settled = replace(settled, device=str(self.device))
         try:
-            self.ranks.check_same(facts_of(folder, config, settled))
+            check_facts(self.ranks, collect_facts(folder, config, settled))
             # What is sized by the longest request (the RoPE table, the rows of the persistent
             # batch) need not follow the config's positions where no cache could hold so many.
             capacity = most_blocks(config, settled, self.ranks) * args.block_size
             settled = replace(settled, max_model_len=min(settled.max_model_len, capacity))
             reserved = reserved_bytes(self.device)
-            model = loader.load_model(folder, config, backend, self.ranks, settled)
-            self.ranks.connect(self.device)
+            model = weights.load_model(folder, config, backend, self.ranks, settled)
+            self.ranks.init_process_group(self.device)
             runner = ModelRunner(model, make_kv_cache(config, settled, self.ranks, 1), settled)
             num_blocks = count_blocks(runner, settled, reserved)
             runner.kv_cache = make_kv_cache(config, settled, self.ranks, num_blocks)
@@ -143,9 +149,9 @@ class LLMEngine:
             scheduler = scheduler_class(self.block_manager, args.max_num_seqs, budget, chunked)
             runner.capture(graph_sizes(runner, settled))
             self.core = EngineCore(scheduler, runner, args.async_scheduling)
-            self.ranks.begin_steps()
+            self.ranks.use_step_timeout()
         except BaseException as error:
-            self.ranks.report(error)
+            self.ranks.monitor.report_error(error)
             self.ranks.close(kill=True)
             raise
         self.num_requests = 0  # ever added
@@ -169,9 +175,9 @@ class LLMEngine:
 
     def _start_ranks(self, args: EngineArgs) -> Ranks:
         if "TORCHELASTIC_RUN_ID" not in os.environ:
-            return Ranks.start_workers(args.tensor_parallel_size, asdict(args))
+            return start_workers(args.tensor_parallel_size, asdict(args), WORKER_CODE)
         LLMEngine._engines_under_torchrun += 1
-        return Ranks.from_torchrun(args.tensor_parallel_size, LLMEngine._engines_under_torchrun)
+        return join_torchrun(args.tensor_parallel_size, LLMEngine._engines_under_torchrun)
 
     # -- threads ---------------------------------------------------------------------------------
 
@@ -291,7 +297,7 @@ class LLMEngine:
                 self.leave_line()
                 self.check_open()
                 self._check_names(requests)
-                if self.ranks.size > 1:  # an error must come before the other ranks are told
+                if self.ranks.world_size > 1:  # an error must come before the other ranks are told
                     json.dumps(requests)
                     self._make_sequences(requests)
                 return self._on_all_ranks("add", requests, call)
@@ -473,11 +479,12 @@ class LLMEngine:
             try:
                 return self._share_and_act(command, payload, *own)
             except BaseException as error:
-                if self.ranks.size > 1:  # ranks may now differ: this engine cannot go on
+                if self.ranks.world_size > 1:  # ranks may now differ: this engine cannot go on
                     try:
                         if isinstance(error, RuntimeError):
-                            self.ranks.check_workers()  # if one has failed, that is the cause
-                            self.ranks.check_reports()
+                            # If another rank has failed, that is the cause.
+                            self.ranks.monitor.check_workers()
+                            self.ranks.monitor.check_errors()
                     finally:
                         self._release(kill=True)
                 raise
@@ -489,7 +496,7 @@ class LLMEngine:
         """Every message also carries the ids of the requests that were abandoned meanwhile."""
         noted = list(self.abandoned)
         ids = self._unfinished_ids(seq for item in noted for seq in item.seqs)
-        theirs, payload, ids = self.ranks.share([command, payload, ids])
+        theirs, payload, ids = self.ranks.broadcast([command, payload, ids])
         if theirs != command:
             raise RuntimeError(
                 f"rank {self.ranks.rank} was asked to {command} while rank 0 was asked to "
@@ -516,7 +523,7 @@ class LLMEngine:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """The parameters of a request that comes without any. The object is the caller's own."""
-        return loader.usual_params(self.default_params)
+        return make_default_params(self.default_params)
 
     def get_tokenizer(self) -> Any:
         if self.tokenizer is None:
@@ -552,7 +559,7 @@ class LLMEngine:
                     seq.news = None  # its caller gets an error in place of news
                 self.core.abort(list(self.sequences.values()))
                 if self.ranks.rank == 0:
-                    self.ranks.share(["close", None, []])
+                    self.ranks.broadcast(["close", None, []])
         except RuntimeError:  # a rank is gone already
             pass
         finally:
@@ -618,18 +625,18 @@ def longest_request(args: EngineArgs, settled: EngineArgs, num_blocks: int) -> i
 def run_worker() -> None:
     """A rank that another engine started: do what rank 0 says until it says close, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, rank 0 too
-    ranks, settings = Ranks.join()
+    ranks, settings = join_as_worker()
     engine = LLMEngine(EngineArgs(**settings), ranks=ranks)
     try:
         while True:
-            message = ranks.share(None)
+            message = ranks.broadcast(None)
             if message[0] == "close":
                 return
             engine.act(message)
     except torch.distributed.DistError:  # rank 0 is gone
         sys.exit(1)
     except BaseException as error:
-        ranks.report(error)
+        ranks.monitor.report_error(error)
         raise
     finally:
         engine._release(kill=False)

@@ -152,7 +152,7 @@ lesson08.check_two_linears(column_linear, row_linear)
 def cache_blocks(ranks, free_bytes, block_bytes, needed):
     """Blocks of this rank's cache; ValueError if the longest request's `needed` do not fit."""
     ### BEGIN SOLUTION
-    num_blocks = ranks.minimum(free_bytes // block_bytes)
+    num_blocks = ranks.all_reduce_min(free_bytes // block_bytes)
     ### INSTEAD
     # num_blocks = free_bytes // block_bytes
     ### END SOLUTION
@@ -168,7 +168,7 @@ lesson08.tell_the_plans(cache_blocks)
 # A sum of rows of different requests, or an all-reduce that waits for a rank that never comes: both begin here.
 # Repair it so that plans agree, so that nobody writes where a rank has no block, and so that ranks also agree
 # when memory is too small on *one* of them. The check runs two and three ranks. Collectives that may help:
-# `ranks.minimum(number)`, the smallest of all ranks' numbers; `ranks.share(message)`, rank 0's message.
+# `ranks.all_reduce_min(number)`, the smallest of all ranks' numbers; `ranks.broadcast(message)`, rank 0's message.
 
 # %%
 lesson08.check_cache_blocks(cache_blocks)

@@ -45,9 +45,9 @@ def main() -> int:
 
 def measure(num_ranks: int, largest: int | None = None) -> dict[str, Any]:
     """Start the other ranks, be rank 0, and report."""
-    from nanovllm.distributed.ranks import Ranks
+    from nanovllm.distributed.launch import start_workers
 
-    ranks = Ranks.start_workers(num_ranks, {"largest": largest}, WORKER)
+    ranks = start_workers(num_ranks, {"largest": largest}, WORKER)
     try:
         return run(ranks, largest)
     finally:
@@ -55,13 +55,13 @@ def measure(num_ranks: int, largest: int | None = None) -> dict[str, Any]:
 
 
 def worker() -> None:
-    from nanovllm.distributed.ranks import Ranks
+    from nanovllm.distributed.launch import join_as_worker
 
-    ranks, settings = Ranks.join()
+    ranks, settings = join_as_worker()
     try:
         run(ranks, settings["largest"])
     except Exception as error:
-        ranks.report(error)
+        ranks.monitor.report_error(error)
         raise
     finally:
         ranks.close()
@@ -71,15 +71,15 @@ def run(ranks: Any, largest: int | None) -> dict[str, Any]:
     """What every rank does alike; rank 0's report counts."""
     import torch
 
-    device = torch.device("cuda" if torch.cuda.device_count() >= ranks.size else "cpu")
-    device = ranks.place(device)
+    device = torch.device("cuda" if torch.cuda.device_count() >= ranks.world_size else "cpu")
+    device = ranks.local_device(device)
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        ranks.connect(device)
+        ranks.init_process_group(device)
         check_sum(ranks, device)
         backend, dtype = ("nccl", torch.bfloat16) if cuda else ("gloo", torch.float32)
         rows, size = [], SMALLEST
@@ -88,7 +88,7 @@ def run(ranks: Any, largest: int | None) -> dict[str, Any]:
             seconds = captured_seconds(ranks, x) if cuda else clock_seconds(ranks, x)
             rows.append(summarise(size, seconds))
             size *= 2
-        return describe(ranks.size, backend, dtype, str(device)) | {"rows": rows}
+        return describe(ranks.world_size, backend, dtype, str(device)) | {"rows": rows}
     finally:
         torch.set_num_threads(threads)
 
@@ -98,7 +98,7 @@ def check_sum(ranks: Any, device: Any) -> None:
     import torch
 
     x = torch.arange(1000, dtype=torch.float32, device=device) + ranks.rank
-    wanted = ranks.size * torch.arange(1000.0) + sum(range(ranks.size))
+    wanted = ranks.world_size * torch.arange(1000.0) + sum(range(ranks.world_size))
     found = ranks.all_reduce(x).cpu()
     if not torch.equal(found, wanted):
         raise RuntimeError(f"wrong sums on rank {ranks.rank}: {found[:4]} for {wanted[:4]}")

@@ -23,7 +23,7 @@ from course.drawings.generate_plots import OverlappedCost, StepCost
 from course.stages import Recompute, Recorder
 from course.timing import measure
 from course.workload import LadderWorkload
-from nanovllm.checkpoint.weights import load_tokenizer
+from nanovllm.checkpoint.tokenizer import load_tokenizer
 from nanovllm.config import EngineArgs
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.ops import attention

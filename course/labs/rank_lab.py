@@ -70,13 +70,13 @@ def on_ranks(size: int, function: Callable[[Any], Any]) -> list[Any]:
             meeting.enter(self.rank, "all_reduce")
             return super().all_reduce(x)
 
-        def _gather(self, x: Any) -> Any:
-            meeting.enter(self.rank, "a gather")
-            return super()._gather(x)
+        def all_gather(self, x: Any) -> Any:
+            meeting.enter(self.rank, "all_gather")
+            return super().all_gather(x)
 
-        def share(self, message: Any) -> Any:
-            meeting.enter(self.rank, "share")
-            return super().share(message)
+        def broadcast(self, message: Any) -> Any:
+            meeting.enter(self.rank, "broadcast")
+            return super().broadcast(message)
 
     store, results, failures = dist.HashStore(), [None] * size, []
     meeting = Meeting(size)
@@ -84,7 +84,7 @@ def on_ranks(size: int, function: Callable[[Any], Any]) -> list[Any]:
     def run(rank: int) -> None:
         try:
             ranks = MeetingRanks(rank, size, store)
-            ranks.connect(torch.device("cpu"))
+            ranks.init_process_group(torch.device("cpu"))
             with torch.inference_mode():
                 results[rank] = function(ranks)
         except BaseException as error:

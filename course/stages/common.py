@@ -21,7 +21,8 @@ from course.benchmarks.measure import check_counts
 from course.benchmarks.roofline import kv_bytes_per_token
 from course.timing import synchronize
 from course.workload import LadderWorkload
-from nanovllm.checkpoint.weights import choose_dtype, find_model
+from nanovllm.checkpoint.hub import find_model
+from nanovllm.checkpoint.weights import resolve_dtype
 from nanovllm.config import EngineArgs
 from nanovllm.llm_engine import settle
 from nanovllm.model.model_config import ModelConfig
@@ -115,7 +116,7 @@ class Stage:
         self.device = torch.device(self.args.device)
         if self.needs == "cuda" and self.device.type != "cuda":
             raise ValueError(f"stage {self.number:02} ({self.name}) needs an NVIDIA GPU")
-        self.config = replace(config, dtype=choose_dtype(dtype, config, self.device))
+        self.config = replace(config, dtype=resolve_dtype(dtype, config, self.device))
         self.folder = folder
 
     @classmethod

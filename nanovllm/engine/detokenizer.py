@@ -31,8 +31,8 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, ClassVar
 
+from nanovllm.checkpoint.tokenizer import tokenizer_errors
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.validation import tokenizer_errors
 
 REPLACEMENT = "\ufffd"  # what a tokenizer decodes an incomplete character to
 CONTEXT = 4  # tokens decoded again with the new ones, because a character has at most four bytes

@@ -53,7 +53,7 @@ def most_blocks(config: ModelConfig, args: EngineArgs, ranks: Ranks) -> int:
 def gpu_share(device: torch.device, args: EngineArgs, ranks: Ranks) -> int:
     """Bytes of a GPU that one rank may take, for everything."""
     _, total = torch.cuda.mem_get_info(device)
-    return int(args.gpu_memory_utilization * total / ranks.per_gpu())
+    return int(args.gpu_memory_utilization * total / ranks.max_ranks_per_gpu())
 
 
 def reserved_bytes(device: torch.device) -> int:
@@ -83,7 +83,7 @@ def count_blocks(runner: ModelRunner, args: EngineArgs, reserved_before: int) ->
     else:
         budget = gpu_budget(runner, args, reserved_before)
         num_blocks = budget // block_bytes
-    num_blocks = runner.ranks.minimum(num_blocks)
+    num_blocks = runner.ranks.all_reduce_min(num_blocks)
     if num_blocks < 1:
         raise ValueError(
             f"no memory for the KV cache: a block of {args.block_size} tokens takes "

@@ -76,7 +76,7 @@ class PendingTokens:
     def read(self) -> list[int | None]:
         """The ids; None in place of NO_TOKEN, for a row whose logits were not finite."""
         if self._copied is not None:
-            self._ranks.wait_for(self._copied)
+            self._ranks.synchronize(self._copied)
         ids = [] if self._ids is None else self._ids.tolist()
         return [None if token_id == NO_TOKEN else token_id for token_id in ids]
 
@@ -271,7 +271,7 @@ class ModelRunner:
         other kernels: all rows are computed by those that look whether a row has some.
         """
         num_rows = len(self.rows.ids)
-        longest = self.ranks.minimum(len(self.model.rope))  # no request will be longer
+        longest = self.ranks.all_reduce_min(len(self.model.rope))  # no request will be longer
         self._rehearse_decodes(num_rows, longest)
         decodes = min(1, num_rows - 1)
         tokens = min(max_num_batched_tokens, (num_rows - decodes) * longest)

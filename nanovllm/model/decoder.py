@@ -2,8 +2,8 @@
 
 The three families differ by what their config says: biases, and norms on query and key. Tokens of
 all requests stand in one flat row, without padding; only attention asks whose they are. Module
-names are the checkpoint's, so `loader.py` needs no table of names. The linear layers come from
-`parallel.py`: on one rank they are plain linears.
+names are the checkpoint's, so `checkpoint/weights.py` needs no table of names. The linear layers
+come from `parallel.py`: on one rank they are plain linears.
 """
 
 import torch

@@ -113,7 +113,7 @@ class VocabEmbedding(VocabHead):
     """
 
     def forward(self, ids: Tensor) -> Tensor:  # type: ignore[override]
-        if self.ranks.size == 1:
+        if self.ranks.world_size == 1:
             return F.embedding(ids, self.weight)
         local = ids - self.shard.start
         held = (local >= 0) & (local < self.shard.count)

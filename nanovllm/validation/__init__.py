@@ -13,10 +13,8 @@ from nanovllm.validation.fields import (
     check_type,
     check_unicode,
     flag,
-    is_panic,
     number,
     only,
-    tokenizer_errors,
 )
 
 __all__ = [
@@ -29,8 +27,6 @@ __all__ = [
     "check_type",
     "check_unicode",
     "flag",
-    "is_panic",
     "number",
     "only",
-    "tokenizer_errors",
 ]

@@ -3,8 +3,7 @@
 A parameter's field says beside its default what it accepts; `check_fields` holds it to that.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import field, fields
 from functools import partial, wraps
 from typing import Any, get_args
@@ -46,29 +45,6 @@ def check_unicode(name: str, value: Any) -> None:
                 f"{name} must be valid Unicode, but its character {error.start} is {half!r}, half "
                 f"of a surrogate pair; got {value[max(0, error.start - 20) :]!r:.80}"
             ) from None
-
-
-@contextmanager
-def tokenizer_errors(source: Any) -> Iterator[None]:
-    """Turn what the tokenizers library raises of its own into a ValueError that names `source`.
-
-    A damaged tokenizer.json can load and fail later. An error of the library is a bare Exception
-    or a panic. Other exceptions, such as KeyboardInterrupt, pass.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if not (type(error) is Exception or is_panic(error)):
-            raise
-        raise ValueError(
-            f"the tokenizer of {str(source)!r} failed: {error}. Its tokenizer.json is probably "
-            f"damaged; download it again, or name another folder with tokenizer="
-        ) from error
-
-
-def is_panic(error: BaseException) -> bool:
-    """Whether Rust code has panicked. The class cannot be imported, and it is no Exception."""
-    return type(error).__name__ == "PanicException"
 
 
 def as_list(name: str, value: Any) -> list:

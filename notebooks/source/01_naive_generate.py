@@ -295,9 +295,10 @@ assert noise(7, 5, torch.tensor([2]))[0] == noise(7, 5, torch.arange(4096))[2]
 # Call, pick, append, until a token ends the text. This model asks for temperature 0.7.
 
 # %%
-from nanovllm.checkpoint.weights import load_weights, stop_ids_of
+from nanovllm.checkpoint.generation_config import read_generation_config
+from nanovllm.checkpoint.weights import load_weights
 
-stop_ids, defaults = stop_ids_of(folder, c, tokenizer)
+stop_ids, defaults = read_generation_config(folder, c, tokenizer)
 read = []  # how many tokens each step computed
 
 

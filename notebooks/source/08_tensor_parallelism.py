@@ -195,7 +195,7 @@ def best_on(ranks):
     shard = ranks.shard(6)
     mine = logits[:, shard.start : shard.start + shard.count]
     value, place = mine.max(dim=1, keepdim=True)
-    return (place + shard.start).item(), ranks.reduce_argmax(value, place + shard.start).item()
+    return (place + shard.start).item(), ranks.all_reduce_argmax(value, place + shard.start).item()
 
 
 for rank, (mine, chosen) in enumerate(on_ranks(2, best_on)):
@@ -219,7 +219,7 @@ for rank, (mine, chosen) in enumerate(on_ranks(2, best_on)):
 from nanovllm.model.parallel import ColumnLinear, RowLinear, VocabEmbedding
 
 show_source(Ranks.shard, ColumnLinear.forward, RowLinear.__init__, RowLinear.forward)
-show_source(VocabEmbedding, Ranks.reduce_argmax)
+show_source(VocabEmbedding, Ranks.all_reduce_argmax)
 
 # %% [markdown]
 # The toy left out uneven sizes, and the checkpoint: of each parameter the loader reads its `Shard` alone.
@@ -237,8 +237,8 @@ from course.load import start
 from course.serving import queue, run
 
 engine = start(own_model(), tensor_parallel_size=2, max_model_len=64)
-messages, share = [], engine.ranks.share
-engine.ranks.share = lambda message: messages.append(json.dumps(message)) or share(message)
+messages, broadcast = [], engine.ranks.broadcast
+engine.ranks.broadcast = lambda m: messages.append(json.dumps(m)) or broadcast(m)
 for name in "ABC":
     queue(engine, name, [5, 6, 7], 4)
 run(engine)
@@ -260,7 +260,7 @@ assert [json.loads(message)[0] for message in messages] == ["add"] * 3 + ["step"
 # %%
 from nanovllm.llm_engine import LLMEngine, run_worker
 
-show_source(Ranks.share, LLMEngine._on_all_ranks, LLMEngine._share_and_act, run_worker)
+show_source(Ranks.broadcast, LLMEngine._on_all_ranks, LLMEngine._share_and_act, run_worker)
 
 # %% [markdown]
 # Commands go through a key-value store, and each is signed, since any process of this machine can write there; tensors through gloo, or with a GPU a rank **NCCL**, NVIDIA's library, which

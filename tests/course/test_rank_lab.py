@@ -37,14 +37,15 @@ def test_a_collective_that_a_rank_never_enters_is_an_error_and_not_a_wait():
 
 def test_two_different_collectives_at_once_are_an_error():
     def run(ranks):
-        return ranks.share(1) if ranks.rank else ranks.minimum(1)
+        return ranks.broadcast(1) if ranks.rank else ranks.all_reduce_min(1)
 
-    with pytest.raises(RuntimeError, match=r"ranks enter \['a gather', 'share'\] at once"):
+    with pytest.raises(RuntimeError, match=r"ranks enter \['all_gather', 'broadcast'\] at once"):
         on_ranks(2, run)
 
 
 THREADS = {
-    "on_ranks": "import course.labs.rank_lab as r; r.on_ranks(2, lambda ranks: ranks.minimum(1))",
+    "on_ranks": "import course.labs.rank_lab as r\n"
+    "r.on_ranks(2, lambda ranks: ranks.all_reduce_min(1))",
     "counting engine": "from counting_engine import engine_of\nwith engine_of(2):\n    pass",
 }
 

@@ -126,7 +126,7 @@ def run(path: Path, **options: Any) -> Run:
     with engine(path, **options) as llm:
         kept = keep_logits(llm)
         outputs = generate(llm)
-        return Run(outputs, llm.llm_engine.trace, kept, llm.llm_engine.ranks.size)
+        return Run(outputs, llm.llm_engine.trace, kept, llm.llm_engine.ranks.world_size)
 
 
 def check(path: Path, result: Run) -> None:

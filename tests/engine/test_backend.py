@@ -164,13 +164,13 @@ def test_what_the_kernels_cannot_do_is_done_in_torch_and_said(monkeypatch, found
 
 
 def test_old_gpus_compute_in_float16(monkeypatch):
-    from nanovllm.checkpoint.weights import choose_dtype
+    from nanovllm.checkpoint.weights import resolve_dtype
 
     config = SimpleNamespace(dtype=torch.bfloat16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-    assert choose_dtype("auto", config, GPU) == torch.float16
+    assert resolve_dtype("auto", config, GPU) == torch.float16
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
-    assert choose_dtype("auto", config, GPU) == torch.bfloat16
+    assert resolve_dtype("auto", config, GPU) == torch.bfloat16
 
 
 def test_attention_in_torch_never_asks_cudnn(monkeypatch):

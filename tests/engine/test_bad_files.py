@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
-from nanovllm.checkpoint import weights as loader
+from nanovllm.checkpoint.generation_config import make_default_params, read_generation_config
+from nanovllm.checkpoint.safetensors_files import find_weight_files
+from nanovllm.checkpoint.tokenizer import load_tokenizer, tokenizer_errors
+from nanovllm.checkpoint.weights import parameters_by_name
 from nanovllm.engine.detokenizer import Detokenizer
 from nanovllm.model.model_config import ModelConfig
-from nanovllm.validation import tokenizer_errors
 
 INDEX = "model.safetensors.index.json"
 FUZZED = 200  # examples each
@@ -96,7 +98,7 @@ def test_every_flipped_bit_of_a_header_is_refused_or_harmless(copy):
         try:
             with make(copy, max_num_seqs=1, skip_tokenizer_init=True) as llm:
                 model = llm.llm_engine.core.runner.model
-                for name, (weight, _) in loader.parameters_by_name(model).items():
+                for name, (weight, _) in parameters_by_name(model).items():
                     assert torch.equal(weight, kept[name]), (at, name)
             same += 1
         except ValueError:
@@ -110,7 +112,7 @@ def test_weights_of_another_type_are_refused(copy):
     weights = load_file(file)
     weights["model.norm.weight"] = weights["model.norm.weight"].to(torch.int8)
     save_file(weights, file)
-    refused(copy, r"of another type: model\.norm\.weight is I8")
+    refused(copy, r"wrong type: model\.norm\.weight is I8")
 
 
 def test_weights_that_are_not_numbers_are_not_executed(copy):
@@ -155,10 +157,10 @@ def test_absurd_numbers_in_config(copy, name, value):
         ({"num_attention_heads": 3}, "num_key_value_heads"),
         ({"num_key_value_heads": 8}, "num_key_value_heads"),
         ({"head_dim": 15}, "head_dim"),
-        ({"hidden_size": 128}, "misshapen"),
-        ({"vocab_size": 301}, "misshapen"),
+        ({"hidden_size": 128}, "wrong shape"),
+        ({"vocab_size": 301}, "wrong shape"),
         ({"num_hidden_layers": 3, "layer_types": "DEL"}, "missing"),
-        ({"num_hidden_layers": 1, "layer_types": "DEL"}, "left over"),
+        ({"num_hidden_layers": 1, "layer_types": "DEL"}, "unknown"),
         ({"architectures": ["LlamaForCausalLM"]}, "model_type"),
         ({"model_type": "nothing"}, "config.json"),
         ({"eos_token_id": "x"}, "eos_token_id"),
@@ -302,7 +304,7 @@ def fails_with(monkeypatch, copy, error):
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
     with pytest.raises(BaseException, match="why") as caught:
-        loader.load_tokenizer(EngineArgs(str(copy)), copy)
+        load_tokenizer(EngineArgs(str(copy)), copy)
     with pytest.raises(BaseException, match="why") as later, tokenizer_errors("/a/folder"):
         fail()
     return caught.type, later.type
@@ -339,7 +341,7 @@ def damaged(rng, good):
 
 def use_tokenizer(folder):
     """Load it as the engine does, encode a text and decode some ids."""
-    tokenizer = loader.load_tokenizer(EngineArgs(str(folder)), folder)
+    tokenizer = load_tokenizer(EngineArgs(str(folder)), folder)
     LLMEngine.encode(SimpleNamespace(get_tokenizer=lambda: tokenizer), PROMPTS[0])
     detokenizer = Detokenizer(tokenizer, SamplingParams())
     for token_id in PROMPTS[1]:
@@ -414,7 +416,7 @@ def test_fuzzed_index_is_read_or_refused(tmp_path_factory, content, cut):
     text = json.dumps({"weight_map": content})
     (folder / INDEX).write_text(text[: len(text) - cut] if cut < 20 else text)
     try:
-        files = loader.weight_files(folder)
+        files = find_weight_files(folder)
     except ValueError:
         return
     assert all(file.parent == folder and file.is_file() for file in files)
@@ -429,8 +431,8 @@ def test_fuzzed_generation_config_is_read_or_refused(tiny_model, tmp_path_factor
     fields = content if isinstance(content, dict) else {"eos_token_id": content, "top_k": content}
     (folder / "generation_config.json").write_text(json.dumps(fields))
     try:
-        eos, defaults = loader.stop_ids_of(folder, config, None, EngineArgs())
+        eos, defaults = read_generation_config(folder, config, None, EngineArgs())
         assert all(isinstance(i, int) for i in eos)
-        loader.usual_params(defaults)
+        make_default_params(defaults)
     except ValueError:
         return

@@ -15,7 +15,7 @@ from small_requests import PROMPTS, greedy
 
 from course import smollm2
 from nanovllm import LLM, SamplingParams
-from nanovllm.checkpoint import weights as loader
+from nanovllm.checkpoint import hub
 from nanovllm.engine.detokenizer import Detokenizer
 from nanovllm.engine.model_runner import PendingTokens
 from nanovllm.engine.sequence import Sequence
@@ -174,7 +174,7 @@ def test_a_full_disk_while_fetching_is_one_clear_error(monkeypatch):
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loader, "snapshot_download", full)
+    monkeypatch.setattr(hub, "snapshot_download", full)
     with pytest.raises(ValueError, match=r"model='some/model'.*No space left"):
         LLM("some/model")
 

@@ -14,7 +14,8 @@ import pytest
 from course.labs.rank_lab import on_ranks
 from course.processes import module_command, spawned_safely
 from nanovllm import EngineArgs
-from nanovllm.distributed.python_command import facts_of, folders_off, python_command
+from nanovllm.distributed.consistency import check_facts, collect_facts
+from nanovllm.distributed.python_command import pinned_folders, python_command
 from nanovllm.llm_engine import settle
 from nanovllm.model.model_config import ModelConfig
 
@@ -172,13 +173,13 @@ def test_the_environment_is_as_before(before, monkeypatch):
 
 
 def test_only_modules_that_a_search_would_miss_are_listed(tmp_path):
-    assert folders_off([str(ROOT), *sys.path]).get("nanovllm") is None
+    assert pinned_folders([str(ROOT), *sys.path]).get("nanovllm") is None
     without = [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT]
-    found = folders_off([str(tmp_path), *without])
+    found = pinned_folders([str(tmp_path), *without])
     assert found["nanovllm"] == found["course"] == str(ROOT)
     assert not {"json", "torch", "sys"} & set(found)
     (tmp_path / "json.py").write_text("")
-    assert folders_off([str(tmp_path), *sys.path])["json"] == str(Path(json.__file__).parents[1])
+    assert pinned_folders([str(tmp_path), *sys.path])["json"] == str(Path(json.__file__).parents[1])
 
 
 # -- what ranks must have in common ----------------------------------------------------------------
@@ -191,13 +192,13 @@ def facts(tiny_model):
     args = EngineArgs(str(folder), device="cpu", max_model_len=64)
 
     def make(**changes):
-        return facts_of(folder, config, settle(replace(args, **changes), config))
+        return collect_facts(folder, config, settle(replace(args, **changes), config))
 
     return make
 
 
 def test_ranks_with_the_same_facts_go_on(facts):
-    on_ranks(3, lambda ranks: ranks.check_same(facts(use_tqdm_on_load=ranks.rank == 0)))
+    on_ranks(3, lambda ranks: check_facts(ranks, facts(use_tqdm_on_load=ranks.rank == 0)))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_ranks_with_the_same_facts_go_on(facts):
 )
 def test_ranks_with_other_arguments_are_refused(facts, name, value, wanted):
     def run(ranks):
-        ranks.check_same(facts(**{name: value}) if ranks.rank else facts())
+        check_facts(ranks, facts(**{name: value}) if ranks.rank else facts())
 
     words = f"rank 1 differs from rank 0 in {name}: {value} in place of {wanted}"
     with pytest.raises(RuntimeError, match=words):

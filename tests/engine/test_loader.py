@@ -17,8 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.checkpoint import weights as loader
-from nanovllm.checkpoint.weights import find_model, load_model, load_tokenizer
+from nanovllm.checkpoint import safetensors_files
+from nanovllm.checkpoint.hub import find_model
+from nanovllm.checkpoint.tokenizer import load_tokenizer
+from nanovllm.checkpoint.weights import load_model
 from nanovllm.config import EngineArgs
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.model.decoder import Decoder
@@ -212,13 +214,13 @@ def test_comparing_a_head_holds_a_few_rows_and_ends_at_the_first_that_differ(cop
     folder = copy(tied=True)
     rewrite(folder, **{HEAD: another_last_row(weights_of(folder)[EMBEDDING])})
     compared, equal = [], torch.equal
-    monkeypatch.setattr(loader, "ROWS_COMPARED", 7)
+    monkeypatch.setattr(safetensors_files, "ROWS_PER_COMPARISON", 7)
     monkeypatch.setattr(torch, "equal", lambda a, b: compared.append(len(a)) or equal(a, b))
-    assert loader.head_differs([folder / "model.safetensors"], torch.float32)
+    assert safetensors_files.is_head_different([folder / "model.safetensors"], torch.float32)
     assert compared == [7] * 42 + [300 - 42 * 7]
     compared.clear()
     rewrite(folder, **{HEAD: other_rows(weights_of(folder)[EMBEDDING])})
-    assert loader.head_differs([folder / "model.safetensors"], torch.float32)
+    assert safetensors_files.is_head_different([folder / "model.safetensors"], torch.float32)
     assert compared == [7]
 
 
@@ -246,11 +248,11 @@ def test_weights_are_converted(copy, dtype):
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        (torch.ones(299, 64), "misshapen: lm_head.weight is [299, 64], not [300, 64]"),
-        (torch.ones(300), "misshapen: lm_head.weight is [300], not [300, 64]"),
-        (torch.ones(()), "misshapen: lm_head.weight is [], not [300, 64]"),
-        (torch.ones(0, 64), "misshapen: lm_head.weight is [0, 64], not [300, 64]"),
-        (torch.ones(300, 64, dtype=torch.int8), "of another type: lm_head.weight is I8"),
+        (torch.ones(299, 64), "wrong shape: lm_head.weight is [299, 64], not [300, 64]"),
+        (torch.ones(300), "wrong shape: lm_head.weight is [300], not [300, 64]"),
+        (torch.ones(()), "wrong shape: lm_head.weight is [], not [300, 64]"),
+        (torch.ones(0, 64), "wrong shape: lm_head.weight is [0, 64], not [300, 64]"),
+        (torch.ones(300, 64, dtype=torch.int8), "wrong type: lm_head.weight is I8"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
@@ -268,7 +270,7 @@ def test_a_tied_weight_that_is_there_twice(copy, again):
         file = f"model-{99990 + number}-of-99999.safetensors"
         save_file({name: weights[EMBEDDING].clone()}, folder / file)
         edit_index(folder, lambda files, file=file: files.update({file: file}))
-    refuses(folder, f"there twice: {again}")
+    refuses(folder, f"stored twice: {again}")
 
 
 def test_a_tied_weight_under_neither_name(copy):
@@ -293,7 +295,7 @@ def test_left_over(copy):
     folder = copy()
     names = ("model.layers.2.self_attn.q_proj.weight", "model.vision.weight", "lm_head.bias")
     rewrite(folder, **{name: torch.ones(3) for name in names})
-    refuses(folder, *[f"left over: {name} in model.safetensors" for name in names])
+    refuses(folder, *[f"unknown: {name} in model.safetensors" for name in names])
 
 
 @pytest.mark.parametrize("bias", ["q_proj", "o_proj"])
@@ -301,7 +303,7 @@ def test_biases_must_be_where_the_config_says(copy, bias):
     folder = copy(attention_bias=True)
     name = f"model.layers.0.self_attn.{bias}.bias"
     set_config(folder, attention_bias=False)
-    refuses(folder, f"left over: {name}")
+    refuses(folder, f"unknown: {name}")
     set_config(folder, attention_bias=True)
     rewrite(folder, **{name: None})
     refuses(folder, f"missing: {name}")
@@ -312,7 +314,7 @@ def test_norms_of_query_and_key_must_be_where_the_family_has_them(copy, family):
     folder = copy(family=family)
     name = "model.layers.0.self_attn.q_norm.weight"
     rewrite(folder, **{name: None if family == "qwen3" else torch.ones(16)})
-    refuses(folder, f"{'missing' if family == 'qwen3' else 'left over'}: {name}")
+    refuses(folder, f"{'missing' if family == 'qwen3' else 'unknown'}: {name}")
 
 
 @pytest.mark.parametrize(
@@ -331,24 +333,24 @@ def test_norms_of_query_and_key_must_be_where_the_family_has_them(copy, family):
         ("model.norm.weight", (1,)),
     ],
 )
-def test_misshapen(copy, name, shape):
+def test_wrong_shapes(copy, name, shape):
     folder = copy()
     right = list(weights_of(folder)[name].shape)
     rewrite(folder, **{name: torch.ones(shape)})
-    refuses(folder, f"misshapen: {name} is {list(shape)}, not {right}")
+    refuses(folder, f"wrong shape: {name} is {list(shape)}, not {right}")
 
 
 def test_all_problems_are_told_at_once(copy):
     folder = copy()
     changes = {Q_PROJ: None, DOWN_PROJ: torch.ones(2, 2), "extra.weight": torch.ones(1)}
     rewrite(folder, **changes)
-    refuses(folder, f"missing: {Q_PROJ}", f"misshapen: {DOWN_PROJ}", "left over: extra.weight")
+    refuses(folder, f"missing: {Q_PROJ}", f"wrong shape: {DOWN_PROJ}", "unknown: extra.weight")
 
 
 def test_a_long_list_is_cut(copy):
     folder = copy()
     rewrite(folder, **{f"extra.{i}.weight": torch.ones(1) for i in range(50)})
-    refuses(folder, "left over: extra.0.weight", "30 more")
+    refuses(folder, "unknown: extra.0.weight", "30 more")
 
 
 # -- sharded checkpoints ---------------------------------------------------------------------------
@@ -366,7 +368,7 @@ def test_there_twice(copy):
     weights = weights_of(folder)
     save_file({Q_PROJ: weights[Q_PROJ]}, folder / "model-99999-of-99999.safetensors")
     edit_index(folder, lambda files: files.update(other="model-99999-of-99999.safetensors"))
-    refuses(folder, f"there twice: {Q_PROJ}", "model-99999-of-99999.safetensors")
+    refuses(folder, f"stored twice: {Q_PROJ}", "model-99999-of-99999.safetensors")
 
 
 def test_an_index_that_names_an_absent_file(copy):
@@ -496,7 +498,7 @@ def test_the_hub_out_of_reach(monkeypatch):
     def offline(*_: object, **__: object) -> None:
         raise OSError("no connection")
 
-    monkeypatch.setattr("nanovllm.checkpoint.weights.snapshot_download", offline)
+    monkeypatch.setattr("nanovllm.checkpoint.hub.snapshot_download", offline)
     with pytest.raises(ValueError, match=r"model='a/b'.*no connection.*HF_HUB_OFFLINE"):
         find_model("a/b", None)
 
@@ -504,7 +506,7 @@ def test_the_hub_out_of_reach(monkeypatch):
 def test_a_tokenizer_is_fetched_without_weights(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(
-        "nanovllm.checkpoint.weights.snapshot_download",
+        "nanovllm.checkpoint.hub.snapshot_download",
         lambda name, revision, allow_patterns: asked.append(allow_patterns) or tmp_path,
     )
     find_model("some/model", None)

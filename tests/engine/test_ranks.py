@@ -17,10 +17,11 @@ from small_requests import PROMPTS, greedy, ids
 
 from course.labs.rank_lab import on_ranks
 from nanovllm import LLM, EngineArgs, SamplingParams
+from nanovllm.distributed import monitor
+from nanovllm.distributed.launch import start_workers
 from nanovllm.distributed.ranks import Ranks
 from nanovllm import LLM, EngineArgs
 from nanovllm.engine.memory import count_blocks, make_kv_cache
-from nanovllm.model import ranks
 from nanovllm.model.model_config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,10 +38,10 @@ def test_collectives(size):
         values, place = part.max(dim=1, keepdim=True)
         return (
             ranks.all_reduce(torch.full((2,), float(ranks.rank))),
-            ranks.minimum(7 - ranks.rank),
-            ranks.gather_columns(part, 10),
-            ranks.reduce_argmax(values, place + shard.start),
-            ranks.share({"from": 0} if ranks.rank == 0 else None),
+            ranks.all_reduce_min(7 - ranks.rank),
+            ranks.all_gather_columns(part, 10),
+            ranks.all_reduce_argmax(values, place + shard.start),
+            ranks.broadcast({"from": 0} if ranks.rank == 0 else None),
         )
 
     for total, least, columns, best, message in on_ranks(size, run):
@@ -53,7 +54,7 @@ def test_collectives(size):
 
 def test_the_lowest_id_wins_a_tie_between_ranks():
     def run(ranks):
-        return ranks.reduce_argmax(torch.ones(1, 1), torch.tensor([[5 + ranks.rank]]))
+        return ranks.all_reduce_argmax(torch.ones(1, 1), torch.tensor([[5 + ranks.rank]]))
 
     assert [best.item() for best in on_ranks(2, run)] == [5, 5]
 
@@ -108,7 +109,7 @@ def test_only_kv_heads_may_be_fewer_than_ranks(tiny_model):
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
 def test_commands_are_heard_on_this_machine_alone():
-    ranks = Ranks.start_workers(1, {})
+    ranks = start_workers(1, {}, "")
     doors = [line.split()[1:4] for file in ("tcp", "tcp6")
              for line in Path(f"/proc/net/{file}").read_text().splitlines()[1:]]  # fmt: skip
     found = [at.partition(":")[0] for at, _, state in doors
@@ -172,36 +173,38 @@ def test_a_rank_that_dies_within_a_step_is_named(folder):
 SLOW_WORKER = """
 import time
 import torch
-from nanovllm.distributed.ranks import Ranks
-ranks, _ = Ranks.join()
+from nanovllm.distributed.launch import join_as_worker
+ranks, _ = join_as_worker()
 ranks.messages.set("ready1", True)
 time.sleep(1)
-ranks.connect(torch.device("cpu"))
+ranks.init_process_group(torch.device("cpu"))
 ranks.close()
 """
 
 
 def test_starting_is_not_held_to_the_time_that_a_step_may_take(monkeypatch):
-    monkeypatch.setattr(ranks, "STEP_TIMEOUT", timedelta(milliseconds=100))
-    started = Ranks.start_workers(2, {}, SLOW_WORKER)
-    started.connect(torch.device("cpu"))  # it raises if the other rank may be 0.1 s late at most
+    monkeypatch.setattr(monitor, "STEP_TIMEOUT", timedelta(milliseconds=100))
+    started = start_workers(2, {}, SLOW_WORKER)
+    # This raises an error if the other rank may be at most 0.1 s late.
+    started.init_process_group(torch.device("cpu"))
     started.close()
 
 
 def test_a_worker_that_dies_before_the_group_is_open_is_noticed():
     worker = (
-        "from nanovllm.distributed.ranks import Ranks; Ranks.join()[0].messages.set('ready1', True)"
+        "from nanovllm.distributed.launch import join_as_worker; "
+        "join_as_worker()[0].messages.set('ready1', True)"
     )
-    ranks = Ranks.start_workers(2, {}, worker)
+    ranks = start_workers(2, {}, worker)
     with pytest.raises(RuntimeError, match="rank 1 has ended with exit code 0"):
-        ranks.connect(torch.device("cpu"))
+        ranks.init_process_group(torch.device("cpu"))
     ranks.close(kill=True)
 
 
 def test_what_a_worker_fails_of_is_said_before_its_process_has_ended(folder, monkeypatch):
     llm = make(folder, 2)
     monkeypatch.setattr(llm.llm_engine.ranks.workers[0], "poll", lambda: None)
-    llm.llm_engine.ranks.share(["nonsense", None, []])
+    llm.llm_engine.ranks.broadcast(["nonsense", None, []])
     with pytest.raises(RuntimeError, match=r"rank 1 has failed: AttributeError: .*_apply_nonsense"):
         answer(llm)
     llm.close()
@@ -209,9 +212,9 @@ def test_what_a_worker_fails_of_is_said_before_its_process_has_ended(folder, mon
 
 def test_a_rank_that_hangs_within_a_step_ends_in_an_error(folder):
     llm = make(folder, 2)
-    assert llm.llm_engine.ranks._limit == ranks.STEP_TIMEOUT
-    llm.llm_engine.ranks.step_timeout = timedelta(seconds=2)
-    llm.llm_engine.ranks.begin_steps()  # again, with another limit
+    assert llm.llm_engine.ranks.monitor.timeout == monitor.STEP_TIMEOUT
+    llm.llm_engine.ranks.monitor.step_timeout = timedelta(seconds=2)
+    llm.llm_engine.ranks.use_step_timeout()  # again, with another limit
     worker = llm.llm_engine.ranks.workers[0]
     worker.send_signal(signal.SIGSTOP)
     with pytest.raises(RuntimeError, match="Timed out"):

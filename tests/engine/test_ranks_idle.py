@@ -5,13 +5,13 @@ import time
 from datetime import timedelta
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.model import ranks
+from nanovllm.distributed import monitor
 
 STEP_TIMEOUT, IDLE = 20, 30  # seconds
 
 
 def test_two_ranks_idle_then_answer(tiny_model, monkeypatch):
-    monkeypatch.setattr(ranks, "STEP_TIMEOUT", timedelta(seconds=STEP_TIMEOUT))
+    monkeypatch.setattr(monitor, "STEP_TIMEOUT", timedelta(seconds=STEP_TIMEOUT))
     params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
     folder = str(tiny_model(family="qwen3"))
     with LLM(folder, tensor_parallel_size=2, max_model_len=128, use_tqdm_on_load=False) as llm:

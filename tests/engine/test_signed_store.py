@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.distributed.ranks import Ranks
+from nanovllm.distributed.launch import start_workers
 from nanovllm.distributed.signed_store import SignedStore
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
@@ -56,7 +56,7 @@ def a_request(name):
 
 @pytest.mark.parametrize("command", [["close", None], ["add", [a_request("x")]], ["step", None]])
 def test_a_forged_command_is_refused_by_the_worker_and_named_by_rank_0(engine, command):
-    intrude(engine, f"message{engine.ranks._num_shared + 1}/1", json.dumps(command))
+    intrude(engine, f"message{engine.ranks.num_broadcasts + 1}/1", json.dumps(command))
     refused(engine)
 
 
@@ -74,19 +74,19 @@ def test_a_repeated_command_is_refused(engine, monkeypatch):
     monkeypatch.setattr(engine.ranks.messages, "_store", Overheard())
     add(engine, "a")
     [valid] = said
-    intrude(engine, f"message{engine.ranks._num_shared + 1}/1", valid)
+    intrude(engine, f"message{engine.ranks.num_broadcasts + 1}/1", valid)
     refused(engine, "b")
 
 
 @pytest.mark.parametrize("key", ["ready1", "failed1"])
 def test_rank_0_hears_no_stranger(key):
-    ranks = Ranks.start_workers(1, {})
-    ranks.size = 2  # the other rank has not come yet
-    ranks._limit = timedelta(seconds=30)
+    ranks = start_workers(1, {}, "")
+    ranks.world_size = ranks.monitor.world_size = 2  # the other rank has not come yet
+    ranks.monitor.timeout = timedelta(seconds=30)
     intruder = dist.TCPStore("127.0.0.1", ranks.store.port, is_master=False)
-    intruder.set(key, SignedStore(intruder, "another token")._sign(key, "true") + "true")
+    intruder.set(key, SignedStore(intruder, "another token").sign(key, "true") + "true")
     with pytest.raises(RuntimeError, match=f"'{key}' .*{REFUSED}"):
-        ranks.connect(torch.device("cpu"))
+        ranks.init_process_group(torch.device("cpu"))
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux's /proc")
@@ -106,7 +106,7 @@ def test_values_come_back_and_are_taken_once():
     _, store = stores()
     store.set("key", {"a": [1, None, "é"]})
     assert store.has("key")
-    assert store.get("key") == store.take("key") == {"a": [1, None, "é"]}
+    assert store.get("key") == store.pop("key") == {"a": [1, None, "é"]}
     assert not store.has("key")
 
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 import course.labs.rank_lab  # noqa: F401  (it prepares the process for ranks as threads)
 from nanovllm import LLM, EngineArgs, LLMEngine
-from nanovllm.checkpoint import weights as loader
+from nanovllm.checkpoint import weights
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.ops.attention import AttentionMetadata, store_kv
 
@@ -95,7 +95,7 @@ def counting_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def counting_model(folder, config, backend, ranks, args) -> CountingDecoder:
-    """In the place of `loader.load_model`."""
+    """In the place of `weights.load_model`."""
     return CountingDecoder(ranks)
 
 
@@ -105,7 +105,7 @@ def counting_engine(ranks: Ranks | None = None, **options: Any) -> LLMEngine:
         str(model_folder()),
         device="cpu",
         skip_tokenizer_init=True,
-        tensor_parallel_size=ranks.size if ranks else 1,
+        tensor_parallel_size=ranks.world_size if ranks else 1,
         **options,
     )
     engine = LLMEngine(args, ranks=ranks)
@@ -122,14 +122,14 @@ def engine_of(size: int, **options: Any) -> Iterator[LLMEngine]:
     def follow(rank: int) -> None:
         try:
             engine = counting_engine(Ranks(rank, size, store), **options)
-            while (said := engine.ranks.share(None))[0] != "close":
+            while (said := engine.ranks.broadcast(None))[0] != "close":
                 engine.act(said)
             assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
         except BaseException as error:
             failures.append(error)
 
     threads = [threading.Thread(target=follow, args=(rank,)) for rank in range(1, size)]
-    with patch.object(loader, "load_model", counting_model):  # once: it is the process's
+    with patch.object(weights, "load_model", counting_model):  # once: it is the process's
         for thread in threads:
             thread.start()
         engine = counting_engine(Ranks(0, size, store) if size > 1 else None, **options)

@@ -29,21 +29,21 @@ def shared_out(x, weight, bias, residual, ranks, units):
     """Each rank brings its part of the product, and a share of all else."""
     shard = ranks.shard(units, weight.shape[1] // units)
     part = F.linear(x, weight[:, shard.start : shard.start + shard.count])
-    part = part + residual / ranks.size
+    part = part + residual / ranks.world_size
     if bias is not None:
-        part = part + bias / ranks.size
+        part = part + bias / ranks.world_size
     return ranks.all_reduce(part)
 
 
 def cache_blocks(ranks, free_bytes, block_bytes, needed):
     """Bytes are agreed on, not blocks."""
-    num_blocks = ranks.minimum(free_bytes) // block_bytes
+    num_blocks = ranks.all_reduce_min(free_bytes) // block_bytes
     if needed > num_blocks:
         raise ValueError("too small")
     return num_blocks
 
 
-AGREES = "num_blocks = ranks.minimum(free_bytes // block_bytes)"
+AGREES = "num_blocks = ranks.all_reduce_min(free_bytes // block_bytes)"
 OWN = "num_blocks = free_bytes // block_bytes"
 CASES = {
     "a_rank": Case(
@@ -99,14 +99,15 @@ CASES = {
     "cache_blocks": Case(
         mutants=[
             (AGREES, OWN, "plans differ"),
-            (AGREES, "num_blocks = ranks.share(free_bytes // block_bytes)", "has no memory"),
+            (AGREES, "num_blocks = ranks.broadcast(free_bytes // block_bytes)", "has no memory"),
             ("return num_blocks", "return needed", "could have"),
             (
                 AGREES,
-                f"{OWN}\n    if ranks.rank == 0:\n        num_blocks = ranks.minimum(num_blocks)",
+                f"{OWN}\n    if ranks.rank == 0:\n"
+                "        num_blocks = ranks.all_reduce_min(num_blocks)",
                 "entered by all ranks or none",
             ),
-            (AGREES, f"{OWN}\n    agreed = ranks.minimum(num_blocks)", "plans differ"),
+            (AGREES, f"{OWN}\n    agreed = ranks.all_reduce_min(num_blocks)", "plans differ"),
         ],
         other=cache_blocks,
     ),
@@ -115,7 +116,7 @@ LATE = [
     (
         f"    {AGREES}\n",
         f"    {OWN}\n    if num_blocks >= needed:\n"
-        "        num_blocks = ranks.minimum(num_blocks)\n",
+        "        num_blocks = ranks.all_reduce_min(num_blocks)\n",
         "Agree first",
     ),
     ("num_blocks < needed", "free_bytes // block_bytes < needed", "another goes on alone"),
