@@ -69,8 +69,8 @@ def parameter_rows(name: str) -> Iterator[tuple[str, str]]:
 
 def state_of(kind: Any, parameter: str, default: str) -> str:
     """What becomes of a parameter of SamplingParams or EngineArgs; `default` is vLLM's."""
-    if parameter in kind.also_takes:
-        return restricted(kind.also_takes[parameter])
+    if parameter in kind.unsupported_parameters:
+        return restricted(kind.unsupported_parameters[parameter])
     field = {f.name: f for f in fields(kind)}.get(parameter)
     if field is None:
         return "absent"

@@ -1,4 +1,4 @@
-"""EngineArgs: what an engine may be told, under vLLM's names, and the checks it must pass."""
+"""EngineArgs: the arguments of an engine under vLLM's names, and the checks of their values."""
 
 import argparse
 import os
@@ -7,25 +7,25 @@ from typing import Any
 
 from nanovllm.utils import argparse_utils
 from nanovllm.validation import (
-    also_takes,
+    accept_unsupported,
+    bool_field,
+    check_accepted,
     check_fields,
-    check_only,
     check_type,
     check_unicode,
-    flag,
-    number,
-    only,
+    number_field,
+    unsupported,
     vllm_defaults,
 )
 
-LARGEST = 2**31 - 1
+MAX_INT = 2**31 - 1
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-OTHER_NAMES = {"half": "float16", "float": "float32"}  # of dtypes, in torch and vLLM
-EXECUTORS = (None, "mp")  # each rank is a process of its own
+DTYPE_ALIASES = {"half": "float16", "float": "float32"}  # torch and vLLM know these names, too
+EXECUTORS = (None, "mp")  # both mean here that each rank is a process
 
 
 class HasVars:
-    """Gives a dataclass with slots the `vars(...)` that scripts for vLLM pass on to LLM."""
+    """Lets `vars(args)` work for a dataclass with slots, as scripts written for vLLM need it."""
 
     __slots__ = ()
 
@@ -34,66 +34,92 @@ class HasVars:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
 
 
-@also_takes(vllm_defaults.ENGINE)
-@dataclass(slots=True)  # a misspelt attribute is an error, as a misspelt argument is
+@accept_unsupported(vllm_defaults.ENGINE)
+@dataclass(slots=True)  # slots make a misspelt attribute an error, as a misspelt argument is
 class EngineArgs(HasVars):
-    """Arguments of `LLM` and `LLMEngine`. Raises TypeError or ValueError for a bad one.
+    """The arguments of `LLM` and `LLMEngine`. Raises TypeError or ValueError for a bad value.
 
-    The arguments of vLLM 0.24 that are no fields here are taken with the values that
-    `vllm_defaults.ENGINE` lists, and with no others. Where vLLM's default is None and ours is
-    not, None means ours.
+    `--help` shows the comment above a field as its description (see utils/argparse_utils.py).
+
+    vLLM 0.24 has further arguments, for which this class has no fields. It accepts them with the
+    values in `vllm_defaults.ENGINE`, and with no others. If vLLM's default is None and ours is
+    not, then None means our default.
     """
 
-    model: str = "Qwen/Qwen3-0.6B"  # a local folder in Hugging Face format, or a Hugging Face id
-    tokenizer: str | None = None  # another folder or id; None: the model's
-    skip_tokenizer_init: bool = flag(False)  # prompts must be token ids, and text stays empty
-    revision: str | None = None  # of a Hugging Face id
-    dtype: str = "auto"  # float32 on a CPU, float16 on an old GPU, else the checkpoint's
-    generation_config: str = "auto"  # whose sampling defaults: the model's, "vllm", or a folder's
-    override_generation_config: dict[str, Any] = field(default_factory=dict)  # goes before those
-    device: str = "auto"  # a usable GPU, else the CPU
-    seed: int = number(0, -(2**63), 2**63 - 1, none_is_default=True)  # of what is drawn at random
-    tensor_parallel_size: int = number(1, 1, LARGEST)  # GPUs, or processes on a CPU
-    distributed_executor_backend: str | None = None  # "mp": a process each
-    max_model_len: int | None = number(None, 1, LARGEST)  # None, -1: what model and cache allow
-    max_num_seqs: int = number(256, 1, 2**16, none_is_default=True)  # requests running at once
-    max_num_batched_tokens: int | None = number(None, 1, LARGEST)  # a step; None: by device
-    block_size: int = number(16, 1, LARGEST, none_is_default=True)  # tokens a block of the KV cache
-    num_gpu_blocks_override: int | None = number(None, 1, LARGEST)  # block count, on any device
-    gpu_memory_utilization: float = number(0.9, 0.01, 1.0)  # part of a GPU's memory to use
-    enable_prefix_caching: bool = flag(True, none_is_default=True)  # compute a beginning once
-    enable_chunked_prefill: bool = flag(
-        True, none_is_default=True
-    )  # a prompt may take several steps
-    async_scheduling: bool = flag(True, none_is_default=True)  # launch before tokens are read
-    enforce_eager: bool = flag(False)  # compile and capture nothing
-    enable_torch_compile: bool = flag(False)  # products, norms and gates by torch.compile
-    attention_backend: str = "auto"  # "auto" or None: the fastest that this machine has
-    use_tqdm_on_load: bool = flag(True)  # show a progress bar while weights are read
+    # A local folder in Hugging Face format, or an id on the Hugging Face hub.
+    model: str = "Qwen/Qwen3-0.6B"
+    # Another folder or id to read the tokenizer from. None means the model's.
+    tokenizer: str | None = None
+    # Load no tokenizer. Prompts must then be token ids, and text stays empty.
+    skip_tokenizer_init: bool = bool_field(False)
+    # The revision of an id on the Hugging Face hub.
+    revision: str | None = None
+    # The dtype to compute in. "auto" means float32 on a CPU, float16 on an old GPU, and the
+    # checkpoint's dtype on other GPUs.
+    dtype: str = "auto"
+    # Where sampling defaults come from: "auto" (the model), "vllm" (none), or a folder.
+    generation_config: str = "auto"
+    # Sampling defaults that replace those of generation_config.
+    override_generation_config: dict[str, Any] = field(default_factory=dict)
+    # The device to compute on. "auto" means a usable GPU if there is one, and else the CPU.
+    device: str = "auto"
+    # The seed of requests that have none.
+    seed: int = number_field(0, -(2**63), 2**63 - 1, none_is_default=True)
+    # The number of ranks: GPUs, or processes on a CPU.
+    tensor_parallel_size: int = number_field(1, 1, MAX_INT)
+    # How ranks run. "mp" and None mean a process for each rank.
+    distributed_executor_backend: str | None = None
+    # The most tokens of a request. None and -1 mean what the model and the cache allow.
+    max_model_len: int | None = number_field(None, 1, MAX_INT)
+    # The most requests that run at once.
+    max_num_seqs: int = number_field(256, 1, 2**16, none_is_default=True)
+    # The most tokens of a step. None means a number that suits the device.
+    max_num_batched_tokens: int | None = number_field(None, 1, MAX_INT)
+    # The tokens of a block of the KV cache.
+    block_size: int = number_field(16, 1, MAX_INT, none_is_default=True)
+    # The number of blocks of the KV cache, on any device. None means what fits in memory.
+    num_gpu_blocks_override: int | None = number_field(None, 1, MAX_INT)
+    # The fraction of a GPU's memory that the engine may use.
+    gpu_memory_utilization: float = number_field(0.9, 0.01, 1.0)
+    # Compute a beginning that several prompts share only once.
+    enable_prefix_caching: bool = bool_field(True, none_is_default=True)
+    # Let a prompt take several steps.
+    enable_chunked_prefill: bool = bool_field(True, none_is_default=True)
+    # Launch a step before the tokens of the previous step have been read.
+    async_scheduling: bool = bool_field(True, none_is_default=True)
+    # Compile nothing and capture no CUDA graphs.
+    enforce_eager: bool = bool_field(False)
+    # Compute linear layers, norms and gates with torch.compile.
+    enable_torch_compile: bool = bool_field(False)
+    # The attention backend. "auto" and None mean the fastest that this machine has.
+    attention_backend: str = "auto"
+    # Show a progress bar while weights are read.
+    use_tqdm_on_load: bool = bool_field(True)
 
-    trust_remote_code: bool = only(False)
-    quantization: str | None = only(None)
-    kv_cache_dtype: str = only("auto")
-    pipeline_parallel_size: int = only(1)
+    trust_remote_code: bool = unsupported(False)
+    quantization: str | None = unsupported(None)
+    kv_cache_dtype: str = unsupported("auto")
+    pipeline_parallel_size: int = unsupported(1)
 
     def __post_init__(self) -> None:
         if type(self.max_model_len) in (int, str) and self.max_model_len in (-1, "auto"):
             self.max_model_len = None
         check_fields(self)
-        self.model = as_name("model", self.model)
-        self.tokenizer = None if self.tokenizer is None else as_name("tokenizer", self.tokenizer)
-        self.revision = None if self.revision is None else as_name("revision", self.revision)
-        self.dtype = str(self.dtype).removeprefix("torch.")
-        self.dtype = OTHER_NAMES.get(self.dtype, self.dtype)
-        self.attention_backend = (
-            "auto" if self.attention_backend is None else self.attention_backend
+        self.model = as_path_or_id("model", self.model)
+        self.tokenizer = (
+            None if self.tokenizer is None else as_path_or_id("tokenizer", self.tokenizer)
         )
-        self.generation_config = as_name("generation_config", self.generation_config)
+        self.revision = None if self.revision is None else as_path_or_id("revision", self.revision)
+        self.dtype = str(self.dtype).removeprefix("torch.")
+        self.dtype = DTYPE_ALIASES.get(self.dtype, self.dtype)
+        if self.attention_backend is None:
+            self.attention_backend = "auto"
+        self.generation_config = as_path_or_id("generation_config", self.generation_config)
         check_type("override_generation_config", self.override_generation_config, dict)
         check_unicode("override_generation_config", self.override_generation_config)
         one_rank = ("uni",) if self.tensor_parallel_size == 1 else ()
         torchrun = ("external_launcher",) if "TORCHELASTIC_RUN_ID" in os.environ else ()
-        check_only(
+        check_accepted(
             "distributed_executor_backend",
             self.distributed_executor_backend,
             (*EXECUTORS, *one_rank, *torchrun),
@@ -112,14 +138,15 @@ class EngineArgs(HasVars):
 
     @classmethod
     def from_cli_args(cls, args: argparse.Namespace) -> "EngineArgs":
-        """Make EngineArgs of what a parser with these options has read; it may have read more."""
+        """Return EngineArgs from the options that a parser has read. Other options are ignored."""
         names = {f.name for f in fields(cls)} | vllm_defaults.ENGINE.keys()
         return cls(**{name: value for name, value in vars(args).items() if name in names})
 
 
-def as_name(name: str, value: Any) -> str:
-    """A folder or a name on the Hugging Face hub as a str. A Path, or another os.PathLike, is one.
+def as_path_or_id(name: str, value: Any) -> str:
+    """Return a folder, or an id on the Hugging Face hub, as a str.
 
+    name: the argument that holds it. value: a str, a Path or another os.PathLike.
     Raises TypeError for other types, such as bytes, and ValueError for an empty name.
     """
     text = os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -1,15 +1,15 @@
-"""What a prompt may be: the types that scripts for vLLM name, for the dicts that `LLM` takes.
+"""The kinds of prompts that `LLM` and `LLMEngine` accept, under vLLM's names.
 
     llm.generate(TokensPrompt(prompt_token_ids=[1, 2, 3]))  # or {"prompt_token_ids": [1, 2, 3]}
 
-Options that this engine has no use for may be there as None; others are refused by name.
+vLLM's prompts have further keys. This engine has no use for them, so it accepts only None there.
 """
 
 from typing import Any, NotRequired, TypeAlias, TypedDict
 
 
 class PromptOptions(TypedDict):
-    """What either kind of prompt may carry in vLLM. Only None is taken here."""
+    """Keys that both kinds of prompts may have in vLLM. This engine accepts only None."""
 
     multi_modal_data: NotRequired[None]
     mm_processor_kwargs: NotRequired[None]
@@ -18,13 +18,13 @@ class PromptOptions(TypedDict):
 
 
 class TextPrompt(PromptOptions):
-    """A prompt as text, which the engine tokenizes."""
+    """A prompt as text. The engine tokenizes it."""
 
     prompt: str
 
 
 class TokensPrompt(PromptOptions):
-    """A prompt as token ids. If its text is given too, that is shown and not tokenized."""
+    """A prompt as token ids. If it also has a text, outputs show this text."""
 
     prompt_token_ids: list[int]
     prompt: NotRequired[str]
@@ -32,18 +32,19 @@ class TokensPrompt(PromptOptions):
 
 
 PromptType: TypeAlias = str | list[int] | TextPrompt | TokensPrompt
-OPTIONS = (TextPrompt.__annotations__ | TokensPrompt.__annotations__).keys()
+PROMPT_KEYS = (TextPrompt.__annotations__ | TokensPrompt.__annotations__).keys()
 
 
-def as_prompt(prompt: Any) -> dict[str, Any]:
-    """A prompt of any kind as a dict of "prompt" and "prompt_token_ids"; one may be None.
+def parse_prompt(prompt: Any) -> dict[str, Any]:
+    """Return a prompt of any kind as a dict of "prompt" and "prompt_token_ids".
 
-    Raises ValueError for a key that stands for something else, unless its value is None.
+    One of the two values may be None. Raises ValueError for an unknown key, and for a key of vLLM
+    that has another value than None.
     """
     if not isinstance(prompt, dict):
         prompt = {"prompt" if isinstance(prompt, str) else "prompt_token_ids": prompt}
-    known = ("prompt", "prompt_token_ids")
-    unknown = {k for k, v in prompt.items() if k not in known and not (k in OPTIONS and v is None)}
-    if unknown:
+    read = ("prompt", "prompt_token_ids")
+    unset = {key for key, value in prompt.items() if key in PROMPT_KEYS and value is None}
+    if unknown := prompt.keys() - unset - {*read}:
         raise ValueError(f"a prompt has 'prompt' or 'prompt_token_ids', not {unknown}")
-    return {name: prompt.get(name) for name in known}
+    return {key: prompt.get(key) for key in read}

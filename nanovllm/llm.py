@@ -165,7 +165,7 @@ class LLM:
         if "swap_space" in kwargs:  # vLLM 0.24 says the same
             warnings.warn("swap_space is deprecated and ignored", DeprecationWarning, stacklevel=2)
             del kwargs["swap_space"]
-        self.chat_template = chat.read_template(chat_template)
+        self.chat_template = chat.load_chat_template(chat_template)
         self.llm_engine = LLMEngine(EngineArgs(model, **kwargs))
 
     @classmethod
@@ -228,7 +228,7 @@ class LLM:
         options["chat_template_content_format"] = chat_template_content_format
         check_options("chat", options, vllm_defaults.CHAT)
         check_type("messages", messages, list)
-        messages = [chat.join_parts(message) for message in messages]
+        messages = [chat.join_text_parts(message) for message in messages]
         check_type("chat_template_kwargs", chat_template_kwargs or {}, dict)
         many = bool(messages) and isinstance(messages[0], (list, tuple))
         options = {"chat_template": chat_template or self.chat_template, "tools": tools}
@@ -279,7 +279,7 @@ class LLM:
 
     def _template(self, conversation: list, options: dict[str, Any]) -> dict[str, Any]:
         """The conversation as a prompt; the template writes the special tokens, and no one else."""
-        text = chat.render(conversation, options, self.get_tokenizer())
+        text = chat.apply_chat_template(conversation, options, self.get_tokenizer())
         ids = self.llm_engine.encode(text, add_special_tokens=False)
         return {"prompt": text, "prompt_token_ids": ids}
 

@@ -44,7 +44,7 @@ from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.parallel_sampling import ParentRequest, fan_out, ids_in_use
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
-from nanovllm.inputs import as_prompt
+from nanovllm.inputs import parse_prompt
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.parallel import check_divisible
 from nanovllm.ops.attention import rope_store
@@ -268,7 +268,7 @@ class LLMEngine:
         return bad_word_ids
 
     def _tokenize(self, prompt: Any) -> tuple[str | None, list[int]]:
-        prompt = as_prompt(prompt)
+        prompt = parse_prompt(prompt)
         text, token_ids = prompt["prompt"], prompt["prompt_token_ids"]
         if text is not None:
             check_type("prompt", text, str)

@@ -11,15 +11,15 @@ from typing import Any
 from nanovllm import vllm_defaults
 from nanovllm.logprobs import MAX_LOGPROBS
 from nanovllm.validation import (
-    also_takes,
+    accept_unsupported,
     as_list,
+    bool_field,
     check_fields,
     check_number,
     check_type,
     check_unicode,
-    flag,
-    number,
-    only,
+    number_field,
+    unsupported,
     vllm_defaults,
 )
 
@@ -32,7 +32,7 @@ LEAST_FLOAT, LARGEST_FLOAT = 2.0**-126, (2 - 2**-23) * 2.0**127  # of float32, w
 LARGEST_BIAS = 1e9  # a request may forbid a token by a bias of -infinity
 
 
-@also_takes(vllm_defaults.SAMPLING)
+@accept_unsupported(vllm_defaults.SAMPLING)
 @dataclass(slots=True, kw_only=True)  # a misspelt attribute is an error, as a misspelt argument is
 class SamplingParams:
     """One request's sampling parameters. Raises TypeError or ValueError for what it cannot honour.

@@ -1,32 +1,22 @@
-"""Checks of what a user passes. Every message names the parameter, the value and the limit.
+"""Check what a user passes, and refuse what cannot be honoured.
 
-This package imports nothing of nanovllm, because every other part of the engine may import it.
+This package imports nothing else of nanovllm, because every other part of the engine imports it.
 """
 
-from nanovllm.validation.fields import (
-    also_takes,
-    as_list,
-    check_fields,
-    check_number,
-    check_only,
-    check_options,
-    check_type,
-    check_unicode,
-    flag,
-    number,
-    only,
-)
+from nanovllm.validation.checks import as_list, check_number, check_type, check_unicode
+from nanovllm.validation.fields import bool_field, check_fields, number_field, unsupported
+from nanovllm.validation.unsupported import accept_unsupported, check_accepted, check_options
 
 __all__ = [
-    "also_takes",
+    "accept_unsupported",
     "as_list",
+    "bool_field",
+    "check_accepted",
     "check_fields",
     "check_number",
-    "check_only",
     "check_options",
     "check_type",
     "check_unicode",
-    "flag",
-    "number",
-    "only",
+    "number_field",
+    "unsupported",
 ]

@@ -1,7 +1,8 @@
-"""Parameters of vLLM 0.24 that this engine does not have, and the values that it takes for them.
+"""The parameters of vLLM 0.24 that this engine lacks, and the values that it accepts for them.
 
-A script may write out vLLM's default, which stands first. Another value is taken where it changes
-nothing here. All other values would be ignored, so they are refused by name.
+The first value of a parameter is vLLM's default, which a script may spell out. Further values are
+accepted where they change nothing in this engine. Every other value would be ignored, so it is an
+error (see unsupported.py).
 """
 
 from enum import Enum
@@ -9,7 +10,7 @@ from typing import Any
 
 
 class RequestOutputKind(Enum):
-    """What a step returns of a request in vLLM. Here it is always all the output so far."""
+    """Which output of a request a step returns in vLLM. In this engine it is CUMULATIVE."""
 
     CUMULATIVE = 0
     DELTA = 1
@@ -17,6 +18,7 @@ class RequestOutputKind(Enum):
 
 
 def each(names: str, *accepted: Any) -> dict[str, tuple]:
+    """Return a table in which each of the space-separated names accepts these values."""
     return dict.fromkeys(names.split(), accepted)
 
 
@@ -51,7 +53,7 @@ ENGINE: dict[str, tuple] = {
     "pt_load_map_location": ("cpu",),
     **each("allow_deprecated_quantization disable_sliding_window", False),
     "max_parallel_loading_workers": (None,),
-    # what is computed, and where
+    # the computation and its devices
     "compilation_config": (None, {}),
     **each("attention_config mamba_config kernel_config", None, {}),
     "ir_op_priority": (None, {}),
@@ -112,14 +114,14 @@ ENGINE: dict[str, tuple] = {
     "watermark": (0.0,),
     "scheduler_reserve_full_isl": (True,),
     "disable_hybrid_kv_cache_manager": (None, True, False),  # every layer attends to everything
-    # what is logged and measured: nothing is logged, and requests are always measured
+    # logs and metrics: this engine logs nothing, and it always measures requests
     "disable_log_stats": (False, True),
     "aggregate_engine_logging": (False, True),
     **each("show_hidden_metrics_for_version otlp_traces_endpoint collect_detailed_traces", None),
     **each("cudagraph_metrics enable_layerwise_nvtx_tracing enable_mfu_metrics", False),
     **each("enable_logging_iteration_details jit_monitor_verbose", False),
     "profiler_config": (None, {}),
-    # what else models and requests may have in vLLM
+    # further features of vLLM's models and requests
     "max_logprobs": (20,),
     "logprobs_mode": ("raw_logprobs",),
     **each("logits_processors pooler_config speculative_config spec_method spec_model", None),
@@ -140,7 +142,7 @@ ENGINE: dict[str, tuple] = {
     "max_loras": (1,),
     "max_lora_rank": (16,),
     "lora_dtype": ("auto",),
-    # pictures, sound and films
+    # images, audio and video
     "allowed_local_media_path": ("",),
     **each("allowed_media_domains mm_processor_kwargs mm_encoder_attn_backend", None),
     **each("mm_encoder_attn_dtype mm_encoder_fp8_scale_path", None),
@@ -156,7 +158,7 @@ ENGINE: dict[str, tuple] = {
     "mm_tensor_ipc": ("direct_rpc",),
 }
 
-# Parameters of methods, by method.
+# The parameters of methods.
 REQUESTS: dict[str, tuple] = {
     "lora_request": (None,),
     "tokenization_kwargs": (None, {}),

@@ -53,10 +53,12 @@ def own(kind):
 
 @pytest.mark.parametrize("kind", [EngineArgs, SamplingParams])
 def test_every_parameter_of_vllm_is_known(kind):
-    known = own(kind) | kind.also_takes.keys()
+    known = own(kind) | kind.unsupported_parameters.keys()
     assert set(NAMES[kind.__name__]["parameters"]) <= known
-    assert not own(kind) & kind.also_takes.keys(), "a field that the table would hide"
-    assert kind.also_takes.keys() <= set(NAMES[kind.__name__]["parameters"]), "no name of vLLM's"
+    assert not own(kind) & kind.unsupported_parameters.keys(), "a field that the table would hide"
+    assert kind.unsupported_parameters.keys() <= set(NAMES[kind.__name__]["parameters"]), (
+        "no name of vLLM's"
+    )
 
 
 def test_every_option_of_a_method_is_one_of_vllms():
@@ -99,7 +101,7 @@ def test_options_of_methods_take_vllms_defaults_alone(llm):
             for value in accepted:
                 call(**{name: value})
                 engine.abort_request("1")
-            with pytest.raises(ValueError, match=f"{name}='x' is vLLM's"):
+            with pytest.raises(ValueError, match=f"{name}='x' is not supported"):
                 call(**{name: "x"})
         with pytest.raises(TypeError, match="unexpected keyword argument 'priorities'"):
             call(priorities=None)
@@ -161,7 +163,7 @@ def test_without_words_the_command_line_gives_the_defaults():
      (["--pipeline-parallel-size", "2"], "pipeline_parallel_size")],
 )  # fmt: skip
 def test_an_option_that_cannot_be_honoured_is_refused_by_name(words, name):
-    with pytest.raises(ValueError, match=f"{name}=.* is vLLM's; this engine takes only"):
+    with pytest.raises(ValueError, match=f"{name}=.* is not supported.*engine accepts only"):
         parse(*words)
 
 
@@ -178,12 +180,16 @@ def test_options_of_vllm_with_its_defaults_are_taken():
     assert parse(*words) == EngineArgs()
 
 
-def test_the_help_of_an_option_is_the_comment_beside_its_field():
+def test_the_help_of_an_option_is_the_comment_above_its_field():
     text = " ".join(EngineArgs.add_cli_args(FlexibleArgumentParser()).format_help().split())
-    assert "--max-num-seqs MAX_NUM_SEQS requests running at once (default: 256)" in text
+    words = "--max-num-seqs MAX_NUM_SEQS The most requests that run at once. (default: 256)"
+    assert words in text
+    assert "and the checkpoint's dtype on other GPUs. (default: auto)" in text, "two lines"
     assert "--enable-lora" not in text, "what is refused is not offered"
     for f in fields(EngineArgs):
         assert f"--{f.name.replace('_', '-')}" in text
+    unsupported = [f.name for f in fields(EngineArgs) if not f.repr]
+    assert text.count("The engine accepts only the default.") == len(unsupported)
 
 
 def test_the_options_join_those_of_a_plain_parser_and_of_a_group():
@@ -211,7 +217,7 @@ def test_the_kinds_of_prompts_are_dicts(llm):
     assert len({tuple(o.outputs[0].token_ids) for o in outputs}) == 1
 
 
-@pytest.mark.parametrize("name", sorted(inputs.OPTIONS - {"prompt", "prompt_token_ids"}))
+@pytest.mark.parametrize("name", sorted(inputs.PROMPT_KEYS - {"prompt", "prompt_token_ids"}))
 def test_options_of_a_prompt_that_would_be_ignored_are_named(llm, name):
     with pytest.raises(ValueError, match=name):
         llm.generate({"prompt": "a", name: "x"}, PARAMS)
@@ -247,7 +253,7 @@ def test_what_is_no_bool_and_makes_no_bar_is_refused(llm, value):
 def test_tools_that_a_template_would_ignore_are_refused(llm):
     messages = [{"role": "user", "content": "a"}]
     tools = [{"type": "function", "function": {"name": "f"}}]
-    with pytest.raises(ValueError, match=r"tools=.*names no tools"):
+    with pytest.raises(ValueError, match=r"tools=.*does not use tools"):
         llm.chat(messages, PARAMS, use_tqdm=False, tools=tools)
     for empty in (None, []):
         llm.chat(messages, PARAMS, use_tqdm=False, tools=empty)
@@ -425,7 +431,7 @@ def test_an_engine_is_made_of_arguments_and_an_llm_of_an_engine_args(llm):
     with LLM.from_engine_args(args) as other, LLM(**vars(args)) as third:
         assert other.llm_engine.max_model_len == third.llm_engine.max_model_len == 40
     LLMEngine.from_engine_args(args, usage_context=None, stat_loggers=None).close()
-    with pytest.raises(ValueError, match=r"stat_loggers=.* is vLLM's"):
+    with pytest.raises(ValueError, match=r"stat_loggers=.* is not supported"):
         LLMEngine.from_engine_args(args, stat_loggers=[print])
 
 
