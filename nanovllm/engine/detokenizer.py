@@ -1,27 +1,29 @@
-"""Detokenizer: turns one request's token ids into text as they arrive, and finds its stop strings.
+"""Detokenizer: turn one request's token ids into text as they arrive, and find its stop strings.
 
-The text of an answer is one decode of all its ids behind the prompt. It does not depend on when
-somebody reads it, and a character that was shown is never taken back. More exactly, the text is
-what `decode(context + ids)` adds to `decode(context)`, where the context comes from the prompt:
+The text of an answer does not depend on when somebody reads it, and a character that was shown is
+never taken back. The text is what `decode(context + ids)` adds to `decode(context)`, where the
+context comes from the prompt:
 
 - The context is the prompt's last tokens. Many decoders drop the space of the first token that they
-  see, so the answer " a time" keeps its space behind any prompt. It loses that space only if the
-  prompt shows nothing at all, for example because it holds only a skipped special token.
+  see, so the answer " a time" keeps its space only because a context comes before it. It loses that
+  space if the prompt shows nothing at all, for example because it holds only a skipped special
+  token.
 - If the prompt ends within a character and the answer completes it, then the whole character
-  belongs to the answer. An incomplete character that the answer does not complete stays the
-  prompt's, and so do all the complete ones.
+  belongs to the answer. An incomplete character that the answer does not complete belongs to the
+  prompt, and so do all complete characters of the prompt.
 
-We do not decode the whole text for every new token. Two things decide how little is enough:
+We do not decode the whole text again for every new token. Two facts tell how little is enough:
 
 - Between two tokens that are complete characters, a decoder looks back no further than one token.
   A character has at most four bytes, so the last four tokens are always enough context. Only an
   incomplete character at the end, which shows as U+FFFD, waits for the next tokens.
 - A byte-fallback decoder (Llama 2's, for example) decodes a run of byte tokens like `<0xC3>` as a
-  whole: one wrong byte turns every character of the run into U+FFFD. Nothing of a run is therefore
-  certain before the run has ended, which is why its text waits for the next token of another kind.
+  whole, and one wrong byte turns every character of the run into U+FFFD. The text of a run can
+  therefore change until the run has ended, so it waits for the next token of another kind.
 
-No output is decoded before somebody reads the text, unless the request has stop strings. A request
-ends as soon as the decode of its ids holds a stop string, even within a run of byte tokens.
+The text that later ids cannot change is called *stable*. We decode nothing before somebody reads
+the text, unless the request has stop strings. A request ends as soon as the decode of its ids holds
+a stop string, even within a run of byte tokens.
 """
 
 import weakref
@@ -33,16 +35,18 @@ from typing import Any, ClassVar
 
 from nanovllm.checkpoint.tokenizer import tokenizer_errors
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.validation import as_list
 
 REPLACEMENT = "\ufffd"  # what a tokenizer decodes an incomplete character to
-CONTEXT = 4  # tokens decoded again with the new ones, because a character has at most four bytes
+CONTEXT_TOKENS = 4  # decoded again with the new ids, because a character has at most four bytes
 
 
 class Detokenizer:
-    """The text of the ids appended so far, behind those of a prompt, cut at the first stop string.
+    """The text of the ids that were appended, cut at the first stop string.
 
-    `tokenizer` is a Hugging Face tokenizer. `params` gives the stop strings, and says whether they
-    stay in the text and whether special tokens are skipped.
+    tokenizer: a Hugging Face tokenizer.
+    params: the stop strings, and whether the text keeps stop strings and special tokens.
+    prompt_ids: the ids of the prompt before the text.
     """
 
     def __init__(self, tokenizer: Any, params: SamplingParams, prompt_ids: Sequence[int] = ()):
@@ -80,11 +84,11 @@ class Detokenizer:
         return self._text
 
     def append(self, token_id: int) -> bool:
-        """Take the next id. Return True if it completes a stop string."""
-        if self._closed:
+        """Add the next id. Return whether it completes a stop string."""
+        if self._is_final:
             return False
-        self._unread.append(token_id)
-        if not self._params.stop:
+        self._new_ids.append(token_id)
+        if not self._stop:
             return False
         self._read()
         self._num_ids += 1
@@ -94,46 +98,50 @@ class Detokenizer:
         return self._cut_at_stop()
 
     def finish(self) -> None:
-        """Take no more ids. From now on `text` is the text of all, incomplete characters included.
+        """Accept no more ids. From now on `text` includes incomplete characters at the end.
 
-        Decoding can fail, and the end of a request must not, so nothing is decoded here.
+        Decoding can fail, and the end of a request must not, so we decode nothing here.
         """
-        self._ended = True
+        self._is_finished = True
 
-    def _read(self, final: bool = False) -> None:
-        """Decode what has arrived, as far as its text is certain, or all of it if it is `final`."""
-        shown = [i for i in self._unread if not self._decoder.is_skipped(i)]
-        self._unread = []
-        for token_id in shown:
+    def _decode_new_ids(self, final: bool = False) -> None:
+        """Decode the new ids as far as their text is stable, or to the end if `final` is true."""
+        visible = [i for i in self._new_ids if not self._decoder.is_skipped(i)]
+        self._new_ids = []
+        for token_id in visible:
             if token_id in self._decoder.byte_of:
-                self._extend_run(token_id)
+                self._extend_byte_run(token_id)
             else:
-                self._pending += [*self._run.ids, token_id]
-                self._run = ByteRun()
+                self._pending_ids += [*self._byte_run.ids, token_id]
+                self._byte_run = ByteRun()
         if final:
-            self._pending += self._run.ids
-            self._run = ByteRun()
-        if self._pending or final:
-            self._decode_pending(final)
+            self._pending_ids += self._byte_run.ids
+            self._byte_run = ByteRun()
+        if self._pending_ids or final:
+            self._decode_pending_ids(final)
 
-    def _decode_pending(self, final: bool) -> None:
-        """Move the text of the pending ids to the certain text, but not what may still change."""
+    def _decode_pending_ids(self, final: bool) -> None:
+        """Add the text of the pending ids to the stable text, except for what may still change."""
         decoder = self._decoder
-        ids = self._context + self._pending
-        added = text_behind(self._context_text, decoder.decode(ids))
-        if not added:  # for a decoder that drops the first space, the first token is still to come
+        ids = self._context_ids + self._pending_ids
+        added = remove_common_prefix(self._context_text, decoder.decode(ids))
+        if not added:  # a decoder that drops the first space still waits for the first token
             return
-        context_text = decoder.certain(decoder.decode(ids[-CONTEXT:]))
-        self._searched = min(self._searched, max(0, len(self._text) - self._longest_stop + 1))
-        self._text += added if final else decoder.certain(added)
-        self._context, self._context_text, self._pending = ids[-CONTEXT:], context_text, []
+        context_text = decoder.stable_part(decoder.decode(ids[-CONTEXT_TOKENS:]))
+        unsearched = max(0, len(self._stable_text) - self._longest_stop + 1)
+        self._search_start = min(self._search_start, unsearched)
+        self._stable_text += added if final else decoder.stable_part(added)
+        self._context_ids, self._context_text = ids[-CONTEXT_TOKENS:], context_text
+        self._pending_ids = []
 
-    def _extend_run(self, token_id: int) -> None:
-        """Add a byte token to the run at the end, whose text stop strings are searched in."""
-        had_text = bool(self._run.text)
-        self._run.append(token_id, self._decoder.byte_of[token_id])
-        if self._run.text and not had_text and not self._context:  # a first space may be dropped
-            self._run.text = self._decoder.decode(self._pending + self._run.ids)
+    def _extend_byte_run(self, token_id: int) -> None:
+        """Add a byte token to the run at the end. We search the run's text for stop strings."""
+        run = self._byte_run
+        had_text = bool(run.text)
+        run.append(token_id, self._decoder.byte_of[token_id])
+        # Without a context, the decoder may drop the first space of the run.
+        if run.text and not had_text and not self._context_ids:
+            run.text = self._decoder.decode(self._pending_ids + run.ids)
 
     def _cut_at_stop(self) -> bool:
         """Cut the text at its first stop string and take no more ids. Return whether it has one."""
@@ -143,21 +151,22 @@ class Detokenizer:
             for stop in self._params.stop
         ]
         found = [(at, stop) for at, stop in found if at >= 0]
-        self._searched = max(0, len(text) - self._longest_stop + 1)
+        self._search_start = max(0, len(text) - self._longest_stop + 1)
         if not found:
             return False
         at, stop = min(found)
         self.stop_string = stop
-        self._text = text[: at + len(stop) if self._params.include_stop_str_in_output else at]
-        self._closed = True
+        end = at + len(stop) if self.params.include_stop_str_in_output else at
+        self._stable_text = text[:end]
+        self._is_final = True
         return True
 
 
 class ByteRun:
     """A run of byte tokens that may go on, and the text that it has if it ends here.
 
-    `begun` are bytes of the prompt that the run continues. The text is empty once a byte is wrong,
-    because a byte-fallback decoder then shows U+FFFD for every byte of the run.
+    begun: bytes at the end of the prompt that the run continues. The text is empty once a byte is
+    wrong, because a byte-fallback decoder then shows U+FFFD for every byte of the run.
     """
 
     def __init__(self, begun: bytes = b""):
@@ -177,18 +186,19 @@ class ByteRun:
 class TokenDecoder:
     """Decodes with one tokenizer, with or without special tokens, and knows its kinds of tokens.
 
-    All requests share it, so that each fact about the vocabulary is found once.
+    All requests share one TokenDecoder, so that each fact about the vocabulary is found once.
     """
 
-    _made: ClassVar[Any] = weakref.WeakKeyDictionary()  # tokenizer -> {skip_special_tokens: this}
+    # tokenizer -> {skip_special_tokens: its TokenDecoder}
+    cache: ClassVar[Any] = weakref.WeakKeyDictionary()
 
     @classmethod
-    def of(cls, tokenizer: Any, skip_special_tokens: bool) -> "TokenDecoder":
-        """Return the one that was made for this tokenizer, or make it. It lives as long as that."""
-        made = cls._made.setdefault(tokenizer, {})
-        if skip_special_tokens not in made:
-            made[skip_special_tokens] = cls(tokenizer, skip_special_tokens)
-        return made[skip_special_tokens]
+    def for_tokenizer(cls, tokenizer: Any, skip_special_tokens: bool) -> "TokenDecoder":
+        """Return the cached decoder of this tokenizer, or make it. It lives while that lives."""
+        decoders = cls.cache.setdefault(tokenizer, {})
+        if skip_special_tokens not in decoders:
+            decoders[skip_special_tokens] = cls(tokenizer, skip_special_tokens)
+        return decoders[skip_special_tokens]
 
     def __init__(self, tokenizer: Any, skip_special_tokens: bool):
         self._tokenizer = weakref.proxy(tokenizer)
@@ -204,43 +214,44 @@ class TokenDecoder:
                 clean_up_tokenization_spaces=False,
             )
 
-    def certain(self, text: str) -> str:
-        """Drop the incomplete character at the end of the text, if there may be one."""
+    def stable_part(self, text: str) -> str:
+        """Return the text without an incomplete character at its end, if there may be one."""
         return text if self.byte_of else text.removesuffix(REPLACEMENT)
 
     def is_skipped(self, token_id: int) -> bool:
-        """Whether `decode` leaves this id out. It is a skipped special token, or no token at all.
+        """Return whether `decode` omits this id: a skipped special token, or no token at all.
 
-        We decode the id three times in a row, because a decoder may drop a first space.
+        We decode the id three times in a row, because a decoder may drop the first space.
         """
         if token_id not in self._skipped:
             self._skipped[token_id] = not self.decode([token_id] * 3)
         return self._skipped[token_id]
 
-    def context_of(self, prompt_ids: Sequence[int]) -> tuple[list[int], bytes]:
-        """Return the ids behind which an answer is decoded, and bytes of an incomplete character.
+    def context_for(self, prompt_ids: Sequence[int]) -> tuple[list[int], bytes]:
+        """Return the context of an answer to a prompt, and bytes of an incomplete character.
 
         Only a byte-fallback decoder needs these bytes. They are empty for all other decoders.
         """
-        shown = (i for i in reversed(prompt_ids) if not self.is_skipped(i))
-        last = list(islice(shown, CONTEXT))[::-1]
+        visible = (i for i in reversed(prompt_ids) if not self.is_skipped(i))
+        last = list(islice(visible, CONTEXT_TOKENS))[::-1]
         if not last or last[-1] not in self.byte_of:
             return last, b""
-        # A wrong byte in the answer would break the prompt's complete characters: leave them out.
+        # A wrong byte in the answer would break complete characters in its run, so the context
+        # may not hold such characters of the prompt.
         for ids in (last[-3:], last[-2:], last[-1:]):
             begun = bytes(self.byte_of[i] for i in ids if i in self.byte_of)
-            if len(begun) == len(ids) and is_incomplete(begun):
+            if len(begun) == len(ids) and is_incomplete_utf8(begun):
                 return ids, begun
-        return self._plain_token, b""
+        return self._text_token, b""
 
     @cached_property
-    def _plain_token(self) -> list[int]:
-        """Some token that shows as text and is no byte token, in a list; else an empty list."""
+    def _text_token(self) -> list[int]:
+        """A token that shows as text and is no byte token, in a list that is empty without one."""
         ids: Iterator[int] = (i for i in range(len(self._tokenizer)) if i not in self.byte_of)
         return next(([i] for i in ids if self.decode([i])), [])
 
     def _find_byte_tokens(self) -> dict[int, int]:
-        """The ids of the tokens `<0x00>` to `<0xFF>`, if the decoder makes characters of them."""
+        """Return the byte of each token `<0x00>` to `<0xFF>`, if the decoder joins such tokens."""
         names = [f"<0x{byte:02X}>" for byte in range(256)]
         ids = self._tokenizer.convert_tokens_to_ids(names)
         unknown = (None, self._tokenizer.unk_token_id)
@@ -249,19 +260,20 @@ class TokenDecoder:
         return byte_of if falls_back else {}
 
 
-def text_behind(known: str, text: str) -> str:
-    """Remove from the text the beginning that it has in common with `known`.
+def remove_common_prefix(known: str, text: str) -> str:
+    """Return `text` without the beginning that it has in common with `known`.
 
-    This is all of `known`, unless `known` ends in an incomplete character that `text` completes.
+    This beginning is all of `known`, unless `known` ends in an incomplete character that `text`
+    completes.
     """
     while not text.startswith(known):
         known = known[:-1]
     return text[len(known) :]
 
 
-def is_incomplete(begun: bytes) -> bool:
-    """Whether these bytes begin one character that more bytes can complete."""
+def is_incomplete_utf8(data: bytes) -> bool:
+    """Return whether these bytes are the beginning of one character that more bytes complete."""
     try:
-        return not getincrementaldecoder("utf-8")().decode(begun)
+        return not getincrementaldecoder("utf-8")().decode(data)
     except UnicodeDecodeError:
         return False

@@ -392,7 +392,7 @@ def test_a_decode_that_fails_loses_no_text(name):
 def test_a_tokenizer_is_not_kept_alive():
     (family, *_) = families()
     detokenizer = Detokenizer(family.tokenizer, SamplingParams())
-    assert family.tokenizer in TokenDecoder._made
+    assert family.tokenizer in TokenDecoder.cache
     gone = weakref.ref(family.tokenizer)
     del family, detokenizer
     gc.collect()

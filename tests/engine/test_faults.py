@@ -107,7 +107,7 @@ def test_a_request_that_ends_in_a_step_that_fails_is_forgotten(folder, overlap, 
 
         def fail(detokenizer, token_id):
             calls.append(detokenizer)
-            if detokenizer._params.seed == 1 and calls.count(detokenizer) == 4:
+            if detokenizer.params.seed == 1 and calls.count(detokenizer) == 4:
                 raise MemoryError("planted")  # the other has just got its last token
             return plain(detokenizer, token_id)
 
