@@ -9,14 +9,16 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
         "llm.py",
         "config.py",
         "outputs.py",
-        "validation.py",
+        "validation/checks.py",
+        "validation/fields.py",
     ),
     "01_naive_generate": (
         "sampling_params.py",
         "model/model_config.py",
         "model/decoder.py",
         "model/rope.py",
-        "model/loader.py",
+        "checkpoint/generation_config.py",
+        "checkpoint/weights.py",
         "ops/linear.py",
         "ops/sampler.py",
         "logprobs.py",
@@ -42,23 +44,31 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
         "engine/engine.py",
     ),
     "08_tensor_parallelism": (
-        "model/ranks.py",
-        "model/launch.py",
-        "model/signed_store.py",
+        "distributed/ranks.py",
+        "distributed/launch.py",
+        "distributed/signed_store.py",
         "model/parallel.py",
         "llm_engine.py",
     ),
     "09_the_ladder": (),  # measures all of them together
 }
 
-# These files let scripts that were written for vLLM run here. No lesson needs them.
+# No lesson needs these files. The first group finds and opens a checkpoint's files, the second one
+# keeps the processes of ranks equal and alive, and the third one lets scripts that were written for
+# vLLM run here.
 OFF_THE_PATH: tuple[str, ...] = (
-    "chat.py",
+    "checkpoint/hub.py",
+    "checkpoint/safetensors_files.py",
+    "checkpoint/tokenizer.py",
+    "distributed/consistency.py",
+    "distributed/monitor.py",
+    "distributed/python_command.py",
+    "distributed/cleanup.py",
+    "frontend/chat.py",
     "inputs.py",
     "engine/parallel_sampling.py",
     "vllm_defaults.py",
     "utils/argparse_utils.py",
-    "distributed.py",
     "entrypoints/llm.py",
     "engine/arg_utils.py",
     "engine/llm_engine.py",

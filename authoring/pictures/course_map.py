@@ -60,6 +60,8 @@ def legend(p: Picture) -> None:
         p.box(x, 54, 18, 18, colour=colour)
         p.text((x + 26, 63), FOLDERS[folder], 12.5, "start", mono=True)
         x += 44 + 8 * len(FOLDERS[folder]) + 14
+    p.box(x, 54, 18, 18, colour=SKY)
+    p.text((x + 26, 63), "others", 12.5, "start", mono=True)
 
 
 def lesson(p: Picture, y: float, height: float, stem: str, files: tuple[str, ...]) -> None:
@@ -77,6 +79,6 @@ def lesson(p: Picture, y: float, height: float, stem: str, files: tuple[str, ...
     for row, chips in enumerate(rows):
         x = LEFT
         for file, width in chips:
-            colour = COLOURS.get(file.rpartition("/")[0], SKY)  # SKY: for vLLM's scripts
+            colour = COLOURS.get(file.rpartition("/")[0], SKY)
             p.box(x, top + row * LINE, width, CHIP, shape=file, colour=colour, size=14)
             x += width + GAP

@@ -7,7 +7,7 @@
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used if there is one |
 # | Needs | lesson 00; Python, and PyTorch tensors |
-# | Ends in | `nanovllm/model/decoder.py`, `nanovllm/model/rope.py`, `nanovllm/checkpoint/weights.py`, `nanovllm/model/model_config.py`, `nanovllm/ops/linear.py`, `nanovllm/ops/sampler.py`, `nanovllm/sampling_params.py`, `nanovllm/engine/detokenizer.py` |
+# | Ends in | `nanovllm/model/decoder.py`, `nanovllm/model/rope.py`, `nanovllm/checkpoint/weights.py`, `nanovllm/checkpoint/generation_config.py`, `nanovllm/model/model_config.py`, `nanovllm/ops/linear.py`, `nanovllm/ops/sampler.py`, `nanovllm/sampling_params.py`, `nanovllm/engine/detokenizer.py` |
 
 # %% [markdown]
 # ## What hurts now

@@ -213,7 +213,8 @@ def test_a_tokenizer_with_code_of_its_own_is_not_advised_to_run_it(copy, tmp_pat
         tokenizer_class="NewTokenizer",
         auto_map={"AutoTokenizer": ["new.Tokenizer", None]},
     )
-    with pytest.raises(ValueError, match=r"no tokenizer .* its own Python code.*tokenizer=") as caught:
+    words = r"no tokenizer .* its own Python code.*tokenizer="
+    with pytest.raises(ValueError, match=words) as caught:
         make(copy, tokenizer=str(other))
     assert "trust_remote_code" not in str(caught.value)
     assert not Path("executed").exists()
