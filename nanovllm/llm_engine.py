@@ -109,7 +109,7 @@ class LLMEngine:
         config = ModelConfig.from_folder(folder)
         check_divisible(config, args.tensor_parallel_size)
         self.ranks = ranks or Ranks()
-        self.args = settled = settle(args, config)
+        self.args = settled = resolve_args(args, config)
         self.device = torch.device(settled.device)
         config = replace(config, dtype=weights.resolve_dtype(args.dtype, config, self.device))
         self.model_config = config
@@ -141,7 +141,7 @@ class LLMEngine:
             runner = ModelRunner(model, make_kv_cache(config, settled, self.ranks, 1), settled)
             num_blocks = count_blocks(runner, settled, reserved)
             runner.kv_cache = make_kv_cache(config, settled, self.ranks, num_blocks)
-            self.max_model_len = longest_request(args, settled, num_blocks)
+            self.max_model_len = resolve_max_model_len(args, settled, num_blocks)
             self.block_manager = block_manager_class(
                 num_blocks, args.block_size, args.enable_prefix_caching
             )
@@ -591,7 +591,7 @@ def read_texts(seqs: list[Sequence], read: Callable[[Sequence], Any]) -> list[An
         raise
 
 
-def settle(args: EngineArgs, config: ModelConfig) -> EngineArgs:
+def resolve_args(args: EngineArgs, config: ModelConfig) -> EngineArgs:
     """The arguments with nothing left open that the model or the machine decides."""
     cuda = torch.cuda.is_available()
     device = ("cuda" if cuda else "cpu") if args.device == "auto" else args.device
@@ -611,7 +611,7 @@ def settle(args: EngineArgs, config: ModelConfig) -> EngineArgs:
     return replace(args, device=device, max_model_len=length, max_num_batched_tokens=budget)
 
 
-def longest_request(args: EngineArgs, settled: EngineArgs, num_blocks: int) -> int:
+def resolve_max_model_len(args: EngineArgs, settled: EngineArgs, num_blocks: int) -> int:
     """Tokens a request may have. It must fit in the cache alone, so that it can always end."""
     capacity = num_blocks * args.block_size
     if args.max_model_len is not None and args.max_model_len > capacity:

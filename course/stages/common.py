@@ -24,7 +24,7 @@ from course.workload import LadderWorkload
 from nanovllm.checkpoint.hub import find_model
 from nanovllm.checkpoint.weights import resolve_dtype
 from nanovllm.config import EngineArgs
-from nanovllm.llm_engine import settle
+from nanovllm.llm_engine import resolve_args
 from nanovllm.model.model_config import ModelConfig
 
 
@@ -112,7 +112,9 @@ class Stage:
         """model: a folder or Hugging Face id; device: "cpu", "cuda" or "auto"."""
         folder = find_model(str(model), None)
         config = ModelConfig.from_folder(folder)
-        self.args = settle(EngineArgs(str(folder), device=device, use_tqdm_on_load=False), config)
+        self.args = resolve_args(
+            EngineArgs(str(folder), device=device, use_tqdm_on_load=False), config
+        )
         self.device = torch.device(self.args.device)
         if self.needs == "cuda" and self.device.type != "cuda":
             raise ValueError(f"stage {self.number:02} ({self.name}) needs an NVIDIA GPU")

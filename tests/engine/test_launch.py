@@ -16,7 +16,7 @@ from course.processes import module_command, spawned_safely
 from nanovllm import EngineArgs
 from nanovllm.distributed.consistency import check_facts, collect_facts
 from nanovllm.distributed.python_command import pinned_folders, python_command
-from nanovllm.llm_engine import settle
+from nanovllm.llm_engine import resolve_args
 from nanovllm.model.model_config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,7 +192,7 @@ def facts(tiny_model):
     args = EngineArgs(str(folder), device="cpu", max_model_len=64)
 
     def make(**changes):
-        return collect_facts(folder, config, settle(replace(args, **changes), config))
+        return collect_facts(folder, config, resolve_args(replace(args, **changes), config))
 
     return make
 
