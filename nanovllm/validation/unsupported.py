@@ -16,8 +16,8 @@ def check_accepted(name: str, value: Any, accepted: tuple) -> None:
     if value not in [one for one in accepted if type(one) in kinds]:
         choices = " or ".join(map(repr, accepted))
         raise ValueError(
-            f"{name}={value!r:.80} is not supported. The parameter comes from vLLM, and this "
-            f"engine accepts only {choices} for it"
+            f"{name}={value!r:.80} is not supported. For this parameter of vLLM, the engine "
+            f"accepts only {choices}"
         )
 
 
