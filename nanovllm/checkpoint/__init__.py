@@ -1,1 +1,1 @@
-"""The files of a model: find them, read them, and refuse what does not fit."""
+"""Find, read and check the files of a model."""

@@ -1,1 +1,1 @@
-"""What stands between a user's call and the engine, and what a first reader need not open."""
+"""Prepare what users pass to `LLM`, such as conversations. A first reader need not open this."""
