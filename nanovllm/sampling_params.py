@@ -8,7 +8,6 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanovllm import vllm_defaults
 from nanovllm.logprobs import MAX_LOGPROBS
 from nanovllm.validation import (
     accept_unsupported,
@@ -19,7 +18,6 @@ from nanovllm.validation import (
     check_type,
     check_unicode,
     number_field,
-    unsupported,
     vllm_defaults,
 )
 
@@ -44,31 +42,48 @@ class SamplingParams:
     no effect on a request that was already added.
     """
 
-    n: int = number(1, 1, LARGEST_N)  # answers to the prompt, each drawn with a seed of its own
-    temperature: float = number(1.0, 0.0, LARGEST_TEMPERATURE)  # 0: greedy; else 0.01 or more
-    top_p: float = number(1.0, math.ulp(0.0), 1.0)  # keep the likeliest that sum to top_p
-    top_k: int = number(0, -1, LARGEST_INT)  # keep the k likeliest; 0 or -1: all
-    min_p: float = number(0.0, 0.0, 1.0)  # keep those at least min_p times as likely as the best
-    seed: int | None = number(None, -(2**63), 2**63 - 1)  # None: of the engine's and the request
-    max_tokens: int | None = number(16, 1, LARGEST_INT)  # None: what max_model_len leaves
-    stop: str | list[str] | None = None  # strings that end the text, and are cut from it
+    # How many answers the prompt gets. Each is drawn with a seed of its own.
+    n: int = number_field(1, 1, LARGEST_N)
+    # 0 means greedy; other values are at least 0.01.
+    temperature: float = number_field(1.0, 0.0, LARGEST_TEMPERATURE)
+    # Keep the likeliest tokens whose probabilities sum to top_p.
+    top_p: float = number_field(1.0, math.ulp(0.0), 1.0)
+    # Keep the k likeliest tokens; 0 or -1 keeps all.
+    top_k: int = number_field(0, -1, LARGEST_INT)
+    # Keep the tokens that are at least min_p times as likely as the likeliest one.
+    min_p: float = number_field(0.0, 0.0, 1.0)
+    # None: derived from the engine's seed and the number of the request.
+    seed: int | None = number_field(None, -(2**63), 2**63 - 1)
+    # None: as many as max_model_len leaves room for.
+    max_tokens: int | None = number_field(16, 1, LARGEST_INT)
+    # Strings that end the text, and are cut from it.
+    stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
-    min_tokens: int = number(0, 0, LARGEST_INT)  # generated before anything above ends the text
-    presence_penalty: float = number(0.0, -2.0, 2.0)  # subtracted if a token was generated
-    frequency_penalty: float = number(0.0, -2.0, 2.0)  # subtracted each time that it was
-    repetition_penalty: float = number(1.0, LEAST_FLOAT, LARGEST_FLOAT)  # a divisor; prompt too
-    logit_bias: dict[int, float] | None = None  # added to the logits of these token ids
-    allowed_token_ids: list[int] | None = None  # no other is generated
-    bad_words: list[str] | None = None  # texts whose last token does not follow the others
-    ignore_eos: bool = flag(False)
-    include_stop_str_in_output: bool = flag(False)
-    skip_special_tokens: bool = flag(True)
-    detokenize: bool = flag(True)  # False: token ids only, `text` stays empty
-
-    logprobs: int | None = number(None, 0, MAX_LOGPROBS)  # report this many of the likeliest tokens
-    prompt_logprobs: int | None = number(None, 0, MAX_LOGPROBS)  # the same of each prompt token
-    # None: True if prompt_logprobs are asked for. True: compute the whole prompt.
-    skip_reading_prefix_cache: bool | None = flag(None)
+    # Tokens that are generated before a stop token or a stop string may end the text.
+    min_tokens: int = number_field(0, 0, LARGEST_INT)
+    # Subtracted once from the logit of each token that was generated.
+    presence_penalty: float = number_field(0.0, -2.0, 2.0)
+    # Subtracted from a token's logit for each time that it was generated.
+    frequency_penalty: float = number_field(0.0, -2.0, 2.0)
+    # Divides the positive logits, and multiplies the others, of tokens of the prompt and the output.
+    repetition_penalty: float = number_field(1.0, LEAST_FLOAT, LARGEST_FLOAT)
+    # Added to the logits of these token ids.
+    logit_bias: dict[int, float] | None = None
+    # No other token is generated.
+    allowed_token_ids: list[int] | None = None
+    # Texts that are not generated: the last token of one does not follow its other tokens.
+    bad_words: list[str] | None = None
+    ignore_eos: bool = bool_field(False)
+    include_stop_str_in_output: bool = bool_field(False)
+    skip_special_tokens: bool = bool_field(True)
+    # False: only token ids are returned, and `text` stays empty.
+    detokenize: bool = bool_field(True)
+    # Report the log probabilities of this many of the likeliest tokens, and of the sampled one.
+    logprobs: int | None = number_field(None, 0, MAX_LOGPROBS)
+    # Report the same for each token of the prompt.
+    prompt_logprobs: int | None = number_field(None, 0, MAX_LOGPROBS)
+    # True: compute the whole prompt. None: True if prompt_logprobs are asked for.
+    skip_reading_prefix_cache: bool | None = bool_field(None)
 
     def __post_init__(self) -> None:
         for name in ("logprobs", "prompt_logprobs"):

@@ -122,7 +122,7 @@ class AdjustmentTables:
         if biased:
             lent = self.biases.lend([seqs[i] for i in biased])
             columns[biased, BIAS_ROW] = lent
-            given = [seqs[i].params.logit_bias for i in biased]
+            given = [seqs[i].params.logit_bias or {} for i in biased]
             entries = [[(bias.keys(), list(bias.values()))] for bias in given]
             self.biases.write(lent, [0] * len(lent), entries)
         columns[:, MIN_LENGTH] = [seq.num_prompt_tokens + seq.params.min_tokens for seq in seqs]

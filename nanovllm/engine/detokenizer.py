@@ -50,38 +50,41 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Any, params: SamplingParams, prompt_ids: Sequence[int] = ()):
-        self._decoder = TokenDecoder.of(tokenizer, params.skip_special_tokens)
-        self._tokenizer = tokenizer  # keeps it alive: the decoder, which is shared, does not
-        self._params = params
-        self._unread: list[int] = []  # appended since the last read
-        self._pending: list[int] = []  # read, but with no text so far
-        self._text = ""  # what is certain
-        self._context, begun = self._decoder.context_of(prompt_ids)
-        self._context_text = self._decoder.decode(self._context)  # as far as it cannot change
-        self._run = ByteRun(begun)
-        self._longest_stop = max(map(len, params.stop), default=0)
-        self._searched = 0  # characters before this one cannot begin a stop string
-        self._num_ids = 0  # that stop strings were looked for behind, or would have been
-        self._exempt = 0  # characters of the first `min_tokens` ids: no stop string ends in them
-        self.stop_string: str | None = None  # the one that the text was cut at
-        self._ended = False  # no more ids will come
-        self._closed = False  # the text is whole
+        self._decoder = TokenDecoder.for_tokenizer(tokenizer, params.skip_special_tokens)
+        self._tokenizer = tokenizer  # keeps it alive, which the shared decoder does not
+        self.params = params
+        self._stop: list[str] = as_list("stop", params.stop)
+        self._longest_stop = max(map(len, self._stop), default=0)
+        self._new_ids: list[int] = []  # appended since the text was last read
+        self._pending_ids: list[int] = []  # read, but still without text
+        self._stable_text = ""
+        self._context_ids, begun = self._decoder.context_for(prompt_ids)
+        self._context_text = self._decoder.decode(self._context_ids)  # the stable part of it
+        self._byte_run = ByteRun(begun)
+        self._search_start = 0  # no stop string begins before this character
+        self._num_ids = 0  # ids that were appended, as far as stop strings are looked for
+        self._exempt = 0  # characters of the first `min_tokens` ids; no stop string ends in them
+        self.stop_string: str | None = None  # the stop string that the text was cut at
+        self._is_finished = False  # no more ids will come
+        self._is_final = False  # the text will not change any more
 
     @property
     def text(self) -> str:
-        """The text that later ids cannot change. After the end it is the whole text."""
-        if not self._closed:
-            self._read(final=self._ended)
-            if self._ended:
-                if self._num_ids > self._params.min_tokens:
-                    self._cut_at_stop()
-                self._closed = True
-        if self._closed or self._params.include_stop_str_in_output:
-            return self._text
-        for start in range(max(0, len(self._text) - self._longest_stop + 1), len(self._text)):
-            if any(stop.startswith(self._text[start:]) for stop in self._params.stop):
-                return self._text[:start]
-        return self._text
+        """The stable text, and after the end the whole text."""
+        if not self._is_final:
+            self._decode_new_ids(final=self._is_finished)
+            if self._is_finished:
+                if self._num_ids > self.params.min_tokens:
+                    self._truncate_at_stop()
+                self._is_final = True
+        if self._is_final or self.params.include_stop_str_in_output:
+            return self._stable_text
+        # The end of the text may turn out to be the beginning of a stop string.
+        length = len(self._stable_text)
+        for start in range(max(0, length - self._longest_stop + 1), length):
+            if any(stop.startswith(self._stable_text[start:]) for stop in self._stop):
+                return self._stable_text[:start]
+        return self._stable_text
 
     def append(self, token_id: int) -> bool:
         """Add the next id. Return whether it completes a stop string."""
@@ -90,12 +93,12 @@ class Detokenizer:
         self._new_ids.append(token_id)
         if not self._stop:
             return False
-        self._read()
+        self._decode_new_ids()
         self._num_ids += 1
-        if self._num_ids <= self._params.min_tokens:
-            self._exempt = len(self._text + self._run.text)
+        if self._num_ids <= self.params.min_tokens:
+            self._exempt = len(self._stable_text + self._byte_run.text)
             return False
-        return self._cut_at_stop()
+        return self._truncate_at_stop()
 
     def finish(self) -> None:
         """Accept no more ids. From now on `text` includes incomplete characters at the end.
@@ -143,12 +146,12 @@ class Detokenizer:
         if run.text and not had_text and not self._context_ids:
             run.text = self._decoder.decode(self._pending_ids + run.ids)
 
-    def _cut_at_stop(self) -> bool:
-        """Cut the text at its first stop string and take no more ids. Return whether it has one."""
-        text = self._text + self._run.text
+    def _truncate_at_stop(self) -> bool:
+        """Cut the text at its first stop string, if there is one, and return whether there is."""
+        text = self._stable_text + self._byte_run.text
         found = [
-            (text.find(stop, max(self._searched, self._exempt - len(stop) + 1)), stop)
-            for stop in self._params.stop
+            (text.find(stop, max(self._search_start, self._exempt - len(stop) + 1)), stop)
+            for stop in self._stop
         ]
         found = [(at, stop) for at, stop in found if at >= 0]
         self._search_start = max(0, len(text) - self._longest_stop + 1)

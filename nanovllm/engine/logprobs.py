@@ -82,7 +82,7 @@ class LogprobsProcessor:
             found = everything[first : first + len(targets)]
             first += len(targets)
             if targets and not seq.is_finished:
-                number = seq.params.prompt_logprobs
+                number = seq.params.prompt_logprobs or 0
                 logprobs = [
                     self._make(seq, position, number, one, first_known=1)
                     for position, one in zip(targets, found, strict=True)

@@ -116,7 +116,7 @@ class ModelRunner:
         if num_decodes == len(batch):
             size = self._graph_size(num_decodes)
             self.rows.place(batch, size)
-            graph = size, whole_rows or self.ranks.size == 1
+            graph = size, whole_rows or self.ranks.world_size == 1
             known = graph in self.graphs
             ids, logprobs = self._replay(*graph) if known else self._decode(size, whole_rows)
             prompt_logprobs = None
@@ -224,9 +224,9 @@ class ModelRunner:
     def _whole_logits(self, hidden: Tensor) -> Tensor:
         """Logits [num_rows, vocab_size] of hidden rows, gathered from all ranks."""
         logits = self.model.logits(hidden)
-        if self.ranks.size == 1:
+        if self.ranks.world_size == 1:
             return logits
-        return self.ranks.gather_columns(logits, self.model.vocab_size)
+        return self.ranks.all_gather_columns(logits, self.model.vocab_size)
 
     def _prompt_logprobs(self, batch: Batch, hidden: Tensor) -> Tensor | None:
         """Packed logprobs [num_tokens, WIDTH] of every row's `prompt_targets`, in order.
@@ -290,7 +290,7 @@ class ModelRunner:
         for column in (self.rows.temperatures, self.rows.top_k):  # every row has a filter
             column.fill_(1)
         self.rows.num_logprobs.fill_(MAX_LOGPROBS)
-        for whole_rows in (False, True) if self.ranks.size > 1 else (True,):
+        for whole_rows in (False, True) if self.ranks.world_size > 1 else (True,):
             self.rows.positions.zero_()
             self._mixed(batch, decodes, [0] * num_rows, whole_rows)
 
@@ -300,7 +300,7 @@ class ModelRunner:
         most = SLOTS_AT_ONCE[self.device.type]
         rows = min(num_rows, -(-most // longest))
         length = longest if rows == 1 else min(longest, most // rows)
-        for whole_rows in (False, True) if self.ranks.size > 1 else (True,):
+        for whole_rows in (False, True) if self.ranks.world_size > 1 else (True,):
             self.rows.positions.fill_(length - 1)
             self._decode(rows, whole_rows)
 
@@ -314,7 +314,7 @@ class ModelRunner:
             return
         self.rows.positions.fill_(-1)
         pool = torch.cuda.graph_pool_handle()
-        kinds = (False, True) if self.ranks.size > 1 else (True,)
+        kinds = (False, True) if self.ranks.world_size > 1 else (True,)
         for key in product(sorted(sizes, reverse=True), kinds):
             self._decode(*key)  # compiles what is not compiled yet
             torch.cuda.synchronize(self.device)

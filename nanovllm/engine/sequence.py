@@ -119,8 +119,10 @@ class Sequence:
 
     def note_prompt_logprobs(self, position: int, found: list[LogprobsOnePosition]) -> None:
         """Keep what was found of the prompt's tokens at `position` and after it."""
-        self.prompt_logprobs += [None] * (position - len(self.prompt_logprobs))
-        self.prompt_logprobs[position : position + len(found)] = found
+        kept = self.prompt_logprobs or []
+        kept += [None] * (position - len(kept))
+        kept[position : position + len(found)] = found
+        self.prompt_logprobs = kept
 
     @property
     def is_finished(self) -> bool:

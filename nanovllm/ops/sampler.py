@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from nanovllm.distributed.ranks import Ranks
-from nanovllm.model.ranks import Ranks
 from nanovllm.ops.adjustments import Adjustments, adjust, count_tokens
 
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -53,9 +52,9 @@ def sample(
     nothing waits for the device. Filters, adjustments and logprobs need whole rows of logits.
     `whole_rows` says whether any row has some; the logits are then [num_rows, vocab_size].
     """
-    if ranks.size > 1 and not whole_rows:
+    if ranks.world_size > 1 and not whole_rows:
         first = ranks.shard(vocab_size).start
-        return ranks.reduce_argmax(*backend.candidates(logits, metadata, first)).squeeze(1)
+        return ranks.all_reduce_argmax(*backend.candidates(logits, metadata, first)).squeeze(1)
     return backend.draw(logits, metadata, whole_rows)
 
 

@@ -22,8 +22,8 @@ def number_field(
     return _checked_field(default, check, none_is_default=none_is_default)
 
 
-def flag(default: bool | None, none_is_default: bool = False) -> Any:
-    """A field for True or False."""
+def bool_field(default: bool | None, none_is_default: bool = False) -> Any:
+    """Return a field for True or False."""
     check = partial(check_type, kind=bool)
     return _checked_field(default, check, none_is_default=none_is_default)
 

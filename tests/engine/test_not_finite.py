@@ -231,7 +231,7 @@ def draw(logits, temperature, limits, ranks):
     shard = ranks.shard(10)
     part = logits[:, shard.start : shard.start + shard.count]
     if limits is not None:
-        part = ranks.gather_columns(part, 10)
+        part = ranks.all_gather_columns(part, 10)
     return sample(part, asked, ranks, 10, TORCH, limits is not None).tolist()
 
 

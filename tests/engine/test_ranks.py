@@ -16,11 +16,10 @@ from patience import HANGS
 from small_requests import PROMPTS, greedy, ids
 
 from course.labs.rank_lab import on_ranks
-from nanovllm import LLM, EngineArgs, SamplingParams
+from nanovllm import LLM, EngineArgs
 from nanovllm.distributed import monitor
 from nanovllm.distributed.launch import start_workers
 from nanovllm.distributed.ranks import Ranks
-from nanovllm import LLM, EngineArgs
 from nanovllm.engine.memory import count_blocks, make_kv_cache
 from nanovllm.model.model_config import ModelConfig
 

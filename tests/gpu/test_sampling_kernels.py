@@ -12,8 +12,6 @@ import pytest
 import torch
 
 from nanovllm.distributed.ranks import Ranks
-from nanovllm.ops import sampler
-from nanovllm.model.ranks import Ranks
 from nanovllm.ops import adjustments, sampler
 from nanovllm.ops.adjustments import FORBIDDEN, IN_PROMPT, STOP, Adjustments
 from nanovllm.ops.sampler import SamplingMetadata, log_of
