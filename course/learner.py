@@ -25,8 +25,8 @@ from course.workload import LadderWorkload
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Batch, Scheduler
 from nanovllm.engine.sequence import Sequence
-from nanovllm.ops.attention import Rows, rope_store, store_kv
-from nanovllm.ops.backend import TORCH
+from nanovllm.layers.attention import Rows, rope_store, store_kv
+from nanovllm.layers.backend import TORCH
 
 
 def stage_with(decode_step: Callable[..., Tensor] | None = None) -> ContiguousCache:

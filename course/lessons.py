@@ -14,26 +14,26 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
     ),
     "01_naive_generate": (
         "sampling_params.py",
-        "model/model_config.py",
-        "model/decoder.py",
-        "model/rope.py",
+        "models/model_config.py",
+        "models/decoder.py",
+        "layers/rope.py",
         "checkpoint/generation_config.py",
         "checkpoint/weights.py",
-        "ops/linear.py",
+        "layers/functional.py",
         "ops/sampler.py",
         "logprobs.py",
         "ops/logprobs.py",
         "engine/detokenizer.py",
     ),
-    "02_kv_cache": (),  # previews ops/attention.py, which lesson 03 completes
-    "03_paged_blocks": ("ops/attention.py",),
+    "02_kv_cache": (),  # previews layers/attention.py, which lesson 03 completes
+    "03_paged_blocks": ("layers/attention.py",),
     "04_prefix_hashing": ("engine/block_manager.py",),
     "05_scheduler": ("engine/sequence.py", "engine/scheduler.py"),
     "06_triton_kernels": (
         "ops/kernels.py",
         "kernels/sampling.py",
         "kernels/logprobs.py",
-        "ops/backend.py",
+        "layers/backend.py",
     ),
     "07_cuda_graphs": (
         "engine/persistent_batch.py",
@@ -47,7 +47,7 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
         "distributed/ranks.py",
         "distributed/launch.py",
         "distributed/signed_store.py",
-        "model/parallel.py",
+        "layers/linear.py",
         "llm_engine.py",
     ),
     "09_the_ladder": (),  # measures all of them together

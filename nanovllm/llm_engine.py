@@ -44,6 +44,14 @@ from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.parallel_sampling import ParentRequest, fan_out, ids_in_use
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
+from nanovllm.inputs import as_prompt
+from nanovllm.layers.attention import rope_store
+from nanovllm.layers.backend import choose_backend, compiled
+from nanovllm.layers.linear import check_divisible
+from nanovllm.model import loader
+from nanovllm.model.launch import facts_of
+from nanovllm.model.ranks import Ranks
+from nanovllm.models.model_config import ModelConfig
 from nanovllm.inputs import parse_prompt
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.parallel import check_divisible

@@ -7,7 +7,7 @@ TITLE = "Ten lessons, and the files of nanovllm/ they end in"
 COLOURS = {"": BLUE, "model": PURPLE, "engine": ORANGE, "ops": GREEN, "kernels": GREY}
 FOLDERS = {folder: f"{folder or 'nanovllm'}/" for folder in COLOURS}
 INSTEAD = {
-    "02_kv_cache": "begins ops/attention.py, which 03 completes",
+    "02_kv_cache": "begins layers/attention.py, which 03 completes",
     "09_the_ladder": "measures all of it together",
 }
 LEFT, CHIP, GAP, LINE = 250, 26, 8, 34  # pixels

@@ -111,7 +111,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure every shape; what is printed and recorded."""
     import torch
 
-    from nanovllm.ops.backend import choose_backend
+    from nanovllm.layers.backend import choose_backend
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")

@@ -35,10 +35,10 @@ from course.benchmarks.attention import (
 )
 from course.benchmarks.roofline import BUFFER_BYTES, read_bandwidth, seconds_of
 from course.timing import Timing
-from nanovllm.model.rope import rope_frequencies, rope_table
-from nanovllm.ops import attention
-from nanovllm.ops.attention import AttentionMetadata, Rows
-from nanovllm.ops.backend import TORCH, Backend, flash_backend, has_flash, triton_backend
+from nanovllm.layers import attention
+from nanovllm.layers.attention import AttentionMetadata, Rows
+from nanovllm.layers.backend import TORCH, Backend, flash_backend, has_flash, triton_backend
+from nanovllm.layers.rope import rope_frequencies, rope_table
 
 TOKENS = {"cuda": (16_384, 256), "cpu": (256, 16)}  # a prefill step, a decode step
 DECODE_SCALE = {"cuda": 1.0, "cpu": 1 / 16}
@@ -174,7 +174,7 @@ def make_tokens(num_tokens: int, device: torch.device, dtype: torch.dtype, seed:
 
 def make_norm(**make: Any) -> nn.Module:
     """An RMSNorm over a head, with random weights near 1."""
-    from nanovllm.model.decoder import RMSNorm
+    from nanovllm.models.decoder import RMSNorm
 
     norm = RMSNorm(HEAD_DIM, SimpleNamespace(dtype=make["dtype"], rms_norm_eps=1e-6))
     norm.weight.copy_(1 + 0.1 * torch.randn(HEAD_DIM, **make))

@@ -12,7 +12,7 @@ from course.learner import own_pieces
 from course.serving import ask, start_engine
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Scheduler
-from nanovllm.ops.attention import store_kv
+from nanovllm.layers.attention import store_kv
 
 WEIGHTS, CACHE = 0.6 * 2, 128 * 1000 * 2 * 28 * 8 * 128 * 2 / 1e9  # GB
 

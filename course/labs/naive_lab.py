@@ -25,6 +25,9 @@ from course.timing import measure
 from course.workload import LadderWorkload
 from nanovllm.checkpoint.tokenizer import load_tokenizer
 from nanovllm.config import EngineArgs
+from nanovllm.layers import attention
+from nanovllm.model.loader import load_tokenizer
+from nanovllm.models.model_config import ModelConfig
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.ops import attention
 from nanovllm.ops.sampler import filter_scores, log_of

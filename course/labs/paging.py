@@ -22,7 +22,7 @@ from course.timing import measure
 from course.workload import LadderWorkload
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.sequence import Sequence
-from nanovllm.model.model_config import ModelConfig
+from nanovllm.models.model_config import ModelConfig
 from nanovllm.sampling_params import SamplingParams
 
 History = list[tuple[int, int]]  # places held and places live, step by step

@@ -24,6 +24,9 @@ from course.workload import LadderWorkload
 from nanovllm.checkpoint.hub import find_model
 from nanovllm.checkpoint.weights import resolve_dtype
 from nanovllm.config import EngineArgs
+from nanovllm.llm_engine import settle
+from nanovllm.model.loader import choose_dtype, find_model
+from nanovllm.models.model_config import ModelConfig
 from nanovllm.llm_engine import resolve_args
 from nanovllm.model.model_config import ModelConfig
 

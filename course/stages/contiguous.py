@@ -13,8 +13,8 @@ from torch import Tensor
 from course.stages.common import Recorder, greedy
 from course.stages.recompute import DecoderStage
 from course.workload import LadderWorkload
-from nanovllm.ops.attention import AttentionMetadata, Rows, masked_attention
-from nanovllm.ops.backend import TORCH
+from nanovllm.layers.attention import AttentionMetadata, Rows, masked_attention
+from nanovllm.layers.backend import TORCH
 
 
 def attend(query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float) -> Tensor:

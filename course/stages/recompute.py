@@ -8,6 +8,11 @@ from torch import Tensor
 
 from course.stages.common import Recorder, Stage, greedy
 from course.workload import LadderWorkload
+from nanovllm.layers.attention import AttentionMetadata, Rows
+from nanovllm.layers.backend import TORCH, Backend
+from nanovllm.model.loader import load_model
+from nanovllm.model.ranks import Ranks
+from nanovllm.models.decoder import Decoder
 from nanovllm.checkpoint.weights import load_model
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.model.decoder import Decoder

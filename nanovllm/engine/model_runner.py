@@ -21,6 +21,9 @@ from nanovllm.engine.adjustments import AdjustmentTables
 from nanovllm.engine.logprobs import prompt_targets
 from nanovllm.engine.persistent_batch import PersistentBatch, upload
 from nanovllm.engine.scheduler import Batch
+from nanovllm.layers.attention import SLOTS_AT_ONCE, AttentionMetadata, Rows
+from nanovllm.model.ranks import Ranks
+from nanovllm.models.decoder import Decoder
 from nanovllm.logprobs import MAX_LOGPROBS
 from nanovllm.model.decoder import Decoder
 from nanovllm.ops.attention import SLOTS_AT_ONCE, AttentionMetadata, Rows

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor, nn
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from nanovllm.ops.attention import AttentionMetadata, Rows
+from nanovllm.layers.attention import AttentionMetadata, Rows
 
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E), and exp2 is what the hardware has
 

@@ -238,7 +238,7 @@ assert bound(64, 4 * 32, 16, 32) == bound(64, 32, 16, 32)
 
 # %%
 from course.labs.reference import logits_along
-from nanovllm.model.model_config import ModelConfig
+from nanovllm.models.model_config import ModelConfig
 
 layers, head, kept = tour_lab.count(ModelConfig.from_folder(own_model()))
 print(f"P = {layers:,} + {head:,} = {layers + head:,}, {4 * (layers + head):,} bytes in float32")

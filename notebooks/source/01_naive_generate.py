@@ -7,7 +7,7 @@
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used if there is one |
 # | Needs | lesson 00; Python, and PyTorch tensors |
-# | Ends in | `nanovllm/model/decoder.py`, `nanovllm/model/rope.py`, `nanovllm/checkpoint/weights.py`, `nanovllm/checkpoint/generation_config.py`, `nanovllm/model/model_config.py`, `nanovllm/ops/linear.py`, `nanovllm/ops/sampler.py`, `nanovllm/sampling_params.py`, `nanovllm/engine/detokenizer.py` |
+# | Ends in | `nanovllm/models/decoder.py`, `nanovllm/layers/rope.py`, `nanovllm/checkpoint/weights.py`, `nanovllm/checkpoint/generation_config.py`, `nanovllm/models/model_config.py`, `nanovllm/layers/functional.py`, `nanovllm/ops/sampler.py`, `nanovllm/sampling_params.py`, `nanovllm/engine/detokenizer.py` |
 
 # %% [markdown]
 # ## What hurts now
@@ -175,7 +175,7 @@ for m, n in [(3, 1), (103, 101), (3, 0)]:
 # The engine keeps cosines and sines in a table.
 
 # %%
-from nanovllm.model.rope import apply_rope, rope_table
+from nanovllm.layers.rope import apply_rope, rope_table
 
 c = stage.config  # a ModelConfig, read from config.json
 table = rope_table(torch.tensor(c.rope_frequencies), 512)
@@ -341,8 +341,8 @@ show(generate_plots.recomputed(prompt=8, count=8))
 # You wrote what these lines do. A linear takes norm, sum or gate along: a GPU can do them in one pass.
 
 # %%
-from nanovllm.model.decoder import Attention, Decoder, DecoderLayer
-from nanovllm.ops.linear import gated_linear, linear
+from nanovllm.layers.functional import gated_linear, linear
+from nanovllm.models.decoder import Attention, Decoder, DecoderLayer
 
 show_source(Attention.forward, DecoderLayer.forward, Decoder.forward, linear, gated_linear)
 show_source(draw, filter_scores, load_weights)  # a missing tensor is an error

@@ -7,7 +7,7 @@
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used in measurements if there is one |
 # | Needs | lessons 00 and 01 |
-# | Ends in | `nanovllm/ops/attention.py` (preview; lesson 03 completes it) |
+# | Ends in | `nanovllm/layers/attention.py` (preview; lesson 03 completes it) |
 
 # %% [markdown]
 # ## What hurts now
@@ -254,7 +254,7 @@ assert decode_mask.sum(-1).flatten().tolist() == [3, 5]
 # %%
 from course.reading import show_source
 from course.stages import contiguous
-from nanovllm.ops import attention as ops
+from nanovllm.layers import attention as ops
 
 stage_02 = ContiguousCache
 show_source(contiguous.attend, stage_02.prefill, stage_02.decode, stage_02.forward)

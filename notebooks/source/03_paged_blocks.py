@@ -7,7 +7,7 @@
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used in measurements if there is one |
 # | Needs | lessons 00 to 02 |
-# | Ends in | `nanovllm/ops/attention.py`; previews `nanovllm/engine/block_manager.py` |
+# | Ends in | `nanovllm/layers/attention.py`; previews `nanovllm/engine/block_manager.py` |
 
 # %% [markdown]
 # ## What hurts now
@@ -176,13 +176,13 @@ assert torch.equal(paged, attention(q, K, V))
 #
 # ## Step 4: the engine's own
 #
-# `nanovllm/ops/attention.py` does this for a batch and all heads. A block id means the same block in every layer's cache,
+# `nanovllm/layers/attention.py` does this for a batch and all heads. A block id means the same block in every layer's cache,
 # so one table serves all. A **row** is one request in one step. All rows' new tokens stand in one flat batch, decode rows
 # first; `starts` says whose is which. (`longest`, `plan`, `heads`: lesson 06.)
 
 # %%
 from course.reading import show_source
-from nanovllm.ops import attention as ops
+from nanovllm.layers import attention as ops
 
 show_source(ops.Rows, ops.AttentionMetadata, ops.store_kv, ops.plan_decodes)
 

@@ -7,7 +7,7 @@
 # | Difficulty | hard |
 # | Hardware | any laptop; on a GPU the same cells compile their kernels |
 # | Needs | lessons 02, 03 and 05 |
-# | Ends in | `nanovllm/ops/kernels.py`, `nanovllm/kernels/sampling.py`, `nanovllm/ops/backend.py` |
+# | Ends in | `nanovllm/ops/kernels.py`, `nanovllm/kernels/sampling.py`, `nanovllm/layers/backend.py` |
 
 # %% [markdown]
 # ## What hurts now
@@ -157,7 +157,7 @@ assert offset < 0
 # With strides, 64 bits and a value beside the key, `masked_kernel` becomes the engine's kernel:
 
 # %%
-from nanovllm.ops import attention
+from nanovllm.layers import attention
 
 show_from("nanovllm/ops/kernels.py", "store_kv_kernel", "store_kv")
 if has_triton:
@@ -343,7 +343,7 @@ for line in decodes_here():
 # after the last, part, whether its row's last; `rows` has each row's first part, and how many. `STAGES`: tiles whose loads are in flight. A `Backend` names what a layer calls.
 
 # %%
-from nanovllm.ops import backend as backends
+from nanovllm.layers import backend as backends
 
 show_from("nanovllm/ops/kernels.py", "absorb", "decode_attention_kernel")
 show_source(backends.Backend, backends.choose_backend, backends.why_not_triton)

@@ -7,7 +7,7 @@
 # | Difficulty | hard |
 # | Hardware | any laptop |
 # | Needs | lessons 01, 02, 05 and 07 |
-# | Ends in | `nanovllm/distributed/ranks.py`, `nanovllm/distributed/launch.py`, `nanovllm/distributed/signed_store.py`, `nanovllm/model/parallel.py`, `nanovllm/llm_engine.py` |
+# | Ends in | `nanovllm/distributed/ranks.py`, `nanovllm/distributed/launch.py`, `nanovllm/distributed/signed_store.py`, `nanovllm/layers/linear.py`, `nanovllm/llm_engine.py` |
 
 # %% [markdown]
 # ## What hurts now
@@ -216,7 +216,7 @@ for rank, (mine, chosen) in enumerate(on_ranks(2, best_on)):
 # bias and residual would come in $n$ times, so only rank 0 adds them.
 
 # %%
-from nanovllm.model.parallel import ColumnLinear, RowLinear, VocabEmbedding
+from nanovllm.layers.linear import ColumnLinear, RowLinear, VocabEmbedding
 
 show_source(Ranks.shard, ColumnLinear.forward, RowLinear.__init__, RowLinear.forward)
 show_source(VocabEmbedding, Ranks.all_reduce_argmax)

@@ -13,7 +13,7 @@ from authoring.execute import run_notebook
 from course.pages.jobs import Job, built, was_worked_in, write_notebook
 from course.pages.source import read_source
 from course.reading import source_of
-from nanovllm.model.decoder import Decoder
+from nanovllm.models.decoder import Decoder
 
 SOURCE = """# %% [markdown]
 # # Title
@@ -257,7 +257,7 @@ def lists(job, plain):
 
 
 def test_listed_code_is_brought_up_to_date_without_a_run(job):
-    title = "# nanovllm/model/decoder.py: Decoder.logits"
+    title = "# nanovllm/models/decoder.py: Decoder.logits"
     lists(job, f"{title}\ndef logits(self, hidden):\n    return None")
     (said,) = differences(job)
     assert said == "cell 2 lists code that has changed since: python -m authoring.build"
@@ -268,11 +268,11 @@ def test_listed_code_is_brought_up_to_date_without_a_run(job):
 
 
 def test_listed_code_that_is_gone_is_named(job):
-    lists(job, "# nanovllm/model/decoder.py: Decoder.nothing\ndef nothing(self): ...")
+    lists(job, "# nanovllm/models/decoder.py: Decoder.nothing\ndef nothing(self): ...")
     with pytest.raises(ValueError, match=r"Decoder\.nothing"):
         built(job)
 
 
 def test_other_outputs_are_left_alone(job):
-    lists(job, "nanovllm/model/decoder.py: Decoder.logits")
+    lists(job, "nanovllm/models/decoder.py: Decoder.logits")
     assert not list(differences(job))

@@ -17,7 +17,7 @@ from course import bench, random_model
 from course.benchmarks import attention, measure, queue, roofline, sampling, serving
 from course.benchmarks.workloads import SAMPLING, WORKLOADS, make_workload, number_runs
 from course.cli import main
-from nanovllm.ops.backend import TORCH
+from nanovllm.layers.backend import TORCH
 
 VOCAB = 151_936
 

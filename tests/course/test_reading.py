@@ -8,8 +8,8 @@ import pytest
 from course.reading import highlighted, show_source, source_of, up_to_date
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import ScheduledSequence
-from nanovllm.model.decoder import Decoder
-from nanovllm.model.rope import apply_rope
+from nanovllm.layers.rope import apply_rope
+from nanovllm.models.decoder import Decoder
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def test_the_page_names_the_file_and_holds_every_word_of_the_code(
     show_source(apply_rope, Decoder.logits)
     (page,) = shown
     text = re.sub(r"<[^>]+>", "", page["text/html"])
-    assert "nanovllm/model/rope.py" in text
-    assert "nanovllm/model/decoder.py: Decoder.logits" in text
+    assert "nanovllm/layers/rope.py" in text
+    assert "nanovllm/models/decoder.py: Decoder.logits" in text
     assert "cos_sin[:, None].unbind(2)" in text
     assert source_of(apply_rope) in page["text/plain"]
 

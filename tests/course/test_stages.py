@@ -10,7 +10,7 @@ from course.lessons import FILES_OF_LESSON
 from course.stages import STAGES, ContiguousCache, PagedStatic, Recompute, compare
 from course.stages.common import Stage
 from course.workload import LadderWorkload, ladder_workload
-from nanovllm.ops.backend import TORCH
+from nanovllm.layers.backend import TORCH
 
 VOCAB = 290  # of the tiny model's 300, without those that end a text
 TOKEN_BYTES = 2 * 2 * 2 * 16 * 4  # layers, keys and values, KV heads, head_dim, float32

@@ -12,7 +12,7 @@ from course.drawings import tour_plots
 from course.labs import tour_lab
 from course.models import own_model
 from nanovllm import LLM, SamplingParams
-from nanovllm.model.model_config import ModelConfig
+from nanovllm.models.model_config import ModelConfig
 
 matplotlib.use("agg")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nanovllm.ops import attention
-from nanovllm.ops.attention import Rows
+from nanovllm.layers import attention
+from nanovllm.layers.attention import Rows
 
 HEADS, KV_HEADS, HEAD_DIM = 6, 3, 10  # a shape that no other tensor has
 LENGTHS = [37, 5, 64, 1, 80, 17, 33]

@@ -11,8 +11,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from nanovllm.ops import attention, backend
-from nanovllm.ops.attention import Rows
+from nanovllm.layers import attention, backend
+from nanovllm.layers.attention import Rows
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

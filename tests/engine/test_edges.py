@@ -20,8 +20,8 @@ from transformers import AutoTokenizer
 from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import ScheduledSequence
-from nanovllm.model.decoder import RMSNorm
-from nanovllm.model.model_config import ModelConfig
+from nanovllm.models.decoder import RMSNorm
+from nanovllm.models.model_config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -22,6 +22,13 @@ from nanovllm.checkpoint.hub import find_model
 from nanovllm.checkpoint.tokenizer import load_tokenizer
 from nanovllm.checkpoint.weights import load_model
 from nanovllm.config import EngineArgs
+from nanovllm.layers.backend import TORCH
+from nanovllm.layers.linear import ColumnLinear
+from nanovllm.model import loader
+from nanovllm.model.loader import find_model, load_model, load_tokenizer
+from nanovllm.model.ranks import Ranks
+from nanovllm.models.decoder import Decoder
+from nanovllm.models.model_config import ModelConfig
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.model.decoder import Decoder
 from nanovllm.model.model_config import ModelConfig

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine import memory
-from nanovllm.ops import attention
+from nanovllm.layers import attention
 
 MILLION = 1_000_000
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
@@ -83,6 +83,8 @@ def test_a_gpu_counts_what_it_may_take_for_everything(tiny_model, monkeypatch):
     from dataclasses import replace
 
     from nanovllm import EngineArgs
+    from nanovllm.model.ranks import Ranks
+    from nanovllm.models.model_config import ModelConfig
     from nanovllm.distributed.ranks import Ranks
     from nanovllm.model.model_config import ModelConfig
 

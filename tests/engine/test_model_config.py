@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from nanovllm.model.model_config import ModelConfig
+from nanovllm.models.model_config import ModelConfig
 
 CLASSES = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}
 ARCHITECTURES = {

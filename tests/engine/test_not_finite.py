@@ -13,6 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from course.labs.rank_lab import on_ranks
 from nanovllm import LLM, SamplingParams
+from nanovllm.layers.backend import TORCH
+from nanovllm.layers.linear import VocabEmbedding
+from nanovllm.model.ranks import Ranks
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.model.parallel import VocabEmbedding
 from nanovllm.ops.backend import TORCH

@@ -21,6 +21,9 @@ from nanovllm.distributed import monitor
 from nanovllm.distributed.launch import start_workers
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.engine.memory import count_blocks, make_kv_cache
+from nanovllm.model import ranks
+from nanovllm.model.ranks import Ranks
+from nanovllm.models.model_config import ModelConfig
 from nanovllm.model.model_config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]

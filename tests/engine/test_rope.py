@@ -6,7 +6,7 @@ from transformers import LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
-from nanovllm.model.rope import ROPE_TYPES, apply_rope, rope_table, scaled_frequencies
+from nanovllm.layers.rope import ROPE_TYPES, apply_rope, rope_table, scaled_frequencies
 
 POSITIONS = 4097
 LLAMA3 = {

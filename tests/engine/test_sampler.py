@@ -5,9 +5,10 @@ from dataclasses import fields
 import pytest
 import torch
 
+from nanovllm.layers.backend import TORCH
+from nanovllm.model.ranks import Ranks
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.ops import sampler
-from nanovllm.ops.backend import TORCH
 from nanovllm.ops.sampler import SamplingMetadata, filter_scores, log_of, philox, sample
 
 VOCAB = 10

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from nanovllm.model.rope import rope_frequencies, rope_table
-from nanovllm.ops import attention
-from nanovllm.ops import linear as products
-from nanovllm.ops.attention import AttentionMetadata, Rows
+from nanovllm.layers import attention, functional
+from nanovllm.layers.attention import AttentionMetadata, Rows
+from nanovllm.layers.rope import rope_frequencies, rope_table
 
 CUDA = torch.cuda.is_available()
 if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
@@ -197,8 +196,8 @@ def test_linear(num_tokens, biased, normed, dtype):
     bias, norm = random(40, dtype=dtype) if biased else None, Norm(72, dtype) if normed else None
     residual = random(num_tokens, 40, dtype=dtype)
     for kept in (None, residual):
-        wanted = products.linear(x, weight, bias, norm, kept)
+        wanted = functional.linear(x, weight, bias, norm, kept)
         found = kernels.linear(x, weight, bias, norm, None if kept is None else kept.clone())
         assert_close(found, wanted, dtype)
-    wanted = products.gated_linear(x, weight, bias, norm)
+    wanted = functional.gated_linear(x, weight, bias, norm)
     assert_close(kernels.gated_linear(x, weight, bias, norm), wanted, dtype)

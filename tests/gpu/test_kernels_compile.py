@@ -20,6 +20,11 @@ from triton.runtime.jit import JITFunction, create_function_from_signature  # no
 from nanovllm import EngineArgs, LLMEngine, SamplingParams, llm_engine  # noqa: E402
 from nanovllm.engine import model_runner  # noqa: E402
 from nanovllm.engine.memory import count_blocks  # noqa: E402
+from nanovllm.kernels import sampling  # noqa: E402
+from nanovllm.layers import attention, functional  # noqa: E402
+from nanovllm.layers.attention import AttentionMetadata, Rows  # noqa: E402
+from nanovllm.layers.backend import Backend  # noqa: E402
+from nanovllm.ops import kernels, sampler  # noqa: E402
 from nanovllm.kernels import logprobs, sampling  # noqa: E402
 from nanovllm.ops import adjustments, attention, kernels, linear, sampler  # noqa: E402
 from nanovllm.ops import logprobs as torch_logprobs  # noqa: E402
@@ -179,8 +184,8 @@ def test_an_engine_that_has_started_compiles_nothing_more(
     monkeypatch.setattr(kernels.Card, "of", staticmethod(lambda device: card))
     backend = Backend(
         "both",
-        linear=launching_too(kernels.linear, linear.linear, keep=[4]),
-        gated_linear=launching_too(kernels.gated_linear, linear.gated_linear),
+        linear=launching_too(kernels.linear, functional.linear, keep=[4]),
+        gated_linear=launching_too(kernels.gated_linear, functional.gated_linear),
         rope_store=launching_too(kernels.rope_store, attention.rope_store),
         plan_decodes=plan_both,
         attend_decodes=launching_too(kernels.attend_decodes, attention.attend_decodes),

@@ -15,8 +15,8 @@ from course.cells import definitions
 from course.drawings import kernel_plots
 from course.exercises import code_of, define
 from course.labs import toy_kernels
+from nanovllm.layers.backend import TORCH
 from nanovllm.ops import kernels
-from nanovllm.ops.backend import TORCH
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -14,6 +14,9 @@ from nanovllm.engine.engine import EngineCore
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
+from nanovllm.layers.attention import AttentionMetadata, store_kv
+from nanovllm.layers.backend import TORCH
+from nanovllm.model.ranks import Ranks
 from nanovllm.ops.attention import AttentionMetadata, store_kv
 from nanovllm.ops.backend import TORCH
 from nanovllm.sampling_params import SamplingParams

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from nanovllm.model.rope import ROPE_TYPES, scaled_frequencies
+from nanovllm.layers.rope import ROPE_TYPES, scaled_frequencies
 from nanovllm.validation import check_number
 
 FAMILIES = {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}

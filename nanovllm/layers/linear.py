@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanovllm.model.ranks import Ranks, Shard
+from nanovllm.models.model_config import ModelConfig
 from nanovllm.distributed.ranks import Ranks, Shard
 from nanovllm.model.model_config import ModelConfig
 

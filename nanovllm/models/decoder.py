@@ -10,6 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanovllm.layers.attention import AttentionMetadata
+from nanovllm.layers.backend import Backend
+from nanovllm.layers.linear import ColumnLinear, RowLinear, VocabEmbedding, VocabHead
+from nanovllm.layers.rope import rope_table
+from nanovllm.model.ranks import Ranks
+from nanovllm.models.model_config import ModelConfig
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.model.model_config import ModelConfig
 from nanovllm.model.parallel import ColumnLinear, RowLinear, VocabEmbedding, VocabHead

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nanovllm.model.rope import apply_rope
+from nanovllm.layers.rope import apply_rope
 
 WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 MOST_PADDING = 1.5  # slots that decode rows gather, for each one that they read

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanovllm.layers import attention, functional
+from nanovllm.layers.attention import AttentionMetadata, Rows
+from nanovllm.ops import sampler
 from nanovllm.ops import attention, logprobs, sampler
 from nanovllm.ops import linear as products
 from nanovllm.ops.attention import AttentionMetadata, Rows
@@ -23,8 +26,8 @@ class Backend:
     """One function a field, each with the signature of its torch twin."""
 
     name: str
-    linear: Callable[..., Tensor] = products.linear
-    gated_linear: Callable[..., Tensor] = products.gated_linear
+    linear: Callable[..., Tensor] = functional.linear
+    gated_linear: Callable[..., Tensor] = functional.gated_linear
     rope_store: Callable[..., Tensor] = attention.rope_store
     plan_decodes: Callable[..., Rows] = attention.plan_decodes
     attend_decodes: Callable[..., Tensor] = attention.attend_decodes
@@ -86,7 +89,7 @@ def choose_backend(name: str, device: torch.device, head_dim: int, block_size: i
 
 def compiled(backend: Backend) -> Backend:
     """`backend`, with what stands beside a product (norm, sum, gate) fused by torch.compile."""
-    linear, gated_linear = map(torch.compile, (products.linear, products.gated_linear))
+    linear, gated_linear = map(torch.compile, (functional.linear, functional.gated_linear))
     return replace(backend, linear=linear, gated_linear=gated_linear)
 
 
