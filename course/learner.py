@@ -25,8 +25,9 @@ from course.workload import LadderWorkload
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Batch, Scheduler
 from nanovllm.engine.sequence import Sequence
-from nanovllm.layers.attention import Rows, rope_store, store_kv
-from nanovllm.layers.backend import TORCH
+from nanovllm.layers.attention import rope_store, store_kv
+from nanovllm.layers.backend import TORCH_BACKEND
+from nanovllm.metadata import PhaseMetadata
 
 
 def stage_with(decode_step: Callable[..., Tensor] | None = None) -> ContiguousCache:
@@ -53,12 +54,14 @@ def backend_with(decode_step: Callable[..., Tensor]) -> Any:
     def project(*args: Any) -> Tensor:
         return rope_store(*args, store=keep)
 
-    def attend(query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float) -> Tensor:
-        if rows.longest > 1:
-            return contiguous.attend(query, k_cache, v_cache, rows, scale)
-        return decode_step(query, *fresh, k_cache, v_cache, rows.context_lens - 1)
+    def attend(
+        query: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: PhaseMetadata, scale: float
+    ) -> Tensor:
+        if metadata.max_query_len > 1:
+            return contiguous.attend(query, k_cache, v_cache, metadata, scale)
+        return decode_step(query, *fresh, k_cache, v_cache, metadata.seq_lens - 1)
 
-    return replace(TORCH, rope_store=project, attend_prompts=attend)
+    return replace(TORCH_BACKEND, rope_store=project, prefill_attention=attend)
 
 
 def joined(*classes: type) -> type:

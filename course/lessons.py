@@ -16,6 +16,8 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
         "sampling_params.py",
         "models/model_config.py",
         "models/decoder.py",
+        "layers/functional.py",
+        "layers/norm.py",
         "layers/rope.py",
         "checkpoint/generation_config.py",
         "checkpoint/weights.py",
@@ -26,7 +28,7 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
         "engine/detokenizer.py",
     ),
     "02_kv_cache": (),  # previews layers/attention.py, which lesson 03 completes
-    "03_paged_blocks": ("layers/attention.py",),
+    "03_paged_blocks": ("layers/attention.py", "metadata.py"),
     "04_prefix_hashing": ("engine/block_manager.py",),
     "05_scheduler": ("engine/sequence.py", "engine/scheduler.py"),
     "06_triton_kernels": (

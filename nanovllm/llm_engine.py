@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from nanovllm import vllm_defaults
+from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.checkpoint import weights
 from nanovllm.checkpoint.generation_config import make_default_params, read_generation_config
 from nanovllm.checkpoint.hub import find_model
@@ -46,11 +48,11 @@ from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.inputs import as_prompt
 from nanovllm.layers.attention import rope_store
-from nanovllm.layers.backend import choose_backend, compiled
-from nanovllm.layers.linear import check_divisible
+from nanovllm.layers.backend import choose_backend, compile_linears
 from nanovllm.model import loader
 from nanovllm.model.launch import facts_of
 from nanovllm.model.ranks import Ranks
+from nanovllm.models.model_config import ModelConfig, check_tensor_parallel_size
 from nanovllm.models.model_config import ModelConfig
 from nanovllm.inputs import parse_prompt
 from nanovllm.model.model_config import ModelConfig
@@ -114,8 +116,8 @@ class LLMEngine:
         check_type("engine_args", args, EngineArgs)
         args = replace(args)  # a checked copy: an attribute may have been set since the last check
         folder = find_model(args.model, args.revision)
-        config = ModelConfig.from_folder(folder)
-        check_divisible(config, args.tensor_parallel_size)
+        config = read_model_config(folder)
+        check_tensor_parallel_size(config, args.tensor_parallel_size)
         self.ranks = ranks or Ranks()
         self.args = settled = resolve_args(args, config)
         self.device = torch.device(settled.device)
@@ -129,7 +131,7 @@ class LLMEngine:
             args.attention_backend, self.device, config.head_dim, args.block_size
         )
         if args.enable_torch_compile:
-            backend = compiled(backend)
+            backend = compile_linears(backend)
         if store_kv is not None:
             store = partial(rope_store, store=store_kv)
             backend = replace(backend, rope_store=store, capturable=False)

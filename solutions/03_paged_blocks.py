@@ -67,8 +67,8 @@ lesson03.check_blocks_and_slots(blocks, empty, small_blocks, slot)
 #
 # *medium, 20 minutes*
 #
-# The new tokens of all rows stand in one flat row, as in the lesson: row $i$ has those from `starts[i]` up to
-# `starts[i + 1]`. Its context, `context_lens[i]` tokens, *ends* with them: earlier ones were stored in an
+# The new tokens of all rows stand in one flat row, as in the lesson: row $i$ has those from `query_start_loc[i]` up to
+# `query_start_loc[i + 1]`. Its context, `seq_lens[i]` tokens, *ends* with them: earlier ones were stored in an
 # earlier step. A padding row has a context of 0; what it computes must not be stored.
 #
 # With a block size of 4:
@@ -79,26 +79,26 @@ lesson03.check_blocks_and_slots(blocks, empty, small_blocks, slot)
 # | 1 | `[1, 0, 0]` | 2 | 2 | 0, 1 | 4, 5 |
 # | 2 | `[0, 0, 0]` | 0 | 2 | none | −1, −1 |
 #
-# Here `starts` is `[0, 3, 5, 7]`. A loop gives the right slots, but a step has thousands of tokens: try
+# Here `query_start_loc` is `[0, 3, 5, 7]`. A loop gives the right slots, but a step has thousands of tokens: try
 # without. Return int64. (Tables are int32. A GPU's cache may have more than $2^{31}$ numbers, so an address
 # must not be.)
 
 
 # %% tags=["exercise-slot_mapping"]
-def slot_mapping(block_tables, starts, context_lens, block_size):
+def slot_mapping(block_tables, query_start_loc, seq_lens, block_size):
     """The slot of every new token: [num_tokens] int64; -1 for what must not be stored.
 
-    block_tables: [rows, max_blocks] int32. starts: [rows + 1]. context_lens: [rows].
+    block_tables: [rows, max_blocks] int32. query_start_loc: [rows + 1]. seq_lens: [rows].
     """
     ### BEGIN SOLUTION find each token's row, then its position, then its slot
-    new = starts.diff()  # [rows]
+    new = query_start_loc.diff()  # [rows]
     row = torch.arange(len(new)).repeat_interleave(new)  # [num_tokens]
-    first = context_lens - new  # the position of each row's first new token
-    positions = first[row] + torch.arange(len(row)) - starts[row]
+    first = seq_lens - new  # the position of each row's first new token
+    positions = first[row] + torch.arange(len(row)) - query_start_loc[row]
     positions = positions.clamp(min=0)  # those of padding are below 0
     blocks = block_tables[row, positions // block_size].long()
     slots = blocks * block_size + positions % block_size
-    return slots.masked_fill(context_lens[row] == 0, -1)
+    return slots.masked_fill(seq_lens[row] == 0, -1)
     ### END SOLUTION
 
 
@@ -114,8 +114,8 @@ lesson03.check_slot_mapping(slot_mapping)
 # </details>
 # <details><summary>Hint 2: the steps</summary>
 #
-# `starts.diff()` counts each row's new tokens; `repeat_interleave` makes the list of rows. A token's position
-# is its row's first one, `context - new`, plus how far it stands behind `starts[row]`. Table entry
+# `query_start_loc.diff()` counts each row's new tokens; `repeat_interleave` makes the list of rows. A token's position
+# is its row's first one, `context - new`, plus how far it stands behind `query_start_loc[row]`. Table entry
 # `position // block_size`, as int64, times `block_size`, plus `position % block_size`. Last, −1 where the
 # context is 0. (Padding has positions below 0: clamp them before you look anything up.)
 #

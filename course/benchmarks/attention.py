@@ -9,7 +9,8 @@ On a GPU the round is captured as a CUDA graph where the function can be, so tha
 device's and not Python's, and each replay is timed by events; the median counts. On a CPU each
 shape has an eighth of its requests and of its tokens, and time is the clock's.
 
-What is measured is a backend's `attend_decodes`; its plan, made once a step for all layers, is not.
+What is measured is a backend's `decode_attention`. Its plan is not, because a step makes it once
+for all layers.
 
 Three mixes of lengths follow, in full size on any machine: 255 short requests alone, then with one
 of 1,000 tokens, then with one of 8,000. A longer request should add the time of its own tokens. It
@@ -68,14 +69,14 @@ class Inputs:
     k_cache: Any  # [blocks, BLOCK_SIZE, KV_HEADS, HEAD_DIM]
     v_cache: Any  # as k_cache
     block_tables: Any  # [n, width] int32; blocks in random order, rows padded with 0
-    context_lens: Any  # [n] int32
+    seq_lens: Any  # [n] int32
 
     def prepare(self, backend: Any) -> Callable[[], Any]:
         """A call of the backend's attention, for which all has been planned."""
-        positions, tables = self.context_lens - 1, self.block_tables
-        rows = backend.plan_decodes(positions, tables, self.k_cache, HEADS)
+        positions, tables = self.seq_lens - 1, self.block_tables
+        rows = backend.plan_decode(positions, tables, self.k_cache, HEADS)
         scale = HEAD_DIM**-0.5
-        return lambda: backend.attend_decodes(self.query, self.k_cache, self.v_cache, rows, scale)
+        return lambda: backend.decode_attention(self.query, self.k_cache, self.v_cache, rows, scale)
 
 
 def make_inputs(lens: list[int], device: Any, dtype: Any, seed: int) -> Inputs:
@@ -95,7 +96,7 @@ def make_inputs(lens: list[int], device: Any, dtype: Any, seed: int) -> Inputs:
         k_cache=torch.randn(shape, **make),
         v_cache=torch.randn(shape, **make),
         block_tables=torch.tensor(tables, dtype=torch.int32, device=device),
-        context_lens=torch.tensor(lens, dtype=torch.int32, device=device),
+        seq_lens=torch.tensor(lens, dtype=torch.int32, device=device),
     )
 
 

@@ -36,9 +36,15 @@ from course.benchmarks.attention import (
 from course.benchmarks.roofline import BUFFER_BYTES, read_bandwidth, seconds_of
 from course.timing import Timing
 from nanovllm.layers import attention
-from nanovllm.layers.attention import AttentionMetadata, Rows
-from nanovllm.layers.backend import TORCH, Backend, flash_backend, has_flash, triton_backend
+from nanovllm.layers.backend import (
+    TORCH_BACKEND,
+    Backend,
+    flash_backend,
+    has_flash_attention,
+    triton_backend,
+)
 from nanovllm.layers.rope import rope_frequencies, rope_table
+from nanovllm.metadata import AttentionMetadata, PhaseMetadata
 
 TOKENS = {"cuda": (16_384, 256), "cpu": (256, 16)}  # a prefill step, a decode step
 DECODE_SCALE = {"cuda": 1.0, "cpu": 1 / 16}
@@ -64,11 +70,11 @@ def store_versions() -> dict[str, Callable]:
     found = {"torch": attention.store_kv}
     if can_run_triton():
         from course.labs import toy_kernels as toy
-        from nanovllm.ops import kernels
+        from nanovllm.kernels import store
 
         found |= {
             "a program a head": toy.store_heads,
-            "a program a token": kernels.store_kv,  # the engine's
+            "a program a token": store.store_kv,  # the engine's
         }
     return found
 
@@ -78,35 +84,35 @@ def rope_versions() -> dict[str, Callable]:
     found = {"torch": attention.rope_store}
     if can_run_triton():
         from course.labs import toy_kernels as toy
-        from nanovllm.ops import kernels
+        from nanovllm.kernels import store
 
-        found |= {"three kernels": toy.norm_rope_store, "the engine's, fused": kernels.rope_store}
+        found |= {"three kernels": toy.norm_rope_store, "the engine's, fused": store.rope_store}
     return found
 
 
 def decode_versions() -> dict[str, Backend]:
     """Backends that differ in their decode attention."""
-    found = {"torch": TORCH}
+    found = {"torch": TORCH_BACKEND}
     if can_run_triton():
         from course.labs import toy_kernels as toy
 
-        found["a program a head"] = replace(TORCH, attend_decodes=toy.attend_whole)
-        found["split"] = replace(TORCH, attend_decodes=attend_split)
+        found["a program a head"] = replace(TORCH_BACKEND, decode_attention=toy.attend_whole)
+        found["split"] = replace(TORCH_BACKEND, decode_attention=attend_split)
         found["the engine's"] = triton_backend()
-    if torch.cuda.is_available() and has_flash(BLOCK_SIZE):
+    if torch.cuda.is_available() and has_flash_attention(BLOCK_SIZE):
         found["FlashAttention"] = flash_backend(BLOCK_SIZE)
     return found
 
 
 def attend_split(
-    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: PhaseMetadata, scale: float
 ) -> Tensor:
     """The lesson's split attention, with as many parts as keep this GPU busy."""
     from course.labs import toy_kernels as toy
 
-    longest = rows.block_tables.shape[1] * k_cache.shape[1]
+    longest = metadata.block_tables.shape[1] * k_cache.shape[1]
     parts = choose_splits(query.shape[0] * query.shape[1], longest, processors(query.device))
-    return toy.attend_split(query, k_cache, v_cache, rows, scale, parts)
+    return toy.attend_split(query, k_cache, v_cache, metadata, scale, parts)
 
 
 def processors(device: torch.device) -> int:
@@ -160,7 +166,7 @@ def make_tokens(num_tokens: int, device: torch.device, dtype: torch.dtype, seed:
     cache = (-(-num_tokens // BLOCK_SIZE), BLOCK_SIZE, KV_HEADS, HEAD_DIM)
     order = torch.randperm(num_tokens, generator=generator, device=device)
     positions = torch.arange(num_tokens, dtype=torch.int32, device=device)
-    rows = Rows(order, positions, positions, positions)
+    rows = PhaseMetadata(order, positions, positions, positions)
     rope = rope_table(rope_frequencies(HEAD_DIM, 1e6), num_tokens)
     return Tokens(
         qkv=torch.randn(num_tokens, (HEADS + 2 * KV_HEADS) * HEAD_DIM, **make),
@@ -174,9 +180,9 @@ def make_tokens(num_tokens: int, device: torch.device, dtype: torch.dtype, seed:
 
 def make_norm(**make: Any) -> nn.Module:
     """An RMSNorm over a head, with random weights near 1."""
-    from nanovllm.models.decoder import RMSNorm
+    from nanovllm.layers.norm import RMSNorm
 
-    norm = RMSNorm(HEAD_DIM, SimpleNamespace(dtype=make["dtype"], rms_norm_eps=1e-6))
+    norm = RMSNorm(HEAD_DIM, 1e-6, make["dtype"])
     norm.weight.copy_(1 + 0.1 * torch.randn(HEAD_DIM, **make))
     return norm.to(make["device"])
 

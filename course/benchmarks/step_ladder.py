@@ -43,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 GROUPS = {  # part of a kernel's name -> what it does; the first that fits
     "decode_attention": "attention",
-    "merge_parts": "attention",
+    "merge_partials": "attention",
     "shared_prefix": "attention",
     "plan_kernel": "attention",
     "rope": "RoPE and store",

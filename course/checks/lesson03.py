@@ -63,9 +63,11 @@ PAGE: Rows = [([5, 2, 7], 10, 3), ([1, 0, 0], 2, 2), ([0, 0, 0], 0, 2)]
 
 def slots_of(slot_mapping: Any, rows: Rows, block_size: int) -> Tensor:
     tables, contexts, new = zip(*rows, strict=True)
-    starts = torch.tensor([0, *new]).cumsum(0)
+    query_start_loc = torch.tensor([0, *new]).cumsum(0)
     block_tables = torch.tensor(tables, dtype=torch.int32)
-    result = attempt(slot_mapping, block_tables, starts, torch.tensor(contexts), block_size)
+    result = attempt(
+        slot_mapping, block_tables, query_start_loc, torch.tensor(contexts), block_size
+    )
     expect(
         isinstance(result, Tensor),
         f"A tensor of int64 is wanted; yours is a {type(result).__name__}.",

@@ -77,7 +77,7 @@ def step_flops(c: ModelConfig, n: int) -> int:
 
 def counted_flops(stage: Recompute, n: int) -> int:
     """The same, counted by PyTorch while the stage computes n tokens."""
-    products = patch.object(attention, "WITHOUT_PLANS", [SDPBackend.MATH])
+    products = patch.object(attention, "SDPA_BACKENDS", [SDPBackend.MATH])
     with FlopCounterMode(display=False) as counted, products:
         stage.last_logits([1] * n)  # attention as products, which are counted; fused it is not
     return counted.get_total_flops()

@@ -59,11 +59,11 @@ def ask_and_compare(
 ) -> tuple[Sequence, Comparison]:
     """Ask an engine for `count` greedy tokens, and hold them to the reference; the request, too."""
     decoder = engine.core.runner.model
-    compute, kept = decoder.logits, keep_logits(engine)
+    compute, kept = decoder.compute_logits, keep_logits(engine)
     try:
         [seq] = ask(engine, [prompt], count)
     finally:
-        decoder.logits = compute  # type: ignore[method-assign]
+        decoder.compute_logits = compute  # type: ignore[method-assign]
     logits = torch.cat(kept)
     return seq, compare_with_transformers(engine.args.model, prompt, seq.output_ids, logits)
 
@@ -72,13 +72,13 @@ def keep_logits(engine: LLMEngine) -> list[Tensor]:
     """A list to which every later step of the engine adds its logits [rows, vocab_size]."""
     kept: list[Tensor] = []
     decoder = engine.core.runner.model
-    compute = decoder.logits
+    compute = decoder.compute_logits
 
     def compute_and_keep(hidden: Tensor) -> Tensor:
         kept.append(compute(hidden))
         return kept[-1]
 
-    decoder.logits = compute_and_keep  # type: ignore[method-assign]
+    decoder.compute_logits = compute_and_keep  # type: ignore[method-assign]
     return kept
 
 

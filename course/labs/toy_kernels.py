@@ -1,4 +1,4 @@
-"""The kernels of lesson 06: small forms of those in `nanovllm/ops/kernels.py`, to read and to time.
+"""The kernels of lesson 06: small forms of those in `nanovllm/kernels/`, to read and to time.
 
 Each is one program run many times at once. They work on any shape, are checked against torch, and
 leave out what makes the engine's own fast or general: `course.benchmarks.kernel_ladder` times both.
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanovllm.ops.kernels import store_kv
+from nanovllm.kernels.store import store_kv
 
 # -- the store -----------------------------------------------------------------------------------
 
@@ -127,13 +127,13 @@ def attend_range(
 
 @triton.jit
 def whole_kernel(
-    query, k_cache, v_cache, tables, context_lens, out, scale, table_stride,
+    query, k_cache, v_cache, tables, seq_lens, out, scale, table_stride,
     GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """One program: one sequence and one query head, over its whole context."""
     row, head, d = tl.program_id(0), tl.program_id(1), tl.arange(0, DIM)
-    length = tl.load(context_lens + row)
+    length = tl.load(seq_lens + row)
     at = (row * GROUP * KV_HEADS + head) * HEAD_DIM + d
     q = tl.load(query + at, d < HEAD_DIM, 0.0).to(tl.float32)
     _, total, acc = attend_range(
@@ -145,14 +145,14 @@ def whole_kernel(
 
 @triton.jit
 def split_kernel(
-    query, k_cache, v_cache, tables, context_lens, partial, scale, table_stride,
+    query, k_cache, v_cache, tables, seq_lens, partial, scale, table_stride,
     GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """One program: one sequence, one query head, one of the equal parts of its context."""
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     d, num_splits = tl.arange(0, DIM), tl.num_programs(2)
-    length = tl.load(context_lens + row)
+    length = tl.load(seq_lens + row)
     share = tl.cdiv(length, num_splits)
     first = split * share
     row_head = row * GROUP * KV_HEADS + head
@@ -195,25 +195,25 @@ def shape_args(query: Tensor, k_cache: Tensor) -> tuple[int, ...]:
     return group, kv_heads, dim, block_size, TILE, triton.next_power_of_2(dim)
 
 
-def attend_whole(query: Tensor, k_cache: Tensor, v_cache: Tensor, rows, scale: float) -> Tensor:
-    """As `attention.attend_decodes`: a program a sequence and query head."""
-    out, tables = torch.empty_like(query), rows.block_tables
+def attend_whole(query: Tensor, k_cache: Tensor, v_cache: Tensor, metadata, scale: float) -> Tensor:
+    """As `attention.decode_attention`: a program a sequence and query head."""
+    out, tables = torch.empty_like(query), metadata.block_tables
     whole_kernel[query.shape[:2]](
-        query, k_cache, v_cache, tables, rows.context_lens, out, scale, tables.stride(0),
+        query, k_cache, v_cache, tables, metadata.seq_lens, out, scale, tables.stride(0),
         *shape_args(query, k_cache),
     )  # fmt: skip
     return out
 
 
 def attend_split(
-    query: Tensor, k_cache: Tensor, v_cache: Tensor, rows, scale: float, num_splits: int
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, metadata, scale: float, num_splits: int
 ) -> Tensor:
     """As `attend_whole`, each context cut into `num_splits` equal parts, then merged."""
-    (num_rows, heads, dim), tables = query.shape, rows.block_tables
+    (num_rows, heads, dim), tables = query.shape, metadata.block_tables
     out = torch.empty_like(query)
     partial = query.new_empty(num_rows, heads, num_splits, dim + 2, dtype=torch.float32)
     split_kernel[(num_rows, heads, num_splits)](
-        query, k_cache, v_cache, tables, rows.context_lens, partial, scale, tables.stride(0),
+        query, k_cache, v_cache, tables, metadata.seq_lens, partial, scale, tables.stride(0),
         *shape_args(query, k_cache),
     )  # fmt: skip
     merge_kernel[(num_rows * heads,)](partial, out, num_splits, dim, triton.next_power_of_2(dim))

@@ -21,11 +21,12 @@ from course.benchmarks.measure import check_counts
 from course.benchmarks.roofline import kv_bytes_per_token
 from course.timing import synchronize
 from course.workload import LadderWorkload
-from nanovllm.checkpoint.hub import find_model
-from nanovllm.checkpoint.weights import resolve_dtype
+from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.config import EngineArgs
 from nanovllm.llm_engine import settle
 from nanovllm.model.loader import choose_dtype, find_model
+from nanovllm.checkpoint.hub import find_model
+from nanovllm.checkpoint.weights import resolve_dtype
 from nanovllm.models.model_config import ModelConfig
 from nanovllm.llm_engine import resolve_args
 from nanovllm.model.model_config import ModelConfig
@@ -114,7 +115,7 @@ class Stage:
     def __init__(self, model: str | Path, device: str = "auto", dtype: str = "auto"):
         """model: a folder or Hugging Face id; device: "cpu", "cuda" or "auto"."""
         folder = find_model(str(model), None)
-        config = ModelConfig.from_folder(folder)
+        config = read_model_config(folder)
         self.args = resolve_args(
             EngineArgs(str(folder), device=device, use_tqdm_on_load=False), config
         )

@@ -13,20 +13,23 @@ from torch import Tensor
 from course.stages.common import Recorder, greedy
 from course.stages.recompute import DecoderStage
 from course.workload import LadderWorkload
-from nanovllm.layers.attention import AttentionMetadata, Rows, masked_attention
-from nanovllm.layers.backend import TORCH
+from nanovllm.layers.attention import masked_attention
+from nanovllm.layers.backend import TORCH_BACKEND
+from nanovllm.metadata import AttentionMetadata, PhaseMetadata
 
 
-def attend(query: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows, scale: float) -> Tensor:
+def attend(
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: PhaseMetadata, scale: float
+) -> Tensor:
     """Attention of query [rows * new, heads, head_dim] over caches [rows, max_len, kv_heads, dim].
 
-    All rows have as many new tokens; row i reads the first context_lens[i] tokens of its place.
+    All rows have as many new tokens; row i reads the first seq_lens[i] tokens of its place.
     No table is looked up, and nothing is copied: that is what being contiguous is good for.
     """
-    num_rows, new = len(rows.context_lens), rows.longest
-    length = int(rows.context_lens.max())
+    num_rows, new = len(metadata.seq_lens), metadata.max_query_len
+    length = int(metadata.seq_lens.max())
     readable = torch.arange(length, device=query.device)
-    last = rows.context_lens[:, None] - new + torch.arange(new, device=query.device)  # [rows, new]
+    last = metadata.seq_lens[:, None] - new + torch.arange(new, device=query.device)  # [rows, new]
     out = masked_attention(
         query.unflatten(0, (num_rows, new)).transpose(1, 2),  # [rows, heads, new, head_dim]
         k_cache[:, :length].transpose(1, 2),  # [rows, kv_heads, length, head_dim]
@@ -41,7 +44,7 @@ class ContiguousCache(DecoderStage):
     """Prefill and decode over [batch, max_len], a batch at a time."""
 
     number, name, lesson = 2, "contiguous cache", "02_kv_cache"
-    backend = replace(TORCH, attend_decodes=attend, attend_prompts=attend)
+    backend = replace(TORCH_BACKEND, decode_attention=attend, prefill_attention=attend)
 
     def serve(self, workload: LadderWorkload, recorder: Recorder) -> None:
         size = max(1, workload.kv_tokens // workload.max_len)  # rows that fit in the room
@@ -81,12 +84,12 @@ class ContiguousCache(DecoderStage):
         ids = torch.tensor(padded, device=self.device)
         hidden = self.forward(ids, torch.zeros_like(lengths), cache)
         last = torch.arange(len(prompts), device=self.device) * longest + lengths - 1
-        return self.model.logits(hidden[last])
+        return self.model.compute_logits(hidden[last])
 
     def decode(self, next_ids: list[int], lengths: Tensor, cache: Tensor) -> Tensor:
         """Compute one token a row, at position lengths[row]; logits [rows, vocab_size] after it."""
         ids = torch.tensor(next_ids, device=self.device)[:, None]
-        return self.model.logits(self.forward(ids, lengths, cache))
+        return self.model.compute_logits(self.forward(ids, lengths, cache))
 
     def forward(self, ids: Tensor, begin: Tensor, cache: Tensor) -> Tensor:
         """Hidden states [rows * new, hidden_size] of ids [rows, new], row i's from begin[i] on."""
@@ -94,12 +97,12 @@ class ContiguousCache(DecoderStage):
         max_len = cache.shape[3]
         positions = begin[:, None] + torch.arange(new, device=self.device)  # [rows, new]
         row = torch.arange(num_rows, device=self.device)
-        batch = Rows(
+        batch = PhaseMetadata(
             slot_mapping=(row[:, None] * max_len + positions).flatten(),
-            context_lens=begin + new,
+            seq_lens=begin + new,
             block_tables=row[:, None],  # row i's only block is block i
-            starts=torch.arange(num_rows + 1, device=self.device) * new,
-            longest=new,
+            query_start_loc=torch.arange(num_rows + 1, device=self.device) * new,
+            max_query_len=new,
         )
         metadata = AttentionMetadata(positions.flatten(), None, batch)
         return self.model(ids.flatten(), cache, metadata)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from course.stages.common import Recorder, Stage, greedy
 from course.workload import LadderWorkload
-from nanovllm.layers.attention import AttentionMetadata, Rows
-from nanovllm.layers.backend import TORCH, Backend
+from nanovllm.layers.backend import TORCH_BACKEND, Backend
+from nanovllm.metadata import AttentionMetadata, PhaseMetadata
 from nanovllm.model.loader import load_model
 from nanovllm.model.ranks import Ranks
 from nanovllm.models.decoder import Decoder
@@ -23,7 +23,7 @@ from nanovllm.ops.backend import TORCH, Backend
 class DecoderStage(Stage):
     """A stage that drives the decoder itself, with attention in plain torch."""
 
-    backend: Backend = TORCH
+    backend: Backend = TORCH_BACKEND
     model: Decoder
 
     def prepare(self, workload: LadderWorkload) -> None:
@@ -72,14 +72,14 @@ class Recompute(DecoderStage):
         """
         length = len(token_ids)
         positions = torch.arange(length, device=self.device)
-        text = Rows(
+        text = PhaseMetadata(
             slot_mapping=positions,
-            context_lens=torch.tensor([length], device=self.device),
+            seq_lens=torch.tensor([length], device=self.device),
             block_tables=torch.zeros(1, 1, dtype=torch.int64, device=self.device),
-            starts=torch.tensor([0, length], device=self.device),
-            longest=length,
+            query_start_loc=torch.tensor([0, length], device=self.device),
+            max_query_len=length,
         )
         scratch = self.new_cache(1, length)[:1].expand(self.config.num_hidden_layers, *[-1] * 5)
         ids = torch.tensor(token_ids, device=self.device)
         hidden = self.model(ids, scratch, AttentionMetadata(positions, None, text))
-        return self.model.logits(hidden[-1:])
+        return self.model.compute_logits(hidden[-1:])

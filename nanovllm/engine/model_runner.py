@@ -21,7 +21,8 @@ from nanovllm.engine.adjustments import AdjustmentTables
 from nanovllm.engine.logprobs import prompt_targets
 from nanovllm.engine.persistent_batch import PersistentBatch, upload
 from nanovllm.engine.scheduler import Batch
-from nanovllm.layers.attention import SLOTS_AT_ONCE, AttentionMetadata, Rows
+from nanovllm.layers.attention import MAX_GATHERED_SLOTS
+from nanovllm.metadata import AttentionMetadata, PhaseMetadata
 from nanovllm.model.ranks import Ranks
 from nanovllm.models.decoder import Decoder
 from nanovllm.logprobs import MAX_LOGPROBS
@@ -142,7 +143,7 @@ class ModelRunner:
         whole rows of logits, and otherwise compare the best of each rank.
         """
         positions = self.rows.positions[:size]
-        decodes = self._plan_decodes(size)
+        decodes = self._plan_decode(size)
         batch = AttentionMetadata(positions, decodes, None)
         hidden = self.model(self.rows.ids[:size], self.kv_cache, batch)
         positions += positions >= 0
@@ -156,7 +157,7 @@ class ModelRunner:
         input_ids, positions, prompts = self._prompts(batch[num_decodes:], num_decodes)
         decodes = None
         if num_decodes:
-            decodes = self._plan_decodes(num_decodes)
+            decodes = self._plan_decode(num_decodes)
             input_ids = torch.cat((self.rows.ids[:num_decodes], input_ids))
             positions = torch.cat((self.rows.positions[:num_decodes], positions))
         metadata = AttentionMetadata(positions, decodes, prompts)
@@ -169,12 +170,12 @@ class ModelRunner:
         sampled = self._sample(hidden, upload(sampling, self.device), whole_rows)
         return *sampled, prompt_logprobs
 
-    def _plan_decodes(self, size: int) -> Rows:
+    def _plan_decode(self, size: int) -> PhaseMetadata:
         tables, positions = self.rows.block_tables[:size], self.rows.positions[:size]
         k_cache = self.kv_cache[0, 0]
-        return self.backend.plan_decodes(positions, tables, k_cache, self.model.local_heads)
+        return self.backend.plan_decode(positions, tables, k_cache, self.model.num_local_heads)
 
-    def _prompts(self, rows: Batch, num_before: int) -> tuple[Tensor, Tensor, Rows]:
+    def _prompts(self, rows: Batch, num_before: int) -> tuple[Tensor, Tensor, PhaseMetadata]:
         """The rows' ids and positions, both [num_tokens] int32, and where they are stored.
 
         What a shared block holds is not stored again: such a block is never written.
@@ -188,12 +189,12 @@ class ModelRunner:
             positions.append(at)
             ids += row.seq.token_ids[row.start : row.end]
         counts = [row.num_tokens for row in rows]
-        prompts = Rows(
+        prompts = PhaseMetadata(
             slot_mapping=upload(np.concatenate(slots), self.device),
-            context_lens=upload(np.array([row.end for row in rows], np.int32), self.device),
+            seq_lens=upload(np.array([row.end for row in rows], np.int32), self.device),
             block_tables=self.rows.block_tables[num_before : num_before + len(rows)],
-            starts=upload(np.array([0, *accumulate(counts)], np.int32), self.device),
-            longest=max(counts),
+            query_start_loc=upload(np.array([0, *accumulate(counts)], np.int32), self.device),
+            max_query_len=max(counts),
         )
         flat = np.concatenate(positions).astype(np.int32)
         return upload(np.array(ids, np.int32), self.device), upload(flat, self.device), prompts
@@ -215,7 +216,7 @@ class ModelRunner:
 
     def _sample(self, hidden: Tensor, rows: slice | Tensor, whole_rows: bool) -> Sampled:
         metadata, size = self._sampling_metadata(rows), self.model.vocab_size
-        logits = self._whole_logits(hidden) if whole_rows else self.model.logits(hidden)
+        logits = self._whole_logits(hidden) if whole_rows else self.model.compute_logits(hidden)
         ids = sample(logits, metadata, self.ranks, size, self.backend, whole_rows)
         logprobs = None
         if whole_rows:
@@ -226,7 +227,7 @@ class ModelRunner:
 
     def _whole_logits(self, hidden: Tensor) -> Tensor:
         """Logits [num_rows, vocab_size] of hidden rows, gathered from all ranks."""
-        logits = self.model.logits(hidden)
+        logits = self.model.compute_logits(hidden)
         if self.ranks.world_size == 1:
             return logits
         return self.ranks.all_gather_columns(logits, self.model.vocab_size)
@@ -298,9 +299,9 @@ class ModelRunner:
             self._mixed(batch, decodes, [0] * num_rows, whole_rows)
 
     def _rehearse_decodes(self, num_rows: int, longest: int) -> None:
-        """Rows that together have SLOTS_AT_ONCE tokens, or one that is longer: no more are gathered
-        at once in torch."""
-        most = SLOTS_AT_ONCE[self.device.type]
+        """Rows that together have MAX_GATHERED_SLOTS tokens, or one that is longer: attention in
+        torch gathers no more at once."""
+        most = MAX_GATHERED_SLOTS[self.device.type]
         rows = min(num_rows, -(-most // longest))
         length = longest if rows == 1 else min(longest, most // rows)
         for whole_rows in (False, True) if self.ranks.world_size > 1 else (True,):

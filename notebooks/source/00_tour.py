@@ -238,9 +238,9 @@ assert bound(64, 4 * 32, 16, 32) == bound(64, 32, 16, 32)
 
 # %%
 from course.labs.reference import logits_along
-from nanovllm.models.model_config import ModelConfig
+from nanovllm.checkpoint.config_json import read_model_config
 
-layers, head, kept = tour_lab.count(ModelConfig.from_folder(own_model()))
+layers, head, kept = tour_lab.count(read_model_config(own_model()))
 print(f"P = {layers:,} + {head:,} = {layers + head:,}, {4 * (layers + head):,} bytes in float32")
 print(f"k = {4 * kept:,} bytes")
 

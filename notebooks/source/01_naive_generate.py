@@ -338,18 +338,19 @@ show(generate_plots.recomputed(prompt=8, count=8))
 #
 # ## Assemble: the same in the engine
 #
-# You wrote what these lines do. A linear takes norm, sum or gate along: a GPU can do them in one pass.
+# You wrote what these lines do. `norm_linear` is `linear(norm(x))` in one function, because a GPU can do both in one pass; so are the others.
 
 # %%
-from nanovllm.layers.functional import gated_linear, linear
+from nanovllm.layers.functional import linear_add, norm_linear, norm_swiglu
 from nanovllm.models.decoder import Attention, Decoder, DecoderLayer
 
-show_source(Attention.forward, DecoderLayer.forward, Decoder.forward, linear, gated_linear)
+show_source(DecoderLayer.forward, Attention.forward, Decoder.forward)
+show_source(norm_linear, linear_add, norm_swiglu)
 show_source(draw, filter_scores, load_weights)  # a missing tensor is an error
 
 # %% [markdown]
-# Ours left out: `rope_store` also writes keys and values into a **cache**, `kv`, which `attend`
-# reads (lesson 02); stage 01 throws it away. `batch`: tokens of many requests stand in one row. `backend`: the
+# Ours left out: `rope_store` also writes keys and values into a **cache**, `kv_cache`, which `paged_attention`
+# reads (lesson 02); stage 01 throws it away. `metadata`: tokens of many requests stand in one row. `backend`: the
 # functions may be GPU kernels (lesson 06). `shard`, `first_id`: one GPU's part (lesson 08).
 #
 # ## Check

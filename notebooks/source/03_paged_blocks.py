@@ -7,7 +7,7 @@
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used in measurements if there is one |
 # | Needs | lessons 00 to 02 |
-# | Ends in | `nanovllm/layers/attention.py`; previews `nanovllm/engine/block_manager.py` |
+# | Ends in | `nanovllm/layers/attention.py`, `nanovllm/metadata.py`; previews `nanovllm/engine/block_manager.py` |
 
 # %% [markdown]
 # ## What hurts now
@@ -178,13 +178,14 @@ assert torch.equal(paged, attention(q, K, V))
 #
 # `nanovllm/layers/attention.py` does this for a batch and all heads. A block id means the same block in every layer's cache,
 # so one table serves all. A **row** is one request in one step. All rows' new tokens stand in one flat batch, decode rows
-# first; `starts` says whose is which. (`longest`, `plan`, `heads`: lesson 06.)
+# first; `query_start_loc` says whose is which. (`max_query_len`, `plan`, `num_heads`: lesson 06.)
 
 # %%
 from course.reading import show_source
 from nanovllm.layers import attention as ops
+from nanovllm.metadata import AttentionMetadata, PhaseMetadata
 
-show_source(ops.Rows, ops.AttentionMetadata, ops.store_kv, ops.plan_decodes)
+show_source(PhaseMetadata, AttentionMetadata, ops.store_kv, ops.plan_decode)
 
 # %% [markdown]
 # Some rows have no request behind them (lesson 07): their slot is −1, and nothing is stored. Plain indexing would take −1
@@ -196,8 +197,8 @@ H, H_kv, D, lengths = 4, 2, 4, (10, 3)
 keys, values = ([torch.randn(n, H_kv, D) for n in lengths] for _ in range(2))
 k_cache, v_cache = torch.full((2, 8, block_size, H_kv, D), 99.0)
 tables = torch.tensor([[5, 2, 7], [1, 0, 0], [0, 0, 0]], dtype=torch.int32)
-rows = ops.plan_decodes(torch.tensor([9, 2, -1]), tables, k_cache, H)
-print("slots:", rows.slot_mapping.tolist(), " tokens to read:", rows.context_lens.tolist())
+rows = ops.plan_decode(torch.tensor([9, 2, -1]), tables, k_cache, H)
+print("slots:", rows.slot_mapping.tolist(), " tokens to read:", rows.seq_lens.tolist())
 where = torch.cat([slots, torch.tensor([4, 5, 6, -1])])  # of all tokens, and of the missing row
 stored = (torch.cat([*x, torch.zeros(1, H_kv, D)]) for x in (keys, values))
 ops.store_kv(*stored, k_cache, v_cache, where)
@@ -205,17 +206,17 @@ assert rows.slot_mapping.tolist() == [where[9], where[12], where[13]] == [29, 6,
 assert (k_cache[7, 3] == 99).all(), "slot 31, the last one, was written"
 
 # %%
-show_source(ops.slots_of, ops.gather_kv, ops.group_by_length, ops.attend_decodes)
+show_source(ops.compute_slots, ops.gather_kv, ops.group_by_length, ops.decode_attention)
 
 # %% [markdown]
-# `attend_decodes` gathers the keys and values of a row from its slots, masks, and attends. Rows of unequal length must be
+# `decode_attention` gathers the keys and values of a row from its slots, masks, and attends. Rows of unequal length must be
 # padded, and padding all rows to the longest is expensive: one request of 1,000 tokens would make 255 requests of 10 tokens
 # a hundred times as long. That is why `group_by_length` puts rows of similar length together. Where a row has ended, it
 # gathers its own last token again. Another request's slot would not do, although the mask gives it the weight 0, because it
 # may hold a NaN, and $0 \cdot \text{NaN}$ is NaN.
 
 # %%
-show_source(ops.attend_prompts, ops._attend_prompt, ops.masked_attention)
+show_source(ops.prefill_attention, ops.prefill_chunk, ops.masked_attention)
 
 # %% [markdown]
 # `masked_attention` is PyTorch's, with query heads that share a key head placed where a prompt's tokens would stand (a
@@ -235,12 +236,12 @@ def agrees(out, query, new):
 
 
 query = torch.randn(3, H, D)
-out = ops.attend_decodes(query, k_cache, v_cache, rows, scale=0.5)
+out = ops.decode_attention(query, k_cache, v_cache, rows, scale=0.5)
 agrees(out[:2], query[:2], new=(1, 1))
 for new in ((10, 3), (4, 3)):
-    query, starts = torch.randn(sum(new), H, D), torch.tensor([0, new[0], sum(new)])
-    some = ops.Rows(torch.empty(0), torch.tensor(lengths), tables[:2], starts)
-    agrees(ops.attend_prompts(query, k_cache, v_cache, some, scale=0.5), query, new)
+    query, query_start_loc = torch.randn(sum(new), H, D), torch.tensor([0, new[0], sum(new)])
+    some = PhaseMetadata(torch.empty(0), torch.tensor(lengths), tables[:2], query_start_loc)
+    agrees(ops.prefill_attention(query, k_cache, v_cache, some, scale=0.5), query, new)
 print("decode rows, prompts and the rest of a prompt: equal to contiguous attention")
 
 # %% [markdown]

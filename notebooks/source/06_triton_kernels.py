@@ -7,7 +7,7 @@
 # | Difficulty | hard |
 # | Hardware | any laptop; on a GPU the same cells compile their kernels |
 # | Needs | lessons 02, 03 and 05 |
-# | Ends in | `nanovllm/ops/kernels.py`, `nanovllm/kernels/sampling.py`, `nanovllm/layers/backend.py` |
+# | Ends in | `nanovllm/kernels/store.py`, `nanovllm/kernels/decode_attention.py`, `nanovllm/kernels/decode_plan.py`, `nanovllm/kernels/prefill_attention.py`, `nanovllm/kernels/linear.py`, `nanovllm/kernels/sampling.py`, `nanovllm/kernels/flash_attention.py`, `nanovllm/kernels/device_functions.py`, `nanovllm/kernels/gpu_limits.py`, `nanovllm/layers/backend.py` |
 
 # %% [markdown]
 # ## What hurts now
@@ -159,16 +159,16 @@ assert offset < 0
 # %%
 from nanovllm.layers import attention
 
-show_from("nanovllm/ops/kernels.py", "store_kv_kernel", "store_kv")
+show_from("nanovllm/kernels/store.py", "store_kv_kernel", "store_kv")
 if has_triton:
     from course.labs import toy_kernels as toy
-    from nanovllm.ops import kernels
+    from nanovllm.kernels import store
 qkv = torch.randn(5, 10, 6, device=device)  # 6 query heads, 2 key heads, 2 value heads; 6 numbers
 parts = qkv[:, 6:8], qkv[:, 8:]
 slots = torch.tensor([7, 3, -1, 0, 2], device=device)
 caches = [torch.zeros(2, 4, 2, 6, device=device) for _ in range(4)]
 attention.store_kv(*parts, *caches[:2], slots)
-call(lambda: kernels.store_kv(*parts, *caches[2:], slots))
+call(lambda: store.store_kv(*parts, *caches[2:], slots))
 for found, wanted in zip(caches[2:], caches[:2], strict=True):
     agree(found, wanted)
 assert not parts[0].is_contiguous()
@@ -219,7 +219,7 @@ assert separate == 2 * fused
 # `gdc_launch_dependents` lets the next kernel start early, `gdc_wait` waits for the one ahead.
 
 # %%
-show_from("nanovllm/ops/kernels.py", "rope_store_kernel")
+show_from("nanovllm/kernels/store.py", "rope_store_kernel")
 
 # %% [markdown]
 # ## Step 5: softmax in one pass
@@ -268,9 +268,9 @@ lengths = torch.tensor([10, 3, 37], dtype=torch.int32, device=device)
 tables = torch.randperm(30, device=device).view(3, 10).int()
 k_cache, v_cache = torch.randn(2, 30, 4, 2, 8, device=device)  # 30 blocks of 4, 2 KV heads of 8
 query = torch.randn(3, 4, 8, device=device)  # 3 sequences, 4 query heads
-rows = attention.plan_decodes(lengths - 1, tables, k_cache, heads=4)
+rows = attention.plan_decode(lengths - 1, tables, k_cache, heads=4)
 data = (query, k_cache, v_cache, rows, 8**-0.5)
-wanted = attention.attend_decodes(*data)
+wanted = attention.decode_attention(*data)
 result = agree(call(lambda: toy.attend_whole(*data)), wanted)
 
 # %% [markdown]
@@ -337,16 +337,17 @@ for line in decodes_here():
 # %% [markdown]
 # ## Assemble: the engine's kernels
 #
-# `plan_kernel` lists a step's tiles, once for all layers; a program takes its share of the list. The toys left
+# `decode_plan_kernel` lists a step's tiles, once for all layers; a program takes its share of the list. The toys left
 # out: a tile's queries as a matrix for `tl.dot`; rows that begin with the same blocks (lesson 04) and share it, so
-# that a prefix is read once; `exp2`, which the hardware has (`scale` takes in $\log_2 e$). A tile is six numbers: first row, sharers, first token, the one
-# after the last, part, whether its row's last; `rows` has each row's first part, and how many. `STAGES`: tiles whose loads are in flight. A `Backend` names what a layer calls.
+# that a prefix is read once; `exp2`, which the hardware has (`scale` takes in $\log_2 e$). A tile is six numbers with the names `TILE_ROW` and so on: its first row, the number of rows that share it, its first
+# token, the one after its last, the number of its partial result, whether it is the last of its row. `rows` says where a row's partial results begin, and how many it has. `NUM_STAGES`: tiles whose loads are in flight. A `Backend` names what a layer calls.
 
 # %%
 from nanovllm.layers import backend as backends
 
-show_from("nanovllm/ops/kernels.py", "absorb", "decode_attention_kernel")
-show_source(backends.Backend, backends.choose_backend, backends.why_not_triton)
+show_from("nanovllm/kernels/device_functions.py", "online_softmax_step")
+show_from("nanovllm/kernels/decode_attention.py", "decode_attention_kernel")
+show_source(backends.Backend, backends.choose_backend, backends.why_no_triton)
 chosen = backends.choose_backend("auto", device, head_dim=128, block_size=16)
 print(f"here 'auto' takes {chosen.name!r} for decode rows")
 
@@ -366,7 +367,7 @@ def story(store):
     return torch.tensor(seq.token_ids)
 
 
-tokens = agree(call(lambda: story(kernels.store_kv)), story(attention.store_kv))
+tokens = agree(call(lambda: story(store.store_kv)), story(attention.store_kv))
 print(tokens[6:].tolist())
 
 # %% [markdown]

@@ -212,11 +212,11 @@ for rank, (mine, chosen) in enumerate(on_ranks(2, best_on)):
 #
 # ## Assemble: the layers
 #
-# `ColumnLinear` is Step 1, for several matrices of one input (query, key, value; gate, up). `RowLinear` is Step 2;
-# bias and residual would come in $n$ times, so only rank 0 adds them.
+# `ColumnParallelLinear` is Step 1, for several matrices of one input (query, key, value; gate, up).
+# `RowParallelLinear` is Step 2; bias and residual would come in $n$ times, so only rank 0 adds them.
 
 # %%
-from nanovllm.layers.linear import ColumnLinear, RowLinear, VocabEmbedding
+from nanovllm.layers.linear import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 
 show_source(Ranks.shard, ColumnLinear.forward, RowLinear.__init__, RowLinear.forward)
 show_source(VocabEmbedding, Ranks.all_reduce_argmax)

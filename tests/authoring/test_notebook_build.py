@@ -257,12 +257,12 @@ def lists(job, plain):
 
 
 def test_listed_code_is_brought_up_to_date_without_a_run(job):
-    title = "# nanovllm/models/decoder.py: Decoder.logits"
-    lists(job, f"{title}\ndef logits(self, hidden):\n    return None")
+    title = "# nanovllm/models/decoder.py: Decoder.compute_logits"
+    lists(job, f"{title}\ndef compute_logits(self, hidden):\n    return None")
     (said,) = differences(job)
     assert said == "cell 2 lists code that has changed since: python -m authoring.build"
     (output,) = rebuild(job).cells[2].outputs
-    assert output.data["text/plain"] == f"{title}\n{source_of(Decoder.logits)}"
+    assert output.data["text/plain"] == f"{title}\n{source_of(Decoder.compute_logits)}"
     assert "lm_head" in output.data["text/html"]
     assert not list(differences(job))
 
@@ -274,5 +274,5 @@ def test_listed_code_that_is_gone_is_named(job):
 
 
 def test_other_outputs_are_left_alone(job):
-    lists(job, "nanovllm/models/decoder.py: Decoder.logits")
+    lists(job, "nanovllm/models/decoder.py: Decoder.compute_logits")
     assert not list(differences(job))

@@ -17,7 +17,7 @@ from course import bench, random_model
 from course.benchmarks import attention, measure, queue, roofline, sampling, serving
 from course.benchmarks.workloads import SAMPLING, WORKLOADS, make_workload, number_runs
 from course.cli import main
-from nanovllm.layers.backend import TORCH
+from nanovllm.layers.backend import TORCH_BACKEND
 
 VOCAB = 151_936
 
@@ -341,7 +341,7 @@ def test_attention_is_given_each_context_once():
     inputs = attention.make_inputs(lens, torch.device("cpu"), torch.float32, seed=0)
     used = [inputs.block_tables[i, : -(-n // 16)].tolist() for i, n in enumerate(lens)]
     assert sorted(block for row in used for block in row) == list(range(5))
-    out = inputs.prepare(TORCH)()
+    out = inputs.prepare(TORCH_BACKEND)()
     blocks = inputs.block_tables[0, :3].long()
     key, value = (c[blocks].flatten(0, 1)[:33, 0] for c in (inputs.k_cache, inputs.v_cache))
     weights = (inputs.query[0, :2] @ key.T * attention.HEAD_DIM**-0.5).softmax(-1)

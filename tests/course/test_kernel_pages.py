@@ -107,8 +107,10 @@ def test_the_interpreter_must_come_before_triton():
 
 
 def test_code_is_shown_without_importing_it():
-    text = reading.cut_out(reading.ROOT / "nanovllm/ops/kernels.py", "absorb")
-    assert text.startswith("@triton.jit\ndef absorb(")
-    assert text.endswith("return higher, total, acc")
+    text = reading.cut_out(
+        reading.ROOT / "nanovllm/kernels/device_functions.py", "online_softmax_step"
+    )
+    assert text.startswith("@triton.jit\ndef online_softmax_step(")
+    assert text.endswith("return new_max, running_sum, acc")
     with pytest.raises(ValueError, match="no function or class 'nothing'"):
-        reading.cut_out(reading.ROOT / "nanovllm/ops/kernels.py", "nothing")
+        reading.cut_out(reading.ROOT / "nanovllm/kernels/store.py", "nothing")

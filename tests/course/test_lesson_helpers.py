@@ -96,12 +96,12 @@ def test_an_engines_logits_are_the_references_and_a_tie_is_not_certain():
 
 def test_an_engine_is_held_to_the_reference_in_one_call_and_left_as_it_was():
     engine = start_engine()
-    compute = engine.core.runner.model.logits
+    compute = engine.core.runner.model.compute_logits
     seq, comparison = ask_and_compare(engine, [5, 6, 7, 8, 9], count=3)
     assert (len(seq.output_ids), comparison.rows) == (3, 3)
     assert 0 <= comparison.difference < 1e-3
     assert "3 of 3 greedy tokens" in str(comparison)
-    assert engine.core.runner.model.logits == compute
+    assert engine.core.runner.model.compute_logits == compute
 
 
 def test_other_logits_and_other_tokens_are_no_agreement():

@@ -20,19 +20,19 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_a_method_begins_at_the_left_and_keeps_its_body() -> None:
-    text = source_of(Decoder.logits)
-    assert text.startswith("def logits(")
-    assert text.endswith("    return self.lm_head(hidden, self.norm)")
+    text = source_of(Decoder.compute_logits)
+    assert text.startswith("def compute_logits(")
+    assert text.endswith("    return self.lm_head.norm_linear(hidden, self.norm)")
 
 
 def test_the_page_names_the_file_and_holds_every_word_of_the_code(
     shown: list[dict[str, Any]],
 ) -> None:
-    show_source(apply_rope, Decoder.logits)
+    show_source(apply_rope, Decoder.compute_logits)
     (page,) = shown
     text = re.sub(r"<[^>]+>", "", page["text/html"])
     assert "nanovllm/layers/rope.py" in text
-    assert "nanovllm/models/decoder.py: Decoder.logits" in text
+    assert "nanovllm/models/decoder.py: Decoder.compute_logits" in text
     assert "cos_sin[:, None].unbind(2)" in text
     assert source_of(apply_rope) in page["text/plain"]
 
@@ -55,5 +55,5 @@ def test_a_light_box_has_dark_text(shown: list[dict[str, Any]]) -> None:
 
 def test_a_page_made_anew_from_its_titles_is_the_same(shown: list[dict[str, Any]]) -> None:
     """Functions, methods, and what has decorators."""
-    show_source(apply_rope, Decoder.logits, ModelRunner.launch, ScheduledSequence)
+    show_source(apply_rope, Decoder.compute_logits, ModelRunner.launch, ScheduledSequence)
     assert up_to_date(shown[0]["text/plain"]) == shown[0]

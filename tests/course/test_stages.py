@@ -10,7 +10,7 @@ from course.lessons import FILES_OF_LESSON
 from course.stages import STAGES, ContiguousCache, PagedStatic, Recompute, compare
 from course.stages.common import Stage
 from course.workload import LadderWorkload, ladder_workload
-from nanovllm.layers.backend import TORCH
+from nanovllm.layers.backend import TORCH_BACKEND
 
 VOCAB = 290  # of the tiny model's 300, without those that end a text
 TOKEN_BYTES = 2 * 2 * 2 * 16 * 4  # layers, keys and values, KV heads, head_dim, float32
@@ -142,7 +142,7 @@ def test_the_table_is_in_the_order_of_the_lessons():
 
 
 def test_stage_02_reads_its_cache_without_a_table():
-    assert ContiguousCache.backend.attend_decodes is not TORCH.attend_decodes
+    assert ContiguousCache.backend.decode_attention is not TORCH_BACKEND.decode_attention
 
 
 def test_the_full_workload_is_that_of_the_course():

@@ -12,7 +12,7 @@ from course.drawings import tour_plots
 from course.labs import tour_lab
 from course.models import own_model
 from nanovllm import LLM, SamplingParams
-from nanovllm.models.model_config import ModelConfig
+from nanovllm.checkpoint.config_json import read_model_config
 
 matplotlib.use("agg")
 
@@ -58,7 +58,7 @@ def test_the_tours_other_figures_say_their_numbers():
 
 
 def test_a_models_matrices_are_all_its_weights_but_the_norms():
-    config = ModelConfig.from_folder(own_model())
+    config = read_model_config(own_model())
     layers, head, kept = tour_lab.count(config)
     with LLM(own_model(), device="cpu", use_tqdm_on_load=False) as llm:
         numbers = sum(p.numel() for p in llm.llm_engine.core.runner.model.parameters())
@@ -69,7 +69,7 @@ def test_a_models_matrices_are_all_its_weights_but_the_norms():
 
 
 def test_a_step_needs_what_transformers_computes():
-    config = ModelConfig.from_folder(own_model())
+    config = read_model_config(own_model())
     layers, head, kept = tour_lab.count(config)
     matrices, attention = tour_lab.reference_flops(own_model(), 10)
     _, flops = tour_lab.work(config, requests=1, new=10, context=10)

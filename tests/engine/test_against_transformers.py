@@ -107,7 +107,7 @@ def keep_logits(llm: LLM) -> list[tuple[Any, int, torch.Tensor]]:
     """From now on collect (sequence, number of tokens read, logits) of every sampled row."""
     kept: list[tuple[Any, int, torch.Tensor]] = []
     runner = llm.llm_engine.core.runner
-    launch, logits_of, rows = runner.launch, runner.model.logits, []
+    launch, logits_of, rows = runner.launch, runner.model.compute_logits, []
 
     def spy_on_launch(batch: Any) -> Any:
         rows[:] = [row for row in batch if row.samples]
@@ -118,7 +118,7 @@ def keep_logits(llm: LLM) -> list[tuple[Any, int, torch.Tensor]]:
         kept.extend((row.seq, row.end, x) for row, x in zip(rows, logits.clone(), strict=True))
         return logits
 
-    runner.launch, runner.model.logits = spy_on_launch, spy_on_logits
+    runner.launch, runner.model.compute_logits = spy_on_launch, spy_on_logits
     return kept
 
 

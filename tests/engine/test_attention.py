@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanovllm.layers import attention
-from nanovllm.layers.attention import Rows
+from nanovllm.metadata import PhaseMetadata
 
 HEADS, KV_HEADS, HEAD_DIM = 6, 3, 10  # a shape that no other tensor has
 LENGTHS = [37, 5, 64, 1, 80, 17, 33]
@@ -33,7 +33,7 @@ def make_cache(lengths, block_size, fill=math.nan):
 
 
 def plan(lengths, tables, k_cache):
-    return attention.plan_decodes(torch.tensor(lengths) - 1, tables, k_cache, HEADS)
+    return attention.plan_decode(torch.tensor(lengths) - 1, tables, k_cache, HEADS)
 
 
 def by_hand(query, k_cache, v_cache, table, length):
@@ -56,7 +56,7 @@ def test_decode_rows_never_read_an_unreadable_slot(block_size, fill):
     k_cache, v_cache, tables = make_cache(lengths, block_size, fill)
     query = torch.randn(len(lengths), HEADS, HEAD_DIM)
     rows = plan(lengths, tables, k_cache)
-    found = attention.attend_decodes(query, k_cache, v_cache, rows, 0.3)
+    found = attention.decode_attention(query, k_cache, v_cache, rows, 0.3)
     for row, length in enumerate(lengths):
         if length:
             wanted = by_hand(query[row], k_cache, v_cache, tables[row], length)
@@ -66,20 +66,23 @@ def test_decode_rows_never_read_an_unreadable_slot(block_size, fill):
 
 
 def prompt_rows(lengths, num_new, tables):
-    starts = torch.tensor([0, *num_new]).cumsum(0).int()
-    return Rows(None, torch.tensor(lengths, dtype=torch.int32), tables, starts, max(num_new))
+    query_start_loc = torch.tensor([0, *num_new]).cumsum(0).int()
+    seq_lens = torch.tensor(lengths, dtype=torch.int32)
+    return PhaseMetadata(None, seq_lens, tables, query_start_loc, max(num_new))
 
 
 @pytest.mark.parametrize("at_once", [7, 1024])
 @pytest.mark.parametrize("block_size", [1, 16, 256])
 def test_prompts_never_read_an_unreadable_slot(block_size, at_once, monkeypatch):
-    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", at_once)
+    monkeypatch.setattr(attention, "QUERY_CHUNK", at_once)
     num_new = [37, 2, 30, 1, 80, 9, 33]
     k_cache, v_cache, tables = make_cache(LENGTHS, block_size)
     rows = prompt_rows(LENGTHS, num_new, tables)
     query = torch.randn(sum(num_new), HEADS, HEAD_DIM)
-    found = attention.attend_prompts(query, k_cache, v_cache, rows, 0.3)
-    for row, (first, last) in enumerate(zip(rows.starts, rows.starts[1:], strict=False)):
+    found = attention.prefill_attention(query, k_cache, v_cache, rows, 0.3)
+    for row, (first, last) in enumerate(
+        zip(rows.query_start_loc, rows.query_start_loc[1:], strict=False)
+    ):
         for i in range(first, last):
             length = LENGTHS[row] - int(last - 1 - i)
             wanted = by_hand(query[i], k_cache, v_cache, tables[row], length)
@@ -93,9 +96,9 @@ def test_a_bad_token_of_a_prompt_reaches_only_those_that_read_it(which, bad):
     k_cache, v_cache, tables = make_cache([30], 4)
     rows = prompt_rows([30], [20], tables)
     query = torch.randn(20, HEADS, HEAD_DIM)
-    wanted = attention.attend_prompts(query, k_cache, v_cache, rows, 0.3)
+    wanted = attention.prefill_attention(query, k_cache, v_cache, rows, 0.3)
     (k_cache if which == "key" else v_cache)[tables[0, 5], 0, 1, 2] = bad
-    found = attention.attend_prompts(query, k_cache, v_cache, rows, 0.3)
+    found = attention.prefill_attention(query, k_cache, v_cache, rows, 0.3)
     torch.testing.assert_close(found[:10], wanted[:10])
     assert found[10:].isnan().any(dim=-1).any(dim=-1).all()
 
@@ -142,7 +145,7 @@ def count_gathered(lengths, block_size):
     query = torch.randn(len(lengths), HEADS, HEAD_DIM)
     rows = plan(lengths, tables, k_cache)
     with Gathered() as gathered:
-        attention.attend_decodes(query, k_cache, v_cache, rows, 0.3)
+        attention.decode_attention(query, k_cache, v_cache, rows, 0.3)
     return gathered
 
 
@@ -155,7 +158,7 @@ def test_at_most_half_again_as_many_slots_are_gathered_as_are_read(lengths, bloc
 
 @pytest.mark.parametrize("lengths", MIXES.values(), ids=MIXES)
 def test_what_is_gathered_at_once_is_bounded(lengths, monkeypatch):
-    monkeypatch.setattr(attention, "SLOTS_AT_ONCE", {"cpu": 600})
+    monkeypatch.setattr(attention, "MAX_GATHERED_SLOTS", {"cpu": 600})
     assert count_gathered(lengths, 16).most <= max(600, max(lengths))
 
 
@@ -165,7 +168,7 @@ def test_prompts_gather_what_they_read(block_size):
     rows = prompt_rows(LENGTHS, [1] * len(LENGTHS), tables)
     query = torch.randn(len(LENGTHS), KV_HEADS, HEAD_DIM)  # a head each: no key is repeated
     with Gathered() as gathered:
-        attention.attend_prompts(query, k_cache, v_cache, rows, 0.3)
+        attention.prefill_attention(query, k_cache, v_cache, rows, 0.3)
     assert gathered.slots == sum(LENGTHS)
 
 
@@ -177,5 +180,5 @@ def test_lengths_come_to_the_host_once_a_step():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "tolist", lambda x: reads.append(x) or plain(x))
         for _ in range(3):  # layers
-            attention.attend_decodes(query, k_cache, v_cache, rows, 0.3)
+            attention.decode_attention(query, k_cache, v_cache, rows, 0.3)
     assert len(reads) == 1

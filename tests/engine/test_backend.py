@@ -11,8 +11,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from nanovllm.kernels import flash_attention
 from nanovllm.layers import attention, backend
-from nanovllm.layers.attention import Rows
+from nanovllm.metadata import PhaseMetadata
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -95,20 +96,23 @@ def a_gpu(monkeypatch):
     monkeypatch.setattr(backend, "triton_backend", lambda: backend.Backend("triton"))
 
 
-@pytest.mark.parametrize(("adapter", "block_size"), [("flash2", 256), ("flash3", 16)])
+@pytest.mark.parametrize(
+    ("adapter", "block_size"), [("flash_attention_2", 256), ("flash_attention_3", 16)]
+)
 def test_adapters_ask_the_libraries_rightly(installed, adapter, block_size):
     installed("flash_attn", "flash_attn_interface")
     torch.manual_seed(0)
     k_cache, v_cache = torch.randn(2, 12, block_size, KV_HEADS, HEAD_DIM)
     tables = torch.randperm(12).view(3, 4).int()
-    scale, attend = HEAD_DIM**-0.5, getattr(backend, adapter)
+    scale, attend = HEAD_DIM**-0.5, getattr(flash_attention, adapter)
     lengths, starts = torch.tensor([30, 17, 9]).int(), torch.tensor([0, 5, 6, 15]).int()
-    prompts, query = Rows(None, lengths, tables, starts, 9), torch.randn(15, HEADS, HEAD_DIM)
-    wanted = attention.attend_prompts(query, k_cache, v_cache, prompts, scale)
-    torch.testing.assert_close(attend(query, k_cache, v_cache, prompts, scale), wanted)
-    decodes = attention.plan_decodes(lengths - 1, tables, k_cache, HEADS)
-    wanted = attention.attend_decodes(query[:3], k_cache, v_cache, decodes, scale)
-    torch.testing.assert_close(attend(query[:3], k_cache, v_cache, decodes, scale), wanted)
+    prefill = PhaseMetadata(None, lengths, tables, starts, 9)
+    query = torch.randn(15, HEADS, HEAD_DIM)
+    wanted = attention.prefill_attention(query, k_cache, v_cache, prefill, scale)
+    torch.testing.assert_close(attend(query, k_cache, v_cache, prefill, scale), wanted)
+    decode = attention.plan_decode(lengths - 1, tables, k_cache, HEADS)
+    wanted = attention.decode_attention(query[:3], k_cache, v_cache, decode, scale)
+    torch.testing.assert_close(attend(query[:3], k_cache, v_cache, decode, scale), wanted)
 
 
 def choose(name="auto", device=GPU, head_dim=128, block_size=16):
@@ -132,20 +136,22 @@ def test_flash_is_had_only_where_it_is_installed(installed, a_gpu):
     for block_size in (16, 128, 384):
         with pytest.raises(ValueError, match=f"multiple of 256, got block_size={block_size}"):
             choose("flash", block_size=block_size)
-    assert choose("flash", block_size=512).attend_prompts is backend.flash2
+    assert choose("flash", block_size=512).prefill_attention is flash_attention.flash_attention_2
     installed("flash_attn", "flash_attn_interface")
-    assert choose("flash").attend_decodes is backend.flash3
+    assert choose("flash").decode_attention is flash_attention.flash_attention_3
 
 
 @pytest.mark.parametrize("table", [("triton", "flash"), ("triton", "triton")])
 def test_auto_follows_the_table(installed, a_gpu, monkeypatch, table):
     monkeypatch.setitem(backend.AUTO, (9, 0), table)
     installed()
-    assert choose().attend_prompts is attention.attend_prompts  # the stand-in of triton's
+    assert choose().prefill_attention is attention.prefill_attention  # the stand-in of triton's
     installed("flash_attn_interface")
-    prompts = backend.flash3 if table[1] == "flash" else attention.attend_prompts
-    assert choose().attend_prompts is prompts
-    assert choose().attend_decodes is attention.attend_decodes
+    prompts = (
+        flash_attention.flash_attention_3 if table[1] == "flash" else attention.prefill_attention
+    )
+    assert choose().prefill_attention is prompts
+    assert choose().decode_attention is attention.decode_attention
 
 
 @pytest.mark.parametrize(

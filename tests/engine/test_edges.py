@@ -20,8 +20,7 @@ from transformers import AutoTokenizer
 from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import ScheduledSequence
-from nanovllm.models.decoder import RMSNorm
-from nanovllm.models.model_config import ModelConfig
+from nanovllm.layers.norm import RMSNorm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -335,13 +334,13 @@ def test_a_rehearsed_step_is_the_largest_and_leaves_no_trace(
     options = {"max_num_seqs": num_seqs, "max_num_batched_tokens": 200, "max_model_len": length}
     with make(folder, **options) as llm:
         runner, seen, scored = llm.llm_engine.core.runner, [], []
-        forward, logits = runner.model.forward, runner.model.logits
+        forward, logits = runner.model.forward, runner.model.compute_logits
         runner.model.forward = lambda ids, *rest: seen.append(len(ids)) or forward(ids, *rest)
-        runner.model.logits = lambda hidden: scored.append(len(hidden)) or logits(hidden)
+        runner.model.compute_logits = lambda hidden: scored.append(len(hidden)) or logits(hidden)
         runner.rehearse(200)
         assert seen == [num_seqs, tokens]
         assert scored == [num_seqs] * 2, "the head runs once in a step"
-        runner.model.forward, runner.model.logits = forward, logits
+        runner.model.forward, runner.model.compute_logits = forward, logits
         assert ids(answer(llm)) == expected
 
 
@@ -349,7 +348,7 @@ def test_a_rehearsed_step_is_the_largest_and_leaves_no_trace(
 def test_torch_compile_changes_no_tokens(folder, expected):
     with make(folder, enable_torch_compile=True) as llm:
         assert ids(answer(llm)) == expected
-        compiled = llm.llm_engine.core.runner.backend.linear
+        compiled = llm.llm_engine.core.runner.backend.norm_linear
         assert hasattr(compiled, "_torchdynamo_orig_callable")
 
 
@@ -359,7 +358,7 @@ def test_torch_compile_needs_what_eager_forbids(folder):
 
 
 def test_a_norm_leaves_its_input_alone(folder):
-    norm = RMSNorm(8, ModelConfig.from_folder(folder))
+    norm = RMSNorm(8, 1e-6, torch.float32)
     norm.weight.fill_(2.0)
     x = torch.randn(3, 8)
     kept = x.clone()

@@ -26,7 +26,7 @@ def test_one_wrong_hash_is_seen(monkeypatch):
         calls.append(hidden)
         return plain(self, hidden + 1 if len(calls) % 500 == 0 else hidden)
 
-    plain = CountingDecoder.logits
+    plain = CountingDecoder.compute_logits
     monkeypatch.setattr(CountingDecoder, "logits", wrong_once)
     with hostile() as work, pytest.raises(AssertionError):
         list(map(work.run, range(SLICE)))

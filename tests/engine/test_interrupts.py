@@ -192,10 +192,10 @@ def test_an_interrupt_while_a_failure_is_handled_is_made_good_by_the_next_call()
     """Both can leave requests behind, which go when nobody refers to them any more."""
     with llm_of(**CRAMPED) as llm:
         engine, model = llm.llm_engine, llm.llm_engine.core.runner.model
-        plain, calls = type(model).logits, []
+        plain, calls = type(model).compute_logits, []
 
         class Failing(type(model)):
-            def logits(self, hidden):
+            def compute_logits(self, hidden):
                 calls.append(hidden)
                 if calls and len(calls) == self.fail_at:
                     raise MemoryError("planted")

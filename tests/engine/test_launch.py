@@ -14,6 +14,7 @@ import pytest
 from course.labs.rank_lab import on_ranks
 from course.processes import module_command, spawned_safely
 from nanovllm import EngineArgs
+from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.llm_engine import settle
 from nanovllm.model.launch import facts_of, folders_off, python_command
 from nanovllm.models.model_config import ModelConfig
@@ -191,7 +192,7 @@ def test_only_modules_that_a_search_would_miss_are_listed(tmp_path):
 @pytest.fixture
 def facts(tiny_model):
     folder = tiny_model(family="qwen3")
-    config = ModelConfig.from_folder(folder)
+    config = read_model_config(folder)
     args = EngineArgs(str(folder), device="cpu", max_model_len=64)
 
     def make(**changes):

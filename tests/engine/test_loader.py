@@ -17,13 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nanovllm import LLM, SamplingParams
+from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.checkpoint import safetensors_files
 from nanovllm.checkpoint.hub import find_model
 from nanovllm.checkpoint.tokenizer import load_tokenizer
 from nanovllm.checkpoint.weights import load_model
 from nanovllm.config import EngineArgs
-from nanovllm.layers.backend import TORCH
-from nanovllm.layers.linear import ColumnLinear
+from nanovllm.layers.backend import TORCH_BACKEND
+from nanovllm.layers.linear import ColumnParallelLinear
 from nanovllm.model import loader
 from nanovllm.model.loader import find_model, load_model, load_tokenizer
 from nanovllm.model.ranks import Ranks
@@ -43,9 +44,9 @@ INDEX = "model.safetensors.index.json"
 
 
 def load(folder: Path, rank: int = 0, size: int = 1, dtype: torch.dtype = torch.float32) -> Decoder:
-    config = replace(ModelConfig.from_folder(folder), dtype=dtype)
+    config = replace(read_model_config(folder), dtype=dtype)
     args = EngineArgs(str(folder), device="cpu", max_model_len=64, use_tqdm_on_load=False)
-    return load_model(folder, config, TORCH, Ranks(rank, size), args)
+    return load_model(folder, config, TORCH_BACKEND, Ranks(rank, size), args)
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:
@@ -127,7 +128,7 @@ def share(name: str, whole: Tensor, rank: int, size: int, heads: dict[str, int])
 def test_every_parameter_is_filled(tiny_model, name, size):
     folder = tiny_model(**OPTIONS[name])
     weights = weights_of(folder)
-    heads = {"kv": ModelConfig.from_folder(folder).num_key_value_heads}
+    heads = {"kv": read_model_config(folder).num_key_value_heads}
     assert len(list(folder.glob("*.safetensors"))) == 1 or "sharded" in name
     for rank in range(size):
         model = load(folder, rank, size)
@@ -137,7 +138,7 @@ def test_every_parameter_is_filled(tiny_model, name, size):
             assert torch.equal(value, wanted), (rank, parameter)
             assert not value.requires_grad
         for module in model.modules():
-            if isinstance(module, ColumnLinear):  # what it multiplies by is what was filled
+            if isinstance(module, ColumnParallelLinear):  # what it multiplies by is what was filled
                 assert torch.equal(module.weight, torch.cat([p.weight for p in module.children()]))
 
 

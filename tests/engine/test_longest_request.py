@@ -83,12 +83,13 @@ def test_a_gpu_counts_what_it_may_take_for_everything(tiny_model, monkeypatch):
     from dataclasses import replace
 
     from nanovllm import EngineArgs
+    from nanovllm.checkpoint.config_json import read_model_config
     from nanovllm.model.ranks import Ranks
     from nanovllm.models.model_config import ModelConfig
     from nanovllm.distributed.ranks import Ranks
     from nanovllm.model.model_config import ModelConfig
 
-    config = ModelConfig.from_folder(tiny_model())
+    config = read_model_config(tiny_model())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 512 * 16 * 1000))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     args = EngineArgs("-", device="cuda", gpu_memory_utilization=0.5)
@@ -99,18 +100,18 @@ def test_a_gpu_counts_what_it_may_take_for_everything(tiny_model, monkeypatch):
 
 @pytest.mark.parametrize(("num_seqs", "length"), [(3, 128), (40, 128), (3, 3000), (1, 3000)])
 def test_a_rehearsal_copies_as_many_keys_as_any_step_will(tiny_model, num_seqs, length):
-    """In torch: for decode rows SLOTS_AT_ONCE or the longest row; for prompts the longest one."""
+    """In torch, decode gathers MAX_GATHERED_SLOTS or the longest row, prefill the longest row."""
     folder = tiny_model(max_positions=4096)
     options = {"max_num_seqs": num_seqs, "max_model_len": length, "max_num_batched_tokens": 64}
     with make(folder, **options) as llm, pytest.MonkeyPatch.context() as patch:
         runner, gathered, read = llm.llm_engine.core.runner, [], []
-        plain, part = attention.gather_kv, attention._attend_prompt
+        plain, part = attention.gather_kv, attention.prefill_chunk
         patch.setattr(
             attention, "gather_kv", lambda *args: gathered.append(args[2].numel()) or plain(*args)
         )
-        patch.setattr(attention, "_attend_prompt", lambda *a: read.append(a[4]) or part(*a))
+        patch.setattr(attention, "prefill_chunk", lambda *a: read.append(a[4]) or part(*a))
         runner.rehearse(64)
-    most = attention.SLOTS_AT_ONCE["cpu"]
+    most = attention.MAX_GATHERED_SLOTS["cpu"]
     worst = max(length, min(most, num_seqs * length))
     assert 0.95 * worst <= max(gathered) <= worst
     assert max(read) == length, "a chunk at the end of the longest prompt"

@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.models.model_config import ModelConfig
 
 CLASSES = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}
@@ -72,7 +73,7 @@ def read(config: dict) -> ModelConfig:
     """What ModelConfig makes of this config.json."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
-        return ModelConfig.from_folder(Path(folder))
+        return read_model_config(Path(folder))
 
 
 def check_against_transformers(config: dict) -> ModelConfig:
@@ -166,10 +167,10 @@ def test_a_folder_that_transformers_wrote(family, tmp_path):
         rope_parameters={"rope_type": "yarn", "rope_theta": 3e5, **YARN, "beta_fast": 16},
     )
     theirs.save_pretrained(tmp_path)
-    ours = ModelConfig.from_folder(tmp_path)
+    ours = read_model_config(tmp_path)
     agrees(ours, theirs)
     assert ours.eos_token_ids == (5, 6)
-    assert ours == ModelConfig.from_folder(str(tmp_path))
+    assert ours == read_model_config(str(tmp_path))
 
 
 @pytest.mark.parametrize(("given", "ids"), [(..., ()), (None, ()), (3, (3,)), ([0, 2], (0, 2))])
@@ -286,21 +287,21 @@ def test_refuses_a_hidden_size_that_heads_do_not_divide():
 def test_refuses_what_is_not_json(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "config.json"))):
-        ModelConfig.from_folder(tmp_path)
+        read_model_config(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "3"])
 def test_refuses_json_that_is_no_object(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match="cannot use"):
-        ModelConfig.from_folder(tmp_path)
+        read_model_config(tmp_path)
 
 
 def test_refuses_a_folder_without_config(tmp_path):
     with pytest.raises(ValueError, match=r"cannot use .*config\.json"):
-        ModelConfig.from_folder(tmp_path)
+        read_model_config(tmp_path)
     with pytest.raises(ValueError, match=r"cannot use .*nowhere.*config\.json"):
-        ModelConfig.from_folder(tmp_path / "nowhere")
+        read_model_config(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("stated", [64, 128, 256, 1000])

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from course.labs.rank_lab import on_ranks
 from nanovllm import LLM, SamplingParams
-from nanovllm.layers.backend import TORCH
-from nanovllm.layers.linear import VocabEmbedding
+from nanovllm.layers.backend import TORCH_BACKEND
+from nanovllm.layers.linear import VocabParallelEmbedding
 from nanovllm.model.ranks import Ranks
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.model.parallel import VocabEmbedding
@@ -187,8 +187,7 @@ def test_a_bad_row_of_the_embedding_reaches_its_own_token_alone(size, value):
     table[4] = table[5] = value
 
     def look_up(ranks):
-        config = type("Config", (), {"vocab_size": 10, "hidden_size": 3, "dtype": torch.float32})
-        embedding = VocabEmbedding(config, ranks)
+        embedding = VocabParallelEmbedding(10, 3, torch.float32, ranks)
         shard = embedding.shard
         embedding.weight.copy_(table[shard.start : shard.start + shard.count])
         return embedding(torch.tensor([0, 4, 9, 5, 1]))
@@ -235,7 +234,7 @@ def draw(logits, temperature, limits, ranks):
     part = logits[:, shard.start : shard.start + shard.count]
     if limits is not None:
         part = ranks.all_gather_columns(part, 10)
-    return sample(part, asked, ranks, 10, TORCH, limits is not None).tolist()
+    return sample(part, asked, ranks, 10, TORCH_BACKEND, limits is not None).tolist()
 
 
 @pytest.mark.parametrize("limits", FILTERS.values(), ids=FILTERS)

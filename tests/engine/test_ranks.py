@@ -16,13 +16,15 @@ from patience import HANGS
 from small_requests import PROMPTS, greedy, ids
 
 from course.labs.rank_lab import on_ranks
+from nanovllm import LLM, EngineArgs, SamplingParams
+from nanovllm.checkpoint.config_json import read_model_config
+from nanovllm.engine.memory import count_blocks, make_kv_cache
+from nanovllm.model import ranks
+from nanovllm.model.ranks import Ranks
 from nanovllm import LLM, EngineArgs
 from nanovllm.distributed import monitor
 from nanovllm.distributed.launch import start_workers
 from nanovllm.distributed.ranks import Ranks
-from nanovllm.engine.memory import count_blocks, make_kv_cache
-from nanovllm.model import ranks
-from nanovllm.model.ranks import Ranks
 from nanovllm.models.model_config import ModelConfig
 from nanovllm.model.model_config import ModelConfig
 
@@ -240,7 +242,7 @@ llm.llm_engine.ranks.workers[0].wait()
 
 
 def test_all_ranks_take_the_smallest_number_of_blocks(folder):
-    config = ModelConfig.from_folder(Path(folder))
+    config = read_model_config(Path(folder))
 
     def run(ranks):
         fits = 7 if ranks.rank else 5  # as if the ranks had room for different numbers

@@ -6,7 +6,8 @@ from transformers import LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
-from nanovllm.layers.rope import ROPE_TYPES, apply_rope, rope_table, scaled_frequencies
+from nanovllm.checkpoint.config_json import ROPE_TYPES, scaled_frequencies
+from nanovllm.layers.rope import apply_rope, rope_table
 
 POSITIONS = 4097
 LLAMA3 = {

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from nanovllm.layers.backend import TORCH
+from nanovllm.layers.backend import TORCH_BACKEND
 from nanovllm.model.ranks import Ranks
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.ops import sampler
@@ -28,7 +28,7 @@ def metadata(rows, temperature=1.0, seeds=None, **filters):
 
 def draw(logits, filters=None, **options):
     asked = metadata(len(logits), **(filters or {}), **options)
-    return sample(logits, asked, Ranks(), logits.shape[1], TORCH, bool(filters))
+    return sample(logits, asked, Ranks(), logits.shape[1], TORCH_BACKEND, bool(filters))
 
 
 def test_philox_known_answers():

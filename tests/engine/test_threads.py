@@ -162,11 +162,11 @@ def in_a_step(llm, act):
     kind, done = type(model), []
 
     class Acting(kind):
-        def logits(self, hidden):
+        def compute_logits(self, hidden):
             if not done:
                 done.append(act)
                 act()
-            return super().logits(hidden)
+            return super().compute_logits(hidden)
 
     model.__class__ = Acting
 

@@ -19,6 +19,7 @@ pytest.importorskip("triton", reason="Triton has no build for this system")
 
 from triton.runtime.jit import JITFunction
 
+from nanovllm.kernels import decode_attention, decode_plan, linear, prefill_attention, store
 from nanovllm.kernels import sampling
 from nanovllm.ops import kernels
 
@@ -127,8 +128,9 @@ def test_memory_stays_within_its_share(tiny_model):
 @pytest.mark.parametrize("blocks", [None, 40])
 def test_no_request_waits_for_a_kernel_to_be_compiled(tiny_model, blocks):
     """The start compiles all, also where the cache's size is given and need not be found out."""
-    modules = (kernels, sampling)
-    jitted = [k for m in modules for k in vars(m).values() if isinstance(k, JITFunction)]
+    modules = (store, decode_plan, decode_attention, prefill_attention, linear, sampling)
+    members = [value for module in modules for value in vars(module).values()]
+    jitted = [kernel for kernel in members if isinstance(kernel, JITFunction)]
 
     def compiled():
         return sum(len(cache[0]) for kernel in jitted for cache in kernel.device_caches.values())
@@ -284,8 +286,8 @@ def test_bfloat16_strays_no_further_than_torch(tiny_model):
     }.items():
         with make(folder, enforce_eager=True, **options) as llm:
             model, rows = llm.llm_engine.core.runner.model, []
-            plain = model.logits
-            model.logits = lambda hidden, plain=plain, rows=rows: (
+            plain = model.compute_logits
+            model.compute_logits = lambda hidden, plain=plain, rows=rows: (
                 rows.append(plain(hidden)) or rows[-1]
             )
             llm.generate(PROMPTS, SamplingParams(temperature=0.0, max_tokens=1), use_tqdm=False)

@@ -11,15 +11,22 @@ import torch
 from torch import nn
 
 from nanovllm.layers import attention, functional
-from nanovllm.layers.attention import AttentionMetadata, Rows
 from nanovllm.layers.rope import rope_frequencies, rope_table
+from nanovllm.metadata import AttentionMetadata, PhaseMetadata
 
 CUDA = torch.cuda.is_available()
 if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs an NVIDIA GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
-from nanovllm.ops import kernels  # noqa: E402  (not every machine has Triton)
+from nanovllm.kernels import (  # noqa: E402  (not every machine has Triton)
+    decode_attention,
+    decode_plan,
+    linear,
+    prefill_attention,
+    store,
+)
 
+TILE_COLUMNS = (decode_plan.TILE_NUM_ROWS, decode_plan.TILE_START, decode_plan.TILE_END)
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 DTYPES = [torch.float32, torch.bfloat16] if CUDA else [torch.float32]  # see ENVIRONMENT in README
 SHAPES = [  # heads, KV heads, head size, block size
@@ -94,7 +101,7 @@ def test_store_kv(shape, crossed, dtype):
     slots = torch.tensor([3, -1, 0, 7, 5], device=DEVICE)
     wanted = k_cache.clone(), v_cache.clone()
     attention.store_kv(key, value, *wanted, slots)
-    kernels.store_kv(key, value, k_cache, v_cache, slots)
+    store.store_kv(key, value, k_cache, v_cache, slots)
     assert torch.equal(k_cache, wanted[0])
     assert torch.equal(v_cache, wanted[1])
 
@@ -109,11 +116,10 @@ def test_rope_store(shape, normed, dtype):
     norms = (Norm(head_dim, dtype), Norm(head_dim, dtype)) if normed else None
     rope = rope_table(rope_frequencies(head_dim, 1e4), 128).to(DEVICE)
     positions = torch.tensor([n - 1 for n in LENGTHS[:-1]] + [-1], dtype=torch.int32, device=DEVICE)
-    batch = AttentionMetadata(
-        positions, attention.plan_decodes(positions, tables, k_cache, heads), None
-    )
-    query = kernels.rope_store(qkv, norms, rope, batch, k_cache, v_cache)
-    assert_close(query, attention.rope_store(qkv, norms, rope, batch, *wanted), dtype)
+    decode = attention.plan_decode(positions, tables, k_cache, heads)
+    metadata = AttentionMetadata(positions, decode, None)
+    query = store.rope_store(qkv, norms, rope, metadata, k_cache, v_cache)
+    assert_close(query, attention.rope_store(qkv, norms, rope, metadata, *wanted), dtype)
     assert_close(k_cache, wanted[0], dtype)
     assert torch.equal(v_cache, wanted[1])
 
@@ -123,20 +129,20 @@ def test_rope_store(shape, normed, dtype):
 def test_decode_attention(shape, common, dtype, monkeypatch):
     """Ragged rows, some of them empty; some begin with the same blocks, and are read together."""
     heads, _, head_dim, block_size = shape
-    monkeypatch.setattr(kernels, "SHARE_FROM", block_size)
+    monkeypatch.setattr(decode_plan, "MIN_SHARED_TOKENS", block_size)
     lengths = [n + common * block_size for n in LENGTHS] + [0, 0]
     k_cache, v_cache, tables = make_cache(lengths, shape, dtype, common)
     spoil((k_cache, v_cache), tables, lengths)
     positions = torch.tensor(lengths, dtype=torch.int32, device=DEVICE) - 1
     query = random(len(lengths), heads, head_dim, dtype=dtype)
-    plain = attention.plan_decodes(positions, tables, k_cache, heads)
-    rows = kernels.plan_decodes(positions, tables, k_cache, heads)
+    plain = attention.plan_decode(positions, tables, k_cache, heads)
+    rows = decode_plan.plan_decode(positions, tables, k_cache, heads)
     assert rows.slot_mapping.tolist() == plain.slot_mapping.tolist()
-    assert rows.context_lens.tolist() == plain.context_lens.tolist()
-    found = kernels.attend_decodes(query, k_cache, v_cache, rows, head_dim**-0.5)
-    wanted = attention.attend_decodes(query, k_cache, v_cache, plain, head_dim**-0.5)
+    assert rows.seq_lens.tolist() == plain.seq_lens.tolist()
+    found = decode_attention.decode_attention(query, k_cache, v_cache, rows, head_dim**-0.5)
+    wanted = attention.decode_attention(query, k_cache, v_cache, plain, head_dim**-0.5)
     assert_close(found, wanted, dtype)
-    live = plain.context_lens > 0
+    live = plain.seq_lens > 0
     assert not found[~live].any(), "a row that is not there gives zeros"
 
 
@@ -144,17 +150,17 @@ def test_a_common_prefix_is_read_once(dtype):
     shape, lengths = (4, 2, 16, 16), [100, 120, 140]
     k_cache, _, tables = make_cache(lengths, shape, dtype, common=5)
     positions = torch.tensor(lengths, dtype=torch.int32, device=DEVICE) - 1
-    plan = kernels.plan_decodes(positions, tables, k_cache, 4).plan
+    plan = decode_plan.plan_decode(positions, tables, k_cache, 4).plan
     tiles = plan.tiles[: int(plan.num_tiles)]
-    read = (tiles[:, 3] - tiles[:, 2]).sum()
-    assert read == sum(lengths) - 2 * 80
-    assert tiles[tiles[:, 1] == 3, 3].max() == 80
+    num_rows, start, end = (tiles[:, column.value] for column in TILE_COLUMNS)
+    assert (end - start).sum() == sum(lengths) - 2 * 80
+    assert end[num_rows == 3].max() == 80
 
 
 def prompt_rows(lengths, num_new, tables):
-    starts = torch.tensor([0, *num_new], device=DEVICE).cumsum(0).int()
+    query_start_loc = torch.tensor([0, *num_new], device=DEVICE).cumsum(0).int()
     lengths = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
-    return Rows(None, lengths, tables, starts, max(num_new))
+    return PhaseMetadata(None, lengths, tables, query_start_loc, max(num_new))
 
 
 @pytest.mark.parametrize("num_new", [[7, 40, 1, 70], [80]])
@@ -166,8 +172,8 @@ def test_prefill_attention(shape, num_new, dtype):
     spoil((k_cache, v_cache), tables, lengths)
     rows = prompt_rows(lengths, num_new, tables)
     query = random(sum(num_new), heads, head_dim, dtype=dtype)
-    found = kernels.attend_prompts(query, k_cache, v_cache, rows, head_dim**-0.5)
-    wanted = attention.attend_prompts(query, k_cache, v_cache, rows, head_dim**-0.5)
+    found = prefill_attention.prefill_attention(query, k_cache, v_cache, rows, head_dim**-0.5)
+    wanted = attention.prefill_attention(query, k_cache, v_cache, rows, head_dim**-0.5)
     assert_close(found, wanted, dtype)
 
 
@@ -179,25 +185,24 @@ def test_a_bad_token_of_a_prompt_reaches_only_those_that_read_it(which, bad, dty
     *caches, tables = make_cache(lengths, shape, dtype)
     rows = prompt_rows(lengths, num_new, tables)
     query = random(sum(num_new), 4, 16, dtype=dtype)
-    wanted = attention.attend_prompts(query, *caches, rows, 0.25)
+    wanted = attention.prefill_attention(query, *caches, rows, 0.25)
     caches[which][tables[0, 100 // 16], 100 % 16, :, 3] = bad
-    found = kernels.attend_prompts(query, *caches, rows, 0.25)
+    found = prefill_attention.prefill_attention(query, *caches, rows, 0.25)
     before, reading = [*range(80), *range(130, 170)], range(80, 130)  # position 100 is new token 80
     assert_close(found[before], wanted[before], dtype)
     if which == 1 or bad != bad:  # an infinite key may give the score -infinity: a weight of 0
         assert not found[reading].isfinite().all(dim=2).any()
 
 
-@pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("num_tokens", [1, 3])
-def test_linear(num_tokens, biased, normed, dtype):
+def test_linear(num_tokens, biased, dtype):
     x, weight = random(num_tokens, 72, dtype=dtype), random(40, 72, dtype=dtype)
-    bias, norm = random(40, dtype=dtype) if biased else None, Norm(72, dtype) if normed else None
+    bias, norm = random(40, dtype=dtype) if biased else None, Norm(72, dtype)
     residual = random(num_tokens, 40, dtype=dtype)
-    for kept in (None, residual):
-        wanted = functional.linear(x, weight, bias, norm, kept)
-        found = kernels.linear(x, weight, bias, norm, None if kept is None else kept.clone())
-        assert_close(found, wanted, dtype)
-    wanted = functional.gated_linear(x, weight, bias, norm)
-    assert_close(kernels.gated_linear(x, weight, bias, norm), wanted, dtype)
+    assert_close(linear.linear(x, weight, bias), functional.linear(x, weight, bias), dtype)
+    for name in ("norm_linear", "norm_swiglu"):
+        wanted = getattr(functional, name)(x, norm, weight, bias)
+        assert_close(getattr(linear, name)(x, norm, weight, bias), wanted, dtype)
+    wanted = functional.linear_add(x, weight, bias, residual)
+    assert_close(linear.linear_add(x, weight, bias, residual.clone()), wanted, dtype)

@@ -20,10 +20,19 @@ from triton.runtime.jit import JITFunction, create_function_from_signature  # no
 from nanovllm import EngineArgs, LLMEngine, SamplingParams, llm_engine  # noqa: E402
 from nanovllm.engine import model_runner  # noqa: E402
 from nanovllm.engine.memory import count_blocks  # noqa: E402
-from nanovllm.kernels import sampling  # noqa: E402
+from nanovllm.kernels import (  # noqa: E402
+    decode_attention,
+    decode_plan,
+    linear,
+    prefill_attention,
+    sampling,
+    store,
+)
+from nanovllm.kernels.gpu_limits import GpuLimits  # noqa: E402
 from nanovllm.layers import attention, functional  # noqa: E402
-from nanovllm.layers.attention import AttentionMetadata, Rows  # noqa: E402
 from nanovllm.layers.backend import Backend  # noqa: E402
+from nanovllm.metadata import AttentionMetadata, PhaseMetadata  # noqa: E402
+from nanovllm.ops import sampler  # noqa: E402
 from nanovllm.ops import kernels, sampler  # noqa: E402
 from nanovllm.kernels import logprobs, sampling  # noqa: E402
 from nanovllm.ops import adjustments, attention, kernels, linear, sampler  # noqa: E402
@@ -36,7 +45,7 @@ from nanovllm.ops.sampler import SamplingMetadata  # noqa: E402
 # "Technical Specifications per Compute Capability").
 MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
-MODULES = (kernels, sampling, logprobs)
+MODULES = (store, decode_plan, decode_attention, prefill_attention, linear, sampling, logprobs)
 
 
 class Recorder:
@@ -56,7 +65,7 @@ def launches(monkeypatch):
         for name, kernel in vars(module).copy().items():
             if isinstance(kernel, JITFunction) and name.endswith("_kernel"):
                 monkeypatch.setattr(module, name, Recorder(kernel, found))
-    if not hasattr(kernels.matvec_kernel, "launches"):
+    if not hasattr(linear.matvec_kernel, "launches"):
         pytest.skip("Triton's interpreter is on: nothing is compiled")
     return found
 
@@ -73,16 +82,17 @@ def launch_everything(heads, kv_heads, head_dim, block_size, dtype):
     k_cache = torch.zeros(4, block_size, kv_heads, head_dim, dtype=dtype)
     tables = torch.zeros(rows, 64, dtype=torch.int32)
     positions = torch.zeros(rows, dtype=torch.int32)
-    decodes = kernels.plan_decodes(positions, tables, k_cache, heads)
-    batch = AttentionMetadata(positions, decodes, None)
+    decode = decode_plan.plan_decode(positions, tables, k_cache, heads)
+    metadata = AttentionMetadata(positions, decode, None)
     qkv = torch.zeros(rows, (heads + 2 * kv_heads) * head_dim, dtype=dtype)
     rope = torch.zeros(64, 2, head_dim // 2)
     for norms in ((Norm(head_dim, dtype), Norm(head_dim, dtype)), None):
-        query = kernels.rope_store(qkv, norms, rope, batch, k_cache, k_cache)
-    kernels.store_kv(k_cache[0, :3], k_cache[0, :3], k_cache, k_cache, decodes.slot_mapping)
-    kernels.attend_decodes(query, k_cache, k_cache, decodes, 1.0)
-    prompts = Rows(None, positions, tables, torch.zeros(4, dtype=torch.int32), longest=9)
-    kernels.attend_prompts(query, k_cache, k_cache, prompts, 1.0)
+        query = store.rope_store(qkv, norms, rope, metadata, k_cache, k_cache)
+    store.store_kv(k_cache[0, :3], k_cache[0, :3], k_cache, k_cache, decode.slot_mapping)
+    decode_attention.decode_attention(query, k_cache, k_cache, decode, 1.0)
+    query_start_loc = torch.zeros(4, dtype=torch.int32)
+    prefill = PhaseMetadata(None, positions, tables, query_start_loc, max_query_len=9)
+    prefill_attention.prefill_attention(query, k_cache, k_cache, prefill, 1.0)
     for tokens in (1, 2):
         for inputs in (hidden, 4 * hidden):
             x, residual = (
@@ -90,9 +100,9 @@ def launch_everything(heads, kv_heads, head_dim, block_size, dtype):
                 torch.zeros(tokens, 8, dtype=dtype),
             )
             weight, bias = torch.zeros(8, inputs, dtype=dtype), torch.zeros(8, dtype=dtype)
-            kernels.linear(x, weight, bias, Norm(inputs, dtype))
-            kernels.linear(x, weight, None, None, residual)
-            kernels.gated_linear(x, weight, bias, Norm(inputs, dtype))
+            linear.norm_linear(x, Norm(inputs, dtype), weight, bias)
+            linear.linear_add(x, weight, None, residual)
+            linear.norm_swiglu(x, Norm(inputs, dtype), weight, bias)
     one = torch.zeros(rows, 1)
     asked = SamplingMetadata(one, one.long(), one.int(), one.int(), one, one)
     sampling.candidates(torch.zeros(rows, 999, dtype=dtype), asked, 0)
@@ -139,8 +149,8 @@ def compile_for(kernel, args, options, capability):
     ids=str,
 )
 def test_kernels_compile_and_fit(shape, dtype, capability, launches, monkeypatch):
-    card = kernels.Card(8, MEMORY[capability], capability // 10)
-    monkeypatch.setattr(kernels.Card, "of", staticmethod(lambda device: card))
+    limits = GpuLimits(8, MEMORY[capability], capability // 10)
+    monkeypatch.setattr(GpuLimits, "of", staticmethod(lambda device: limits))
     launch_everything(*shape, dtype)
     assert {kernel.fn.__name__ for kernel, _, _ in launches} == {
         name for module in MODULES for name in vars(module) if name.endswith("_kernel")
@@ -148,7 +158,9 @@ def test_kernels_compile_and_fit(shape, dtype, capability, launches, monkeypatch
     for kernel, args, options in launches:
         compiled = compile_for(kernel, args, options, capability)
         name = kernel.fn.__name__
-        assert compiled.metadata.shared <= card.memory, f"{name} takes {compiled.metadata.shared}"
+        assert compiled.metadata.shared <= limits.shared_memory, (
+            f"{name} takes {compiled.metadata.shared}"
+        )
 
 
 def variant(kernel, args, options):
@@ -173,23 +185,29 @@ def launching_too(kernel_function, torch_function, keep=()):
 
 
 def plan_both(*args):
-    return replace(attention.plan_decodes(*args), plan=kernels.plan_decodes(*args).plan)
+    return replace(attention.plan_decode(*args), plan=decode_plan.plan_decode(*args).plan)
 
 
 @pytest.mark.parametrize("max_model_len", [96, 104, 112, 120])  # tables of so many widths
 def test_an_engine_that_has_started_compiles_nothing_more(
     max_model_len, launches, monkeypatch, tiny_model
 ):
-    card = kernels.Card(132, MEMORY[90], 9)
-    monkeypatch.setattr(kernels.Card, "of", staticmethod(lambda device: card))
+    limits = GpuLimits(132, MEMORY[90], 9)
+    monkeypatch.setattr(GpuLimits, "of", staticmethod(lambda device: limits))
     backend = Backend(
         "both",
-        linear=launching_too(kernels.linear, functional.linear, keep=[4]),
-        gated_linear=launching_too(kernels.gated_linear, functional.gated_linear),
-        rope_store=launching_too(kernels.rope_store, attention.rope_store),
-        plan_decodes=plan_both,
-        attend_decodes=launching_too(kernels.attend_decodes, attention.attend_decodes),
-        attend_prompts=launching_too(kernels.attend_prompts, attention.attend_prompts),
+        linear=launching_too(linear.linear, functional.linear),
+        norm_linear=launching_too(linear.norm_linear, functional.norm_linear),
+        linear_add=launching_too(linear.linear_add, functional.linear_add, keep=[3]),
+        norm_swiglu=launching_too(linear.norm_swiglu, functional.norm_swiglu),
+        rope_store=launching_too(store.rope_store, attention.rope_store),
+        plan_decode=plan_both,
+        decode_attention=launching_too(
+            decode_attention.decode_attention, attention.decode_attention
+        ),
+        prefill_attention=launching_too(
+            prefill_attention.prefill_attention, attention.prefill_attention
+        ),
         candidates=launching_too(sampling.candidates, sampler.candidates),
         draw=launching_too(sampling.draw, sampler.draw),
         gather_logprobs=launching_too(logprobs.gather_logprobs, torch_logprobs.gather_logprobs),

@@ -15,8 +15,8 @@ from course.cells import definitions
 from course.drawings import kernel_plots
 from course.exercises import code_of, define
 from course.labs import toy_kernels
-from nanovllm.layers.backend import TORCH
-from nanovllm.ops import kernels
+from nanovllm.kernels import store
+from nanovllm.layers.backend import TORCH_BACKEND
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -65,7 +65,7 @@ def test_they_compile(capability, dtype, monkeypatch):
     for name, kernel in vars(toy_kernels).copy().items():
         if isinstance(kernel, JITFunction) and name.endswith("_kernel"):
             monkeypatch.setattr(toy_kernels, name, Recorder(kernel, launches))
-    monkeypatch.setattr(kernels, "store_kv_kernel", Recorder(kernels.store_kv_kernel, launches))
+    monkeypatch.setattr(store, "store_kv_kernel", Recorder(store.store_kv_kernel, launches))
     if not hasattr(toy_kernels.norm_kernel, "launches"):
         pytest.skip("Triton's interpreter is on: nothing is compiled")
     device = torch.device("cpu")
@@ -74,7 +74,7 @@ def test_they_compile(capability, dtype, monkeypatch):
     tokens.rope_store(toy_kernels.norm_rope_store)
     inputs = kernel_ladder.make_inputs([5, 200], device, dtype, seed=0)
     for attend in (toy_kernels.attend_whole, kernel_ladder.attend_split):
-        inputs.prepare(kernel_ladder.replace(TORCH, attend_decodes=attend))()
+        inputs.prepare(kernel_ladder.replace(TORCH_BACKEND, decode_attention=attend))()
     assert len(launches) == 7
     for kernel, args, options in launches:
         compiled = compile_for(kernel, args, options, capability)

@@ -24,7 +24,8 @@ from transformers import PreTrainedTokenizerFast
 
 import course.labs.rank_lab  # noqa: F401  (it prepares the process for ranks as threads)
 from nanovllm import LLM, EngineArgs, LLMEngine
-from nanovllm.layers.attention import AttentionMetadata, store_kv
+from nanovllm.layers.attention import store_kv
+from nanovllm.metadata import AttentionMetadata
 from nanovllm.model import loader
 from nanovllm.model.ranks import Ranks
 from nanovllm.checkpoint import weights
@@ -68,9 +69,9 @@ class CountingDecoder(CountingModel):
             hidden[place] = k_cache[table][:, :, 0, 0].flatten()[: position + 1].double().sum()
         return hidden
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def compute_logits(self, hidden: Tensor) -> Tensor:
         shard = self.ranks.shard(VOCAB)
-        return super().logits(hidden)[:, shard.start : shard.start + shard.count]
+        return super().compute_logits(hidden)[:, shard.start : shard.start + shard.count]
 
 
 @cache

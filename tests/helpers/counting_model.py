@@ -14,8 +14,9 @@ from nanovllm.engine.engine import EngineCore
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
-from nanovllm.layers.attention import AttentionMetadata, store_kv
-from nanovllm.layers.backend import TORCH
+from nanovllm.layers.attention import store_kv
+from nanovllm.layers.backend import TORCH_BACKEND
+from nanovllm.metadata import AttentionMetadata
 from nanovllm.model.ranks import Ranks
 from nanovllm.ops.attention import AttentionMetadata, store_kv
 from nanovllm.ops.backend import TORCH
@@ -44,33 +45,33 @@ class CountingModel:
     """Each position stores the hash of its prefix, which it makes from the one before it in the
     cache; the next token is a function of all the hashes that it reads back."""
 
-    ranks, backend, vocab_size, local_heads = Ranks(), TORCH, VOCAB, 1
+    ranks, backend, vocab_size, num_local_heads = Ranks(), TORCH_BACKEND, VOCAB, 1
 
-    def __call__(self, input_ids: Tensor, kv_cache: Tensor, batch: AttentionMetadata) -> Tensor:
+    def __call__(self, input_ids: Tensor, kv_cache: Tensor, metadata: AttentionMetadata) -> Tensor:
         k_cache, v_cache = kv_cache[0]
         hidden = torch.zeros(len(input_ids), 1, dtype=torch.double)
-        for place, (position, table) in enumerate(self.tokens(batch)):
-            assert position == batch.positions[place]
+        for place, (position, table) in enumerate(self.tokens(metadata)):
+            assert position == metadata.positions[place]
             before = k_cache[table].flatten()[:position]
             parent = int(before[-1]) if position else 0
             fresh = torch.tensor(hash_next(parent, int(input_ids[place]), position)).double()
             fresh = fresh.view(1, 1, 1)
-            slot = batch.slot_mapping[place : place + 1]
+            slot = metadata.slot_mapping[place : place + 1]
             store_kv(fresh, fresh, k_cache, v_cache, slot)
             hidden[place] = k_cache[table].flatten()[: position + 1].sum()
         return hidden
 
-    def tokens(self, batch: AttentionMetadata) -> Iterator[tuple[int, Tensor]]:
+    def tokens(self, metadata: AttentionMetadata) -> Iterator[tuple[int, Tensor]]:
         """Every token's position and its row's block table, in order."""
-        if rows := batch.decodes:
-            yield from zip((rows.context_lens - 1).tolist(), rows.block_tables, strict=True)
-        if rows := batch.prompts:
-            counts = rows.starts.diff().tolist()
-            ends = rows.context_lens.tolist()
+        if rows := metadata.decode:
+            yield from zip((rows.seq_lens - 1).tolist(), rows.block_tables, strict=True)
+        if rows := metadata.prefill:
+            counts = rows.query_start_loc.diff().tolist()
+            ends = rows.seq_lens.tolist()
             for count, end, table in zip(counts, ends, rows.block_tables, strict=True):
                 yield from ((position, table) for position in range(end - count, end))
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def compute_logits(self, hidden: Tensor) -> Tensor:
         return torch.nn.functional.one_hot(hidden[:, 0].long() % VOCAB, VOCAB).float()
 
 

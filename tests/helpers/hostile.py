@@ -118,12 +118,12 @@ class Quiet:
     def gap(self, token_ids: list[int]) -> float:
         """How far the two best logits of the next token lie apart."""
         model, seen = self.engine.core.runner.model, []
-        plain = model.logits
-        model.logits = lambda hidden: seen.append(plain(hidden)) or seen[-1]
+        plain = model.compute_logits
+        model.compute_logits = lambda hidden: seen.append(plain(hidden)) or seen[-1]
         try:
             self.answer(token_ids, SamplingParams(temperature=0.0, max_tokens=1))
         finally:
-            del model.logits
+            del model.compute_logits
         best = seen[-1][-1].float().topk(2).values
         return float(best[0] - best[1])
 

@@ -6,22 +6,22 @@ from exercise_cases import Case
 from nanovllm.engine.block_manager import BlockManager
 
 
-def slot_mapping(block_tables, starts, context_lens, block_size):
+def slot_mapping(block_tables, query_start_loc, seq_lens, block_size):
     """From the end of each row, and by gathering from all slots of a row."""
-    token = torch.arange(int(starts[-1]))
-    row = torch.searchsorted(starts, token, right=True) - 1
-    back = starts[row + 1] - token  # 1 for a row's last token
+    token = torch.arange(int(query_start_loc[-1]))
+    row = torch.searchsorted(query_start_loc, token, right=True) - 1
+    back = query_start_loc[row + 1] - token  # 1 for a row's last token
     offsets = torch.arange(block_size)
     all_slots = (block_tables.long()[:, :, None] * block_size + offsets).flatten(1)
-    at = context_lens[row] - back
+    at = seq_lens[row] - back
     return torch.where(at < 0, -1, all_slots[row, at.clamp(min=0)])
 
 
-def by_loops(block_tables, starts, context_lens, block_size):
+def by_loops(block_tables, query_start_loc, seq_lens, block_size):
     """Token by token, in Python."""
-    slots, (*begins, _) = [], starts.tolist()
-    for row, (begin, context) in enumerate(zip(begins, context_lens.tolist(), strict=True)):
-        end = int(starts[row + 1])
+    slots, (*begins, _) = [], query_start_loc.tolist()
+    for row, (begin, context) in enumerate(zip(begins, seq_lens.tolist(), strict=True)):
+        end = int(query_start_loc[row + 1])
         for at in range(context - (end - begin), context):
             block = int(block_tables[row, max(at, 0) // block_size])
             slots.append(block * block_size + at % block_size if context else -1)
@@ -73,8 +73,8 @@ CASES = {
         mutants=[
             ("block_tables[row, positions // block_size]", "(positions // block_size)", "not been"),
             ("first[row] + ", "", "yours begin at 0"),
-            (" - starts[row]", "", "begin at its own start"),
-            (".masked_fill(context_lens[row] == 0, -1)", "", "is padding"),
+            (" - query_start_loc[row]", "", "begin at its own start"),
+            (".masked_fill(seq_lens[row] == 0, -1)", "", "is padding"),
             (".long()", "", "int64"),
             (".long()", ".int().mul(1)", "int64"),
             (
@@ -85,13 +85,13 @@ CASES = {
             ),
             ("return slots", "return slots[None]", "One slot for each new token"),
             (
-                "(context_lens[row] == 0, -1)",
-                "(context_lens[row] == 0, -1).tolist()",
+                "(seq_lens[row] == 0, -1)",
+                "(seq_lens[row] == 0, -1).tolist()",
                 "yours is a list",
             ),
             (
-                ", context_lens, block_size):",
-                ", context_lens):",
+                ", seq_lens, block_size):",
+                ", seq_lens):",
                 "slot_mapping raised an error\nType",
             ),
             ("positions % block_size", "positions % (block_size + 1)", "Table [5, 2, 7]"),

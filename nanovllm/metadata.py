@@ -1,0 +1,49 @@
+"""The dataclasses that the engine passes to layers and kernels.
+
+A step computes a flat batch: the new tokens of all rows follow one another, without padding. The
+metadata says which row a token belongs to and where its key and value are stored. Only the
+attention layers need it, because every other layer treats all tokens alike.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PhaseMetadata:
+    """The rows of one phase, decode or prefill. Each row's context ends with its new tokens.
+
+    A batch may be padded to a captured size. A padding row has a length of 0 and stores nothing.
+    """
+
+    slot_mapping: Tensor  # [num_tokens] int64: block_id * block_size + offset; -1: do not store
+    seq_lens: Tensor  # [num_rows] int32: tokens to read, the new ones included; 0: a padding row
+    block_tables: Tensor  # [num_rows, max_blocks] int32; entries beyond a row's length are not read
+    query_start_loc: Tensor  # [num_rows + 1] int32: row i's new tokens are [loc[i], loc[i + 1])
+    max_query_len: int = 1  # new tokens of the row that has most
+    plan: Any = None  # how the kernels divide the work among their programs
+
+    @cached_property
+    def seq_lens_cpu(self) -> list[int]:
+        """`seq_lens` on the host. All layers of a step share one wait for the device."""
+        return self.seq_lens.tolist()
+
+
+@dataclass(frozen=True)
+class AttentionMetadata:
+    """The rows of a flat batch: first the decode rows with one new token each, then the prefill."""
+
+    positions: Tensor  # [num_tokens]
+    decode: PhaseMetadata | None
+    prefill: PhaseMetadata | None
+
+    @cached_property
+    def slot_mapping(self) -> Tensor:
+        """The slots [num_tokens] int64 of all tokens, of both phases."""
+        phases = (self.decode, self.prefill)
+        slots = [phase.slot_mapping for phase in phases if phase is not None]
+        return slots[0] if len(slots) == 1 else torch.cat(slots)
