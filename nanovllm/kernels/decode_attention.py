@@ -25,7 +25,7 @@ from nanovllm.kernels.decode_plan import (
 from nanovllm.kernels.device_functions import (
     LOG2_E,
     online_softmax_step,
-    wait_for_previous_kernel,
+    pdl_wait,
 )
 from nanovllm.kernels.gpu_limits import MIN_TILE, GpuLimits, power_of_2
 from nanovllm.metadata import PhaseMetadata
@@ -56,7 +56,7 @@ def decode_attention_kernel(
     running_max = tl.full([BLOCK_M], -1e30, tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, DIM_PADDED], tl.float32)
-    wait_for_previous_kernel(PDL)
+    pdl_wait(PDL)
     for i in tl.range(first_tile, end_tile, num_stages=NUM_STAGES):
         tile = tiles + i * TILE_COLUMNS
         first_row, num_rows = tl.load(tile + TILE_ROW), tl.load(tile + TILE_NUM_ROWS)
@@ -111,7 +111,7 @@ def merge_partials_kernel(
     row, head = tl.program_id(0), tl.program_id(1)
     first = tl.load(rows + row * ROW_COLUMNS + FIRST_PARTIAL)
     count = tl.load(rows + row * ROW_COLUMNS + NUM_PARTIALS)
-    wait_for_previous_kernel(PDL)
+    pdl_wait(PDL)
     if count > 1:
         d = tl.arange(0, DIM_PADDED)
         running_max = tl.full([], float("-inf"), tl.float32)

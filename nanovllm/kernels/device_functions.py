@@ -8,7 +8,7 @@ LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E), and a GPU computes exp
 
 
 @triton.jit
-def wait_for_previous_kernel(PDL: tl.constexpr):
+def pdl_wait(PDL: tl.constexpr):
     """Let the next kernel start, then wait until the previous kernel has written its results.
 
     Before this call, a kernel may read only what the previous kernel does not write, for example

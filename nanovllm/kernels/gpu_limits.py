@@ -14,7 +14,7 @@ class GpuLimits:
     """The limits of one GPU.
 
     From compute capability 9.0 on, a kernel may start before the previous kernel has ended. This is
-    called programmatic dependent launch (PDL), see `device_functions.wait_for_previous_kernel`.
+    called programmatic dependent launch (PDL), see `device_functions.pdl_wait`.
     """
 
     def __init__(self, num_sms: int, shared_memory: int, capability: int):

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from nanovllm.kernels.device_functions import wait_for_previous_kernel
+from nanovllm.kernels.device_functions import pdl_wait
 from nanovllm.kernels.gpu_limits import GpuLimits, power_of_2
 
 MAX_MATVEC_INPUTS = 32_768  # numbers of a vector that one program can hold
@@ -66,7 +66,7 @@ def matvec_kernel(
     if SWIGLU:  # gate's rows come first, then up's
         up = weight + num_outputs.to(tl.int64) * num_inputs
         up_rows = tl.load(up + offsets, mask, 0.0).to(tl.float32)
-    wait_for_previous_kernel(PDL)
+    pdl_wait(PDL)
     vector = tl.load(x + k, is_input, 0.0).to(tl.float32)
     if NORM:
         scale = tl.rsqrt(tl.sum(vector * vector, axis=0) / num_inputs + eps)
@@ -123,7 +123,7 @@ def rms_norm_kernel(x, weight, y, eps, size, BLOCK: tl.constexpr, PDL: tl.conste
     offsets = tl.arange(0, BLOCK)
     mask = offsets < size
     scale = tl.load(weight + offsets, mask, 0.0).to(tl.float32)
-    wait_for_previous_kernel(PDL)
+    pdl_wait(PDL)
     row = tl.program_id(0).to(tl.int64) * size
     vector = tl.load(x + row + offsets, mask, 0.0).to(tl.float32)
     scale *= tl.rsqrt(tl.sum(vector * vector, axis=0) / size + eps)
@@ -141,7 +141,7 @@ def rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
 @triton.jit
 def silu_mul_kernel(gate_up, y, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Compute BLOCK features of one token."""
-    wait_for_previous_kernel(PDL)
+    pdl_wait(PDL)
     token = tl.program_id(0).to(tl.int64)
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < size

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from nanovllm.kernels.device_functions import wait_for_previous_kernel
+from nanovllm.kernels.device_functions import pdl_wait
 from nanovllm.kernels.gpu_limits import GpuLimits, power_of_2
 from nanovllm.metadata import AttentionMetadata
 
@@ -57,7 +57,7 @@ def rope_store_kernel(
     so the kernel reads every head as two halves.
     """
     token = tl.program_id(0).to(tl.int64)
-    wait_for_previous_kernel(PDL)
+    pdl_wait(PDL)
     slot = tl.load(slot_mapping + token).to(tl.int64)
     position = tl.maximum(tl.load(positions + token * position_stride), 0).to(tl.int64)
     pair = tl.arange(0, HALF_PADDED)

@@ -29,7 +29,7 @@ STAGES = {
     "register": lambda e: (e.block_manager, "register"),
     "prepare": lambda e: (e.core.runner.rows, "place"),
     "forward": lambda e: (e.core.runner.model, "forward"),
-    "head": lambda e: (e.core.runner.model, "logits"),
+    "head": lambda e: (e.core.runner.model, "compute_logits"),
     "sampler": lambda e: (e.core.runner, "_sample"),
     "read": lambda e: (PendingTokens, "read"),
     "update": lambda e: (e.core.scheduler, "update"),

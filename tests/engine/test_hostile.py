@@ -27,6 +27,6 @@ def test_one_wrong_hash_is_seen(monkeypatch):
         return plain(self, hidden + 1 if len(calls) % 500 == 0 else hidden)
 
     plain = CountingDecoder.compute_logits
-    monkeypatch.setattr(CountingDecoder, "logits", wrong_once)
+    monkeypatch.setattr(CountingDecoder, "compute_logits", wrong_once)
     with hostile() as work, pytest.raises(AssertionError):
         list(map(work.run, range(SLICE)))

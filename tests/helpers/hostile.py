@@ -130,7 +130,7 @@ class Quiet:
 
 def plant(engine: LLMEngine, rng: random.Random, counts: Counter) -> None:
     """Let a step fail now and then, in its forward pass or in its sampler."""
-    model, name = engine.core.runner.model, rng.choice(["__call__", "logits"])
+    model, name = engine.core.runner.model, rng.choice(["__call__", "compute_logits"])
     plain = type(model)
 
     def sometimes(self: Any, *args: Any) -> Any:
