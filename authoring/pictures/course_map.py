@@ -1,10 +1,19 @@
 """figures/course_map.svg: the ten lessons, and the files of nanovllm/ each of them ends in."""
 
 from course.lessons import FILES_OF_LESSON
+from course.pictures.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Picture
 from course.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Picture
 
 TITLE = "Ten lessons, and the files of nanovllm/ they end in"
-COLOURS = {"": BLUE, "model": PURPLE, "engine": ORANGE, "ops": GREEN, "kernels": GREY}
+COLOURS = {
+    "": BLUE,
+    "models": PURPLE,
+    "engine": ORANGE,
+    "layers": GREEN,
+    "kernels": GREY,
+    "model": VERMILLION,
+    "ops": SKY,
+}
 FOLDERS = {folder: f"{folder or 'nanovllm'}/" for folder in COLOURS}
 INSTEAD = {
     "02_kv_cache": "begins layers/attention.py, which 03 completes",

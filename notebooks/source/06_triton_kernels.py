@@ -215,8 +215,8 @@ assert separate == 2 * fused
 #
 # </details>
 #
-# The engine's kernel; RoPE pairs dimensions $i$ and $i + D/2$, so it holds two halves. `PDL` (programmatic dependent launch):
-# `gdc_launch_dependents` lets the next kernel start early, `gdc_wait` waits for the one ahead.
+# The engine's kernel; RoPE pairs dimensions $i$ and $i + D/2$, so it holds two halves. `pdl_wait` is for
+# programmatic dependent launch (`PDL`): it lets the next kernel start early, and waits for the one ahead.
 
 # %%
 show_from("nanovllm/kernels/store.py", "rope_store_kernel")
@@ -236,7 +236,7 @@ show_from("nanovllm/kernels/store.py", "rope_store_kernel")
 from math import exp, inf
 
 
-def absorb(best, total, acc, scores, values):
+def online_softmax_step(best, total, acc, scores, values):
     higher = max(best, *scores)
     weights = [exp(s - higher) for s in scores]
     shrink = exp(best - higher)
@@ -246,7 +246,7 @@ def absorb(best, total, acc, scores, values):
 
 state = (-inf, 0.0, 0.0)
 for scores, values in (((1, 3), (10, 20)), ((2, 5), (30, 40))):
-    state = absorb(*state, scores, values)
+    state = online_softmax_step(*state, scores, values)
     print("best {}, total {:.3f}, acc {:.2f}".format(*state), f"-> {state[2] / state[1]:.3f}")
 whole = torch.tensor([1.0, 3, 2, 5]).softmax(0) @ torch.tensor([10.0, 20, 30, 40])
 assert abs(state[2] / state[1] - whole) < 1e-4
@@ -300,7 +300,8 @@ assert [makespan(lengths, 4) for lengths in ways.values()] == [12, 6, 5]
 # Each part leaves `best`, `total` and `acc`. A second kernel merges them: both shrink to the higher `best`.
 
 # %%
-left, right = absorb(-inf, 0, 0, (1, 3), (10, 20)), absorb(-inf, 0, 0, (2, 5), (30, 40))
+left = online_softmax_step(-inf, 0, 0, (1, 3), (10, 20))
+right = online_softmax_step(-inf, 0, 0, (2, 5), (30, 40))
 higher = max(left[0], right[0])
 total, acc = (sum(part[i] * exp(part[0] - higher) for part in (left, right)) for i in (1, 2))
 assert abs(acc / total - whole) < 1e-4
