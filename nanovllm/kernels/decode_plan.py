@@ -26,8 +26,9 @@ from nanovllm.kernels.gpu_limits import MIN_TILE, GpuLimits, power_of_2
 from nanovllm.metadata import PhaseMetadata
 
 # Columns of the table of tiles. A tile holds the tokens [TILE_START, TILE_END) of TILE_NUM_ROWS
-# rows, the first of which is TILE_ROW. A program that ends inside the row writes its partial result
-# to the row's number TILE_PARTIAL. TILE_IS_LAST says whether the row's next tile is another one's.
+# adjacent rows, the first of which is TILE_ROW. TILE_PARTIAL counts a row's partial results: the
+# program that reads the tile writes the row's result number TILE_PARTIAL. TILE_IS_LAST is 1 in the
+# last tile of a row's own tokens, and in the last tile of a common prefix.
 TILE_ROW, TILE_NUM_ROWS, TILE_START, TILE_END, TILE_PARTIAL, TILE_IS_LAST, TILE_COLUMNS = (
     tl.constexpr(i) for i in range(7)
 )
@@ -77,6 +78,8 @@ def plan_decode(
         num_tiles, num_rows, *strides, block_size, group_rows, tile, num_programs,
         max(256, power_of_2(num_rows)), 32,
     )  # fmt: skip
+    # See `max_programs`: n tiles have at most n / per_program + 2 partial results. Every row of a
+    # group reserves room for its own tiles, and for all of the group's shared tiles.
     max_partials = 4 * num_rows + (group_rows + 1) * num_programs
     shape = (max_partials, num_heads, head_dim + 2)
     partials = torch.empty(shape, dtype=torch.float32, device=device)
