@@ -268,7 +268,7 @@ lengths = torch.tensor([10, 3, 37], dtype=torch.int32, device=device)
 tables = torch.randperm(30, device=device).view(3, 10).int()
 k_cache, v_cache = torch.randn(2, 30, 4, 2, 8, device=device)  # 30 blocks of 4, 2 KV heads of 8
 query = torch.randn(3, 4, 8, device=device)  # 3 sequences, 4 query heads
-rows = attention.plan_decode(lengths - 1, tables, k_cache, heads=4)
+rows = attention.plan_decode(lengths - 1, tables, k_cache, num_heads=4)
 data = (query, k_cache, v_cache, rows, 8**-0.5)
 wanted = attention.decode_attention(*data)
 result = agree(call(lambda: toy.attend_whole(*data)), wanted)

@@ -197,8 +197,9 @@ def test_the_makers_own_names_are_found(source, monkeypatch, tmp_path):
 
 def test_a_lesson_is_in_the_table_and_its_card_names_the_files_it_ends_in(tmp_path):
     assert "is not a lesson" in lint(write(good_notebook(), tmp_path, "42_new.ipynb"))[0]
-    (problem,) = lint(write(good_notebook(), tmp_path, "03_paged_blocks.ipynb"))
-    assert "does not name nanovllm/layers/attention.py" in problem
+    attention, metadata = lint(write(good_notebook(), tmp_path, "03_paged_blocks.ipynb"))
+    assert "does not name nanovllm/layers/attention.py" in attention
+    assert "does not name nanovllm/metadata.py" in metadata
 
 
 @pytest.mark.parametrize(
