@@ -192,11 +192,8 @@ def _check_named_model() -> list[str]:
 def _read_all_but_weights(folder: Path) -> None:
     from nanovllm import EngineArgs
     from nanovllm.checkpoint.config_json import read_model_config
-    from nanovllm.model.loader import load_tokenizer, weight_files
-    from nanovllm.models.model_config import ModelConfig
     from nanovllm.checkpoint.safetensors_files import find_weight_files
     from nanovllm.checkpoint.tokenizer import load_tokenizer
-    from nanovllm.model.model_config import ModelConfig
 
     read_model_config(folder)
     load_tokenizer(EngineArgs(str(folder)), folder)

@@ -9,8 +9,6 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
         "llm.py",
         "config.py",
         "outputs.py",
-        "validation/checks.py",
-        "validation/fields.py",
     ),
     "01_naive_generate": (
         "sampling_params.py",
@@ -19,63 +17,75 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
         "layers/functional.py",
         "layers/norm.py",
         "layers/rope.py",
-        "checkpoint/generation_config.py",
-        "checkpoint/weights.py",
-        "layers/functional.py",
-        "ops/sampler.py",
-        "logprobs.py",
-        "ops/logprobs.py",
-        "engine/detokenizer.py",
+        "layers/sampler.py",
     ),
     "02_kv_cache": (),  # previews layers/attention.py, which lesson 03 completes
     "03_paged_blocks": ("layers/attention.py", "metadata.py"),
     "04_prefix_hashing": ("engine/block_manager.py",),
     "05_scheduler": ("engine/sequence.py", "engine/scheduler.py"),
     "06_triton_kernels": (
-        "ops/kernels.py",
-        "kernels/sampling.py",
-        "kernels/logprobs.py",
+        "kernels/store.py",
+        "kernels/decode_attention.py",
         "layers/backend.py",
     ),
     "07_cuda_graphs": (
         "engine/persistent_batch.py",
         "engine/model_runner.py",
         "engine/memory.py",
-        "engine/output_logprobs.py",
-        "engine/logprobs.py",
         "engine/engine.py",
     ),
     "08_tensor_parallelism": (
         "distributed/ranks.py",
-        "distributed/launch.py",
-        "distributed/signed_store.py",
         "layers/linear.py",
         "llm_engine.py",
     ),
     "09_the_ladder": (),  # measures all of them together
 }
 
-# No lesson needs these files. The first group finds and opens a checkpoint's files, the second one
-# keeps the processes of ranks equal and alive, and the third one lets scripts that were written for
-# vLLM run here.
+# No lesson needs these files. A first reader need not open them.
 OFF_THE_PATH: tuple[str, ...] = (
+    # They read a checkpoint's files, and turn ids into text.
+    "checkpoint/config_json.py",
+    "checkpoint/generation_config.py",
     "checkpoint/hub.py",
     "checkpoint/safetensors_files.py",
     "checkpoint/tokenizer.py",
-    "distributed/consistency.py",
-    "distributed/monitor.py",
-    "distributed/python_command.py",
-    "distributed/cleanup.py",
+    "checkpoint/weights.py",
+    "engine/detokenizer.py",
+    # They refuse what the engine cannot honour, and let scripts that were written for vLLM run.
+    "validation/checks.py",
+    "validation/fields.py",
+    "validation/unsupported.py",
+    "validation/vllm_defaults.py",
     "frontend/chat.py",
     "inputs.py",
-    "engine/parallel_sampling.py",
-    "vllm_defaults.py",
     "utils/argparse_utils.py",
     "entrypoints/llm.py",
     "engine/arg_utils.py",
     "engine/llm_engine.py",
-    # Penalties, biases and forbidden tokens change the logits before they are sampled.
-    "ops/adjustments.py",
-    "kernels/adjustments.py",
+    # They start and end the processes of the ranks, and notice when one fails.
+    "distributed/cleanup.py",
+    "distributed/consistency.py",
+    "distributed/launch.py",
+    "distributed/monitor.py",
+    "distributed/python_command.py",
+    "distributed/signed_store.py",
+    # A request may ask for several answers, for log probabilities, and for adjusted logits.
+    "engine/parallel_sampling.py",
+    "logprobs.py",
+    "layers/logprobs.py",
+    "engine/logprobs.py",
+    "engine/output_logprobs.py",
+    "layers/adjustments.py",
     "engine/adjustments.py",
+    # The kernels that lesson 06 does not show.
+    "kernels/adjustments.py",
+    "kernels/decode_plan.py",
+    "kernels/device_functions.py",
+    "kernels/flash_attention.py",
+    "kernels/gpu_limits.py",
+    "kernels/linear.py",
+    "kernels/logprobs.py",
+    "kernels/prefill_attention.py",
+    "kernels/sampling.py",
 )

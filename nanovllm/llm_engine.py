@@ -22,9 +22,8 @@ from typing import Any
 
 import torch
 
-from nanovllm import vllm_defaults
-from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.checkpoint import weights
+from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.checkpoint.generation_config import make_default_params, read_generation_config
 from nanovllm.checkpoint.hub import find_model
 from nanovllm.checkpoint.tokenizer import load_tokenizer, tokenizer_errors
@@ -46,19 +45,10 @@ from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.parallel_sampling import ParentRequest, fan_out, ids_in_use
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
-from nanovllm.inputs import as_prompt
+from nanovllm.inputs import parse_prompt
 from nanovllm.layers.attention import rope_store
 from nanovllm.layers.backend import choose_backend, compile_linears
-from nanovllm.model import loader
-from nanovllm.model.launch import facts_of
-from nanovllm.model.ranks import Ranks
 from nanovllm.models.model_config import ModelConfig, check_tensor_parallel_size
-from nanovllm.models.model_config import ModelConfig
-from nanovllm.inputs import parse_prompt
-from nanovllm.model.model_config import ModelConfig
-from nanovllm.model.parallel import check_divisible
-from nanovllm.ops.attention import rope_store
-from nanovllm.ops.backend import choose_backend, compiled
 from nanovllm.outputs import RequestOutput, StepRecord
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.validation import (

@@ -65,7 +65,7 @@ class SamplingParams:
     presence_penalty: float = number_field(0.0, -2.0, 2.0)
     # Subtracted from a token's logit for each time that it was generated.
     frequency_penalty: float = number_field(0.0, -2.0, 2.0)
-    # Divides the positive logits, and multiplies the others, of tokens of the prompt and the output.
+    # Divides positive logits, and multiplies negative ones, of tokens of the prompt and output.
     repetition_penalty: float = number_field(1.0, LEAST_FLOAT, LARGEST_FLOAT)
     # Added to the logits of these token ids.
     logit_bias: dict[int, float] | None = None

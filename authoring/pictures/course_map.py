@@ -1,8 +1,7 @@
 """figures/course_map.svg: the ten lessons, and the files of nanovllm/ each of them ends in."""
 
 from course.lessons import FILES_OF_LESSON
-from course.pictures.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Picture
-from course.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Picture
+from course.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Picture
 
 TITLE = "Ten lessons, and the files of nanovllm/ they end in"
 COLOURS = {
@@ -11,8 +10,8 @@ COLOURS = {
     "engine": ORANGE,
     "layers": GREEN,
     "kernels": GREY,
-    "model": VERMILLION,
-    "ops": SKY,
+    "distributed": VERMILLION,
+    "checkpoint": SKY,
 }
 FOLDERS = {folder: f"{folder or 'nanovllm'}/" for folder in COLOURS}
 INSTEAD = {

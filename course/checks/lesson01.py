@@ -136,7 +136,7 @@ def check_top_p(top_p: Any) -> None:
 
 def agree_with_engine(top_p: Any) -> None:
     """As the finished sampler, on logits of many tokens, not scaled to probabilities."""
-    from nanovllm.ops.sampler import filter_scores
+    from nanovllm.layers.sampler import filter_scores
 
     for seed, p in enumerate((0.1, 0.5, 0.9)):
         logits = 3 * torch.randn(1000, generator=torch.Generator().manual_seed(seed))

@@ -26,11 +26,8 @@ from course.workload import LadderWorkload
 from nanovllm.checkpoint.tokenizer import load_tokenizer
 from nanovllm.config import EngineArgs
 from nanovllm.layers import attention
-from nanovllm.model.loader import load_tokenizer
+from nanovllm.layers.sampler import filter_scores, log_of
 from nanovllm.models.model_config import ModelConfig
-from nanovllm.model.model_config import ModelConfig
-from nanovllm.ops import attention
-from nanovllm.ops.sampler import filter_scores, log_of
 
 QUESTION = "Tell me a story about a fox who finds a key."
 CPU_LENGTHS = (16, 32, 64, 128, 256, 512)  # tokens

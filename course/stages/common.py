@@ -22,14 +22,10 @@ from course.benchmarks.roofline import kv_bytes_per_token
 from course.timing import synchronize
 from course.workload import LadderWorkload
 from nanovllm.checkpoint.config_json import read_model_config
-from nanovllm.config import EngineArgs
-from nanovllm.llm_engine import settle
-from nanovllm.model.loader import choose_dtype, find_model
 from nanovllm.checkpoint.hub import find_model
 from nanovllm.checkpoint.weights import resolve_dtype
-from nanovllm.models.model_config import ModelConfig
+from nanovllm.config import EngineArgs
 from nanovllm.llm_engine import resolve_args
-from nanovllm.model.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

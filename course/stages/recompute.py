@@ -8,16 +8,11 @@ from torch import Tensor
 
 from course.stages.common import Recorder, Stage, greedy
 from course.workload import LadderWorkload
-from nanovllm.layers.backend import TORCH_BACKEND, Backend
-from nanovllm.metadata import AttentionMetadata, PhaseMetadata
-from nanovllm.model.loader import load_model
-from nanovllm.model.ranks import Ranks
-from nanovllm.models.decoder import Decoder
 from nanovllm.checkpoint.weights import load_model
 from nanovllm.distributed.ranks import Ranks
-from nanovllm.model.decoder import Decoder
-from nanovllm.ops.attention import AttentionMetadata, Rows
-from nanovllm.ops.backend import TORCH, Backend
+from nanovllm.layers.backend import TORCH_BACKEND, Backend
+from nanovllm.metadata import AttentionMetadata, PhaseMetadata
+from nanovllm.models.decoder import Decoder
 
 
 class DecoderStage(Stage):

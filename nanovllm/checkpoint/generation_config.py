@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nanovllm.checkpoint.config_json import as_tuple
 from nanovllm.config import EngineArgs
-from nanovllm.model.model_config import ModelConfig, as_tuple
+from nanovllm.models.model_config import ModelConfig
 from nanovllm.sampling_params import SamplingParams
 
 # The fields of generation_config.json that this engine uses, and the names of SamplingParams.

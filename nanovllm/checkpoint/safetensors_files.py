@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
-from nanovllm.model.model_config import ModelConfig, files_read
+from nanovllm.checkpoint.config_json import supported_files
+from nanovllm.models.model_config import ModelConfig
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -44,7 +45,7 @@ def find_weight_files(folder: Path) -> list[Path]:
             )
         if not (folder / name).is_file():
             download = f"{INDEX_FILE} names it; download the model again."
-            advice = download if index.exists() else files_read(folder)
+            advice = download if index.exists() else supported_files(folder)
             raise ValueError(f"weights file {name!r} is not in {folder}. {advice}")
     if SINGLE_FILE not in names and (folder / SINGLE_FILE).is_file():
         raise ValueError(

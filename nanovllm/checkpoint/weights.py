@@ -20,9 +20,9 @@ from nanovllm.checkpoint.safetensors_files import (
 )
 from nanovllm.config import EngineArgs
 from nanovllm.distributed.ranks import Ranks, Shard
-from nanovllm.model.decoder import Decoder
-from nanovllm.model.model_config import ModelConfig
-from nanovllm.ops.backend import Backend
+from nanovllm.layers.backend import Backend
+from nanovllm.models.decoder import Decoder
+from nanovllm.models.model_config import ModelConfig
 
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)  # a buffer in old Llama checkpoints, not a weight
 FUSED_PREFIXES = ("qkv_proj.", "gate_up_proj.")  # checkpoints store these layers' parts separately

@@ -1,7 +1,7 @@
 """AdjustmentTables: what the device knows of the tokens of each request that has adjustments.
 
 Two tables have a row of vocab_size entries for each such request. One counts tokens and has flags
-for them (see `ops/adjustments.py`), and the other holds the biases. A row is written from what the
+for them (see `layers/adjustments.py`), and the other holds biases. A row is written from what the
 host knows when the request's row of the persistent batch is. From then on the device counts by
 itself, so that the host need not have seen the newest tokens.
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from nanovllm.engine.persistent_batch import upload
 from nanovllm.engine.scheduler import ScheduledSequence
 from nanovllm.engine.sequence import Sequence
-from nanovllm.ops.adjustments import (
+from nanovllm.layers.adjustments import (
     BIAS_ROW,
     FORBIDDEN,
     FREQUENCY,

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from nanovllm.engine.scheduler import Batch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
+from nanovllm.layers.logprobs import IDS, LOGPROBS, NO_ID, RANK
 from nanovllm.logprobs import MAX_LOGPROBS, Logprob, LogprobsOnePosition
-from nanovllm.ops.logprobs import IDS, LOGPROBS, NO_ID, RANK
 
 RANKS = range(1, MAX_LOGPROBS + 1)
 REPLACEMENT = "\ufffd"  # what a tokenizer writes for a part of a character

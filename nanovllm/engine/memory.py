@@ -14,9 +14,7 @@ from torch import Tensor
 from nanovllm.config import EngineArgs
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.engine.model_runner import ModelRunner
-from nanovllm.model.ranks import Ranks
 from nanovllm.models.model_config import ModelConfig
-from nanovllm.model.model_config import ModelConfig
 
 CPU_CACHE_BYTES = 2**30  # the KV cache's default limit on a CPU
 OTHER_GRAPHS_BYTES = 2**28  # CUDA's own for graphs, and what allocation in large pieces wastes

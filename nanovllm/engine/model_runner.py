@@ -22,13 +22,10 @@ from nanovllm.engine.logprobs import prompt_targets
 from nanovllm.engine.persistent_batch import PersistentBatch, upload
 from nanovllm.engine.scheduler import Batch
 from nanovllm.layers.attention import MAX_GATHERED_SLOTS
-from nanovllm.metadata import AttentionMetadata, PhaseMetadata
-from nanovllm.model.ranks import Ranks
-from nanovllm.models.decoder import Decoder
+from nanovllm.layers.sampler import NO_TOKEN, SamplingMetadata, sample
 from nanovllm.logprobs import MAX_LOGPROBS
-from nanovllm.model.decoder import Decoder
-from nanovllm.ops.attention import SLOTS_AT_ONCE, AttentionMetadata, Rows
-from nanovllm.ops.sampler import NO_TOKEN, SamplingMetadata, sample
+from nanovllm.metadata import AttentionMetadata, PhaseMetadata
+from nanovllm.models.decoder import Decoder
 
 Sampled = tuple[Tensor, Tensor | None]  # ids [num_rows]; packed logprobs [num_rows, WIDTH]
 

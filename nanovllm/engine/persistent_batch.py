@@ -14,9 +14,9 @@ from torch import Tensor
 
 from nanovllm.engine.scheduler import Batch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
-from nanovllm.ops.adjustments import NUM_COLUMNS
-from nanovllm.ops.logprobs import NONE
-from nanovllm.ops.sampler import log_of
+from nanovllm.layers.adjustments import NUM_COLUMNS
+from nanovllm.layers.logprobs import NONE
+from nanovllm.layers.sampler import log_of
 
 if TYPE_CHECKING:
     from nanovllm.engine.adjustments import AdjustmentTables

@@ -1,15 +1,15 @@
 """What the sampling kernels do for adjustments: they adjust logits as they load them.
 
 So nothing writes a second copy of the logits, the raw ones stay for whoever needs them, and a row
-without adjustments pays one comparison. `ops/adjustments.py` says what is right.
+without adjustments pays one comparison. `layers/adjustments.py` says what is right.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanovllm.ops import adjustments as twin
-from nanovllm.ops.adjustments import Adjustments
+from nanovllm.layers import adjustments as twin
+from nanovllm.layers.adjustments import Adjustments
 
 IN_PROMPT, STOP, FORBIDDEN = (tl.constexpr(x) for x in (twin.IN_PROMPT, twin.STOP, twin.FORBIDDEN))
 COUNT = tl.constexpr(twin.COUNT)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nanovllm.kernels.sampling import as_ordered, as_score
-from nanovllm.ops import logprobs as packing
+from nanovllm.layers import logprobs as packing
 
 CHUNK = 4096  # tokens that one program reads
 RANK, IDS, LOGPROBS, WIDTH, MOST = (
@@ -74,7 +74,7 @@ def merge_kernel(
     num_ids, chunks, stride,
     CHUNKS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """One program: a row's packed result [WIDTH] int32; see `ops.logprobs`.
+    """One program: a row's packed result [WIDTH] int32; see `layers.logprobs`.
 
     CHUNKS is at least `chunks`, and KEYS at least chunks * MOST.
     """
@@ -106,7 +106,7 @@ def merge_kernel(
 
 
 def gather_logprobs(logits: Tensor, token_ids: Tensor, num_logprobs: Tensor) -> Tensor:
-    """As `ops.logprobs.gather_logprobs`. Rows that ask for nothing are not written at all."""
+    """As `layers.logprobs.gather_logprobs`. Rows that ask for nothing are not written at all."""
     (num_rows, num_ids), device = logits.shape, logits.device
     chunks = triton.cdiv(num_ids, CHUNK)
     largest, sums = (torch.empty(num_rows, chunks, device=device) for _ in range(2))

@@ -14,12 +14,8 @@ import torch
 from torch import Tensor
 
 from nanovllm.kernels import flash_attention
-from nanovllm.layers import attention, functional
+from nanovllm.layers import attention, functional, logprobs, sampler
 from nanovllm.metadata import AttentionMetadata, PhaseMetadata
-from nanovllm.ops import sampler
-from nanovllm.ops import attention, logprobs, sampler
-from nanovllm.ops import linear as products
-from nanovllm.ops.attention import AttentionMetadata, Rows
 
 
 @dataclass(frozen=True)
@@ -123,12 +119,11 @@ def triton_backend() -> Backend:
         decode_attention,
         decode_plan,
         linear,
+        logprobs,  # not every machine has Triton
         prefill_attention,
         sampling,
         store,
     )
-    from nanovllm.kernels import logprobs, sampling  # not every machine has Triton
-    from nanovllm.ops import kernels
 
     return Backend(
         "triton",

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanovllm.distributed.ranks import Ranks, Shard
 from nanovllm.layers.backend import Backend
-from nanovllm.model.ranks import Ranks, Shard
 
 
 class ShardedModule(nn.Module):
@@ -124,7 +124,7 @@ class VocabParallelEmbedding(ShardedModule):
         other id, a rank looks up some vector and then sets it to zero. That vector could hold NaN,
         which a multiplication by zero would not remove.
         """
-        if self.ranks.size == 1:
+        if self.ranks.world_size == 1:
             return F.embedding(ids, self.weight)
         local = ids - self.shard.start
         is_local = (local >= 0) & (local < self.shard.count)

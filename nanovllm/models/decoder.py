@@ -9,6 +9,7 @@ checkpoint's names, so the loader needs no table of names.
 import torch
 from torch import Tensor, nn
 
+from nanovllm.distributed.ranks import Ranks
 from nanovllm.layers.backend import Backend
 from nanovllm.layers.linear import (
     ColumnParallelLinear,
@@ -19,7 +20,6 @@ from nanovllm.layers.linear import (
 from nanovllm.layers.norm import RMSNorm
 from nanovllm.layers.rope import rope_table
 from nanovllm.metadata import AttentionMetadata
-from nanovllm.model.ranks import Ranks
 from nanovllm.models.model_config import ModelConfig
 
 

@@ -7,7 +7,7 @@
 # | Difficulty | easy |
 # | Hardware | any laptop; a GPU is used if there is one |
 # | Needs | Python, a little PyTorch |
-# | Ends in | `nanovllm/llm.py`, `nanovllm/config.py`, `nanovllm/outputs.py`, `nanovllm/validation/checks.py`, `nanovllm/validation/fields.py` |
+# | Ends in | `nanovllm/llm.py`, `nanovllm/config.py`, `nanovllm/outputs.py` |
 
 # %% [markdown]
 # A language model writes word by word. Why not faster? Here you meet the engine that this course rebuilds,

@@ -7,7 +7,7 @@
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used if there is one |
 # | Needs | lesson 00; Python, and PyTorch tensors |
-# | Ends in | `nanovllm/models/decoder.py`, `nanovllm/layers/rope.py`, `nanovllm/checkpoint/weights.py`, `nanovllm/checkpoint/generation_config.py`, `nanovllm/models/model_config.py`, `nanovllm/layers/functional.py`, `nanovllm/ops/sampler.py`, `nanovllm/sampling_params.py`, `nanovllm/engine/detokenizer.py` |
+# | Ends in | `nanovllm/sampling_params.py`, `nanovllm/models/model_config.py`, `nanovllm/models/decoder.py`, `nanovllm/layers/functional.py`, `nanovllm/layers/norm.py`, `nanovllm/layers/rope.py`, `nanovllm/layers/sampler.py` |
 
 # %% [markdown]
 # ## What hurts now
@@ -271,7 +271,7 @@ show(generate_plots.kept_words(words, best.values.tolist(), kept))
 
 
 # %%
-from nanovllm.ops.sampler import draw, filter_scores, gumbel_noise
+from nanovllm.layers.sampler import draw, filter_scores, gumbel_noise
 
 
 def noise(seed, position, ids):

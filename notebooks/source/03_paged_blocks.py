@@ -7,7 +7,7 @@
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used in measurements if there is one |
 # | Needs | lessons 00 to 02 |
-# | Ends in | `nanovllm/layers/attention.py`, `nanovllm/metadata.py`; previews `nanovllm/engine/block_manager.py` |
+# | Ends in | `nanovllm/layers/attention.py`, `nanovllm/metadata.py` |
 
 # %% [markdown]
 # ## What hurts now

@@ -7,7 +7,7 @@
 # | Difficulty | hard |
 # | Hardware | any laptop; on a GPU the same cells compile their kernels |
 # | Needs | lessons 02, 03 and 05 |
-# | Ends in | `nanovllm/kernels/store.py`, `nanovllm/kernels/decode_attention.py`, `nanovllm/kernels/decode_plan.py`, `nanovllm/kernels/prefill_attention.py`, `nanovllm/kernels/linear.py`, `nanovllm/kernels/sampling.py`, `nanovllm/kernels/flash_attention.py`, `nanovllm/kernels/device_functions.py`, `nanovllm/kernels/gpu_limits.py`, `nanovllm/layers/backend.py` |
+# | Ends in | `nanovllm/kernels/store.py`, `nanovllm/kernels/decode_attention.py`, `nanovllm/layers/backend.py` |
 
 # %% [markdown]
 # ## What hurts now

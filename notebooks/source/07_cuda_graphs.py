@@ -7,7 +7,7 @@
 # | Difficulty | hard |
 # | Hardware | any laptop |
 # | Needs | lessons 01, 05 and 06 |
-# | Ends in | `nanovllm/engine/model_runner.py`, `nanovllm/engine/engine.py`, `nanovllm/engine/persistent_batch.py`, `nanovllm/engine/memory.py` |
+# | Ends in | `nanovllm/engine/persistent_batch.py`, `nanovllm/engine/model_runner.py`, `nanovllm/engine/memory.py`, `nanovllm/engine/engine.py` |
 
 # %% [markdown]
 # ## What hurts now

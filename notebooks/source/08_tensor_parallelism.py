@@ -7,7 +7,7 @@
 # | Difficulty | hard |
 # | Hardware | any laptop |
 # | Needs | lessons 01, 02, 05 and 07 |
-# | Ends in | `nanovllm/distributed/ranks.py`, `nanovllm/distributed/launch.py`, `nanovllm/distributed/signed_store.py`, `nanovllm/layers/linear.py`, `nanovllm/llm_engine.py` |
+# | Ends in | `nanovllm/distributed/ranks.py`, `nanovllm/layers/linear.py`, `nanovllm/llm_engine.py` |
 
 # %% [markdown]
 # ## What hurts now
@@ -218,8 +218,9 @@ for rank, (mine, chosen) in enumerate(on_ranks(2, best_on)):
 # %%
 from nanovllm.layers.linear import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 
-show_source(Ranks.shard, ColumnLinear.forward, RowLinear.__init__, RowLinear.forward)
-show_source(VocabEmbedding, Ranks.all_reduce_argmax)
+show_source(Ranks.shard, ColumnParallelLinear.norm_linear)
+show_source(RowParallelLinear.__init__, RowParallelLinear.linear_add)
+show_source(VocabParallelEmbedding, Ranks.all_reduce_argmax)
 
 # %% [markdown]
 # The toy left out uneven sizes, and the checkpoint: of each parameter the loader reads its `Shard` alone.

@@ -16,8 +16,8 @@ from reference import reference_logits
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.adjustments import AdjustmentTables, encode_bad_words, ends_of_bad_words
 from nanovllm.engine.sequence import Sequence
-from nanovllm.ops import adjustments
-from nanovllm.ops.adjustments import IN_PROMPT, STOP
+from nanovllm.layers import adjustments
+from nanovllm.layers.adjustments import IN_PROMPT, STOP
 
 VOCAB, EOS = 300, (297, 299)
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9], [*range(40)], [*range(40), 1]]
@@ -227,8 +227,8 @@ def test_a_step_without_such_rows_does_not_touch_the_tables(tiny_model, monkeypa
         with monkeypatch.context() as patch:
             for name in ("lend", "write"):
                 patch.setattr(type(tables.tokens), name, fail)
-            patch.setattr("nanovllm.ops.sampler.adjust", fail)
-            patch.setattr("nanovllm.ops.sampler.count_tokens", fail)
+            patch.setattr("nanovllm.layers.sampler.adjust", fail)
+            patch.setattr("nanovllm.layers.sampler.count_tokens", fail)
             answers(llm, SamplingParams(temperature=0.8, max_tokens=5))
             with pytest.raises(AssertionError, match="touched"):
                 answers(llm, SamplingParams(presence_penalty=1.0, max_tokens=5))

@@ -24,9 +24,6 @@ from nanovllm.checkpoint.safetensors_files import find_weight_files
 from nanovllm.checkpoint.tokenizer import load_tokenizer, tokenizer_errors
 from nanovllm.checkpoint.weights import parameters_by_name
 from nanovllm.engine.detokenizer import Detokenizer
-from nanovllm.model import loader
-from nanovllm.validation import tokenizer_errors
-from nanovllm.model.model_config import ModelConfig
 
 INDEX = "model.safetensors.index.json"
 FUZZED = 200  # examples each

@@ -15,13 +15,9 @@ from course.labs.rank_lab import on_ranks
 from course.processes import module_command, spawned_safely
 from nanovllm import EngineArgs
 from nanovllm.checkpoint.config_json import read_model_config
-from nanovllm.llm_engine import settle
-from nanovllm.model.launch import facts_of, folders_off, python_command
-from nanovllm.models.model_config import ModelConfig
 from nanovllm.distributed.consistency import check_facts, collect_facts
 from nanovllm.distributed.python_command import pinned_folders, python_command
 from nanovllm.llm_engine import resolve_args
-from nanovllm.model.model_config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTES_WHERE = """

@@ -17,24 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.checkpoint import safetensors_files
+from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.checkpoint.hub import find_model
 from nanovllm.checkpoint.tokenizer import load_tokenizer
 from nanovllm.checkpoint.weights import load_model
 from nanovllm.config import EngineArgs
+from nanovllm.distributed.ranks import Ranks
 from nanovllm.layers.backend import TORCH_BACKEND
 from nanovllm.layers.linear import ColumnParallelLinear
-from nanovllm.model import loader
-from nanovllm.model.loader import find_model, load_model, load_tokenizer
-from nanovllm.model.ranks import Ranks
 from nanovllm.models.decoder import Decoder
-from nanovllm.models.model_config import ModelConfig
-from nanovllm.distributed.ranks import Ranks
-from nanovllm.model.decoder import Decoder
-from nanovllm.model.model_config import ModelConfig
-from nanovllm.model.parallel import ColumnLinear
-from nanovllm.ops.backend import TORCH
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 DOWN_PROJ = "model.layers.1.mlp.down_proj.weight"

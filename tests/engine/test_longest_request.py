@@ -84,10 +84,7 @@ def test_a_gpu_counts_what_it_may_take_for_everything(tiny_model, monkeypatch):
 
     from nanovllm import EngineArgs
     from nanovllm.checkpoint.config_json import read_model_config
-    from nanovllm.model.ranks import Ranks
-    from nanovllm.models.model_config import ModelConfig
     from nanovllm.distributed.ranks import Ranks
-    from nanovllm.model.model_config import ModelConfig
 
     config = read_model_config(tiny_model())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 512 * 16 * 1000))

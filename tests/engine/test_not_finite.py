@@ -13,13 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from course.labs.rank_lab import on_ranks
 from nanovllm import LLM, SamplingParams
+from nanovllm.distributed.ranks import Ranks
 from nanovllm.layers.backend import TORCH_BACKEND
 from nanovllm.layers.linear import VocabParallelEmbedding
-from nanovllm.model.ranks import Ranks
-from nanovllm.distributed.ranks import Ranks
-from nanovllm.model.parallel import VocabEmbedding
-from nanovllm.ops.backend import TORCH
-from nanovllm.ops.sampler import SamplingMetadata, log_of, sample
+from nanovllm.layers.sampler import SamplingMetadata, log_of, sample
 
 BAD = [7] * 40
 GOOD = [20, 21, 22, 23, 24]

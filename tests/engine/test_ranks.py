@@ -16,17 +16,12 @@ from patience import HANGS
 from small_requests import PROMPTS, greedy, ids
 
 from course.labs.rank_lab import on_ranks
-from nanovllm import LLM, EngineArgs, SamplingParams
-from nanovllm.checkpoint.config_json import read_model_config
-from nanovllm.engine.memory import count_blocks, make_kv_cache
-from nanovllm.model import ranks
-from nanovllm.model.ranks import Ranks
 from nanovllm import LLM, EngineArgs
+from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.distributed import monitor
 from nanovllm.distributed.launch import start_workers
 from nanovllm.distributed.ranks import Ranks
-from nanovllm.models.model_config import ModelConfig
-from nanovllm.model.model_config import ModelConfig
+from nanovllm.engine.memory import count_blocks, make_kv_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 GREEDY = greedy()

@@ -5,11 +5,10 @@ from dataclasses import fields
 import pytest
 import torch
 
-from nanovllm.layers.backend import TORCH_BACKEND
-from nanovllm.model.ranks import Ranks
 from nanovllm.distributed.ranks import Ranks
-from nanovllm.ops import sampler
-from nanovllm.ops.sampler import SamplingMetadata, filter_scores, log_of, philox, sample
+from nanovllm.layers import sampler
+from nanovllm.layers.backend import TORCH_BACKEND
+from nanovllm.layers.sampler import SamplingMetadata, filter_scores, log_of, philox, sample
 
 VOCAB = 10
 COLUMNS = [f.name for f in fields(SamplingMetadata) if f.name != "adjustments"]

@@ -19,9 +19,14 @@ pytest.importorskip("triton", reason="Triton has no build for this system")
 
 from triton.runtime.jit import JITFunction
 
-from nanovllm.kernels import decode_attention, decode_plan, linear, prefill_attention, store
-from nanovllm.kernels import sampling
-from nanovllm.ops import kernels
+from nanovllm.kernels import (
+    decode_attention,
+    decode_plan,
+    linear,
+    prefill_attention,
+    sampling,
+    store,
+)
 
 pytestmark = [
     pytest.mark.gpu,

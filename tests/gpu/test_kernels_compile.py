@@ -24,22 +24,17 @@ from nanovllm.kernels import (  # noqa: E402
     decode_attention,
     decode_plan,
     linear,
+    logprobs,
     prefill_attention,
     sampling,
     store,
 )
 from nanovllm.kernels.gpu_limits import GpuLimits  # noqa: E402
-from nanovllm.layers import attention, functional  # noqa: E402
+from nanovllm.layers import adjustments, attention, functional, sampler  # noqa: E402
+from nanovllm.layers import logprobs as torch_logprobs  # noqa: E402
 from nanovllm.layers.backend import Backend  # noqa: E402
+from nanovllm.layers.sampler import SamplingMetadata  # noqa: E402
 from nanovllm.metadata import AttentionMetadata, PhaseMetadata  # noqa: E402
-from nanovllm.ops import sampler  # noqa: E402
-from nanovllm.ops import kernels, sampler  # noqa: E402
-from nanovllm.kernels import logprobs, sampling  # noqa: E402
-from nanovllm.ops import adjustments, attention, kernels, linear, sampler  # noqa: E402
-from nanovllm.ops import logprobs as torch_logprobs  # noqa: E402
-from nanovllm.ops.attention import AttentionMetadata, Rows  # noqa: E402
-from nanovllm.ops.backend import Backend  # noqa: E402
-from nanovllm.ops.sampler import SamplingMetadata  # noqa: E402
 
 # Shared memory that one block may take, by compute capability (NVIDIA's CUDA C++ Programming Guide,
 # "Technical Specifications per Compute Capability").

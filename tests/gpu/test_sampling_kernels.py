@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from nanovllm.distributed.ranks import Ranks
-from nanovllm.ops import adjustments, sampler
-from nanovllm.ops.adjustments import FORBIDDEN, IN_PROMPT, STOP, Adjustments
-from nanovllm.ops.sampler import SamplingMetadata, log_of
+from nanovllm.layers import adjustments, sampler
+from nanovllm.layers.adjustments import FORBIDDEN, IN_PROMPT, STOP, Adjustments
+from nanovllm.layers.sampler import SamplingMetadata, log_of
 
 CUDA = torch.cuda.is_available()
 if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":

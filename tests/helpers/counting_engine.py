@@ -24,13 +24,10 @@ from transformers import PreTrainedTokenizerFast
 
 import course.labs.rank_lab  # noqa: F401  (it prepares the process for ranks as threads)
 from nanovllm import LLM, EngineArgs, LLMEngine
-from nanovllm.layers.attention import store_kv
-from nanovllm.metadata import AttentionMetadata
-from nanovllm.model import loader
-from nanovllm.model.ranks import Ranks
 from nanovllm.checkpoint import weights
 from nanovllm.distributed.ranks import Ranks
-from nanovllm.ops.attention import AttentionMetadata, store_kv
+from nanovllm.layers.attention import store_kv
+from nanovllm.metadata import AttentionMetadata
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],

@@ -17,9 +17,6 @@ from nanovllm.engine.sequence import Sequence
 from nanovllm.layers.attention import store_kv
 from nanovllm.layers.backend import TORCH_BACKEND
 from nanovllm.metadata import AttentionMetadata
-from nanovllm.model.ranks import Ranks
-from nanovllm.ops.attention import AttentionMetadata, store_kv
-from nanovllm.ops.backend import TORCH
 from nanovllm.sampling_params import SamplingParams
 
 VOCAB = 97

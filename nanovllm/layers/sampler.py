@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nanovllm.distributed.ranks import Ranks
-from nanovllm.ops.adjustments import Adjustments, adjust, count_tokens
+from nanovllm.layers.adjustments import Adjustments, adjust, count_tokens
 
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
