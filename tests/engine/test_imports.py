@@ -25,11 +25,12 @@ ORDER = [
     {"llm_engine"},
     {"engine"},
     {"checkpoint"},
-    {"models", "model"},
-    {"layers", "ops"},
+    {"models"},
+    {"layers"},
     {"kernels"},
     {"metadata", "distributed"},
     {"config", "sampling_params", "inputs", "outputs"},  # plain data that every part may name
+    {"logprobs"},
     {"validation", "utils"},
 ]
 LEVELS = {part: level for level, parts in enumerate(ORDER) for part in parts}
@@ -38,12 +39,14 @@ LEVELS = {part: level for level, parts in enumerate(ORDER) for part in parts}
 NOT_YET_MOVED = {
     ("nanovllm.engine.llm_engine", "nanovllm.llm_engine"),
     ("nanovllm.kernels.sampling", "nanovllm.layers.sampler"),
-    ("nanovllm.layers.attention", "nanovllm.model.rope"),
+    ("nanovllm.kernels.adjustments", "nanovllm.layers"),
+    ("nanovllm.kernels.adjustments", "nanovllm.layers.adjustments"),
+    ("nanovllm.kernels.logprobs", "nanovllm.layers"),
 }
 
 MAX_CODE_LINES = 250
 # Files that are too long today. A file that no longer needs its exception must lose it.
-TOO_LONG = {"kernels/sampling.py", "llm_engine.py", "ops/kernels.py"}
+TOO_LONG = {"kernels/sampling.py", "llm_engine.py"}
 
 
 def part_of(module: str) -> str:

@@ -120,8 +120,8 @@ def test_a_vocabulary_of_fewer_tokens_than_are_asked_for_is_reported_whole():
     with llm_of() as llm:
         small = SamplingParams(logprobs=20, prompt_logprobs=20, max_tokens=2, ignore_eos=True)
         model = llm.llm_engine.core.runner.model
-        plain, model.vocab_size = model.logits, 6
-        model.logits = lambda hidden: plain(hidden)[:, :6].clamp(-9, 9)
+        plain, model.vocab_size = model.compute_logits, 6
+        model.compute_logits = lambda hidden: plain(hidden)[:, :6].clamp(-9, 9)
         output = llm.generate([[1, 2, 3]], small, use_tqdm=False)[0]
     for found in [*output.prompt_logprobs[1:], *output.outputs[0].logprobs]:
         assert sorted(found) == [0, 1, 2, 3, 4, 5]
@@ -279,8 +279,8 @@ def test_a_request_that_is_aborted_keeps_what_it_has(tiny_model):
 def test_a_request_whose_logits_are_not_finite_ends_with_the_logprobs_of_its_tokens(tiny_model):
     with make(tiny_model()) as llm:
         model, calls = llm.llm_engine.core.runner.model, []
-        plain = model.logits
-        model.logits = lambda hidden: (
+        plain = model.compute_logits
+        model.compute_logits = lambda hidden: (
             calls.append(1) or plain(hidden) * (math.nan if len(calls) > 3 else 1)
         )
         answer = llm.generate([[1, 2]], SamplingParams(logprobs=2, **COMMON), use_tqdm=False)[0]
