@@ -76,10 +76,31 @@ def page_of(texts: list[tuple[str, str]]) -> dict[str, str]:
 def up_to_date(plain: str) -> dict[str, str]:
     """The page whose plain text is given, with the code as it stands now.
 
-    ValueError if one of its pieces is no more.
+    A piece that has moved is shown from its new file. ValueError if a piece is no more.
     """
-    pieces = TITLE.findall(plain)
+    pieces = [(file_with(file, name), name) for file, name in TITLE.findall(plain)]
     return page_of([(f"{file}: {name}", cut_out(ROOT / file, name)) for file, name in pieces])
+
+
+def file_with(file: str, name: str) -> str:
+    """The file of a function or class that was in `file`: that one, or the one it has moved to.
+
+    ValueError if it is no more, or if several other files of the folder have this name.
+    """
+    if defines(ROOT / file, name):
+        return file
+    folder = ROOT / Path(file).parts[0]
+    found = [path for path in sorted(folder.rglob("*.py")) if defines(path, name)]
+    if len(found) != 1:
+        raise ValueError(f"{file} has no {name!r} any more, and {len(found)} other files have it")
+    return found[0].relative_to(ROOT).as_posix()
+
+
+def defines(file: Path, name: str) -> bool:
+    try:
+        return bool(cut_out(file, name))
+    except (ValueError, OSError):
+        return False
 
 
 def cut_out(file: Path, name: str) -> str:

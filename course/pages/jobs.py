@@ -73,8 +73,11 @@ def keep_outputs(notebook: Any, old: Any) -> None:
     stored = dict(zip(cell_ids(old.cells), old.cells, strict=True))  # by what they hold now
     for cell in notebook.cells:
         if cell.cell_type == "code" and cell.id in stored:
-            cell.outputs = [current(output) for output in stored[cell.id].outputs]
-            cell.execution_count = stored[cell.id].execution_count
+            try:
+                cell.outputs = [current(output) for output in stored[cell.id].outputs]
+                cell.execution_count = stored[cell.id].execution_count
+            except ValueError:  # it lists code that is no more, so it counts as not run
+                cell.outputs, cell.execution_count = [], None
     if run_of := old.metadata.get("course", {}).get("run_of"):
         notebook.metadata["course"]["run_of"] = run_of
 

@@ -57,3 +57,10 @@ def test_a_page_made_anew_from_its_titles_is_the_same(shown: list[dict[str, Any]
     """Functions, methods, and what has decorators."""
     show_source(apply_rope, Decoder.compute_logits, ModelRunner.launch, ScheduledSequence)
     assert up_to_date(shown[0]["text/plain"]) == shown[0]
+
+
+def test_code_that_has_moved_is_shown_from_its_new_file():
+    page = up_to_date("# nanovllm/old_folder/old_file.py: BlockManager.free\ndef free(): ...")
+    assert page["text/plain"].startswith("# nanovllm/engine/block_manager.py: BlockManager.free\n")
+    with pytest.raises(ValueError, match=r"0 other files have it"):
+        up_to_date("# nanovllm/engine/block_manager.py: BlockManager.gone\n")
