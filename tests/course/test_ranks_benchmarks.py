@@ -16,7 +16,7 @@ def test_all_reduce_on_two_processes():
 
 def test_wrong_sums_are_refused():
     class Broken:
-        rank, size = 0, 2
+        rank, world_size = 0, 2
 
         def all_reduce(self, x):
             return x

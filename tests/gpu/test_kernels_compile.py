@@ -249,7 +249,7 @@ def test_several_ranks_rehearse_steps_with_and_without_filters(tiny_model, monke
     monkeypatch.setattr(model_runner, "sample", noted)
     runner.backend = replace(runner.backend, gather_logprobs=noted_logprobs)
     runner.ranks = SimpleNamespace(
-        size=2, minimum=int, gather_columns=lambda logits, num_columns: logits
+        world_size=2, all_reduce_min=int, all_gather_columns=lambda logits, num_columns: logits
     )
     runner.rehearse(200)
     strides = (1, runner.rows.temperatures.stride(0))
