@@ -35,7 +35,9 @@ def no_collector():
 
 
 @pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("method", ["match", "share", "allocate", "register", "free"])
+@pytest.mark.parametrize(
+    "method", ["find_cached_blocks", "touch", "allocate", "cache_full_blocks", "free"]
+)
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_stream_that_is_collected_within_a_step_hurts_nothing(
     size, method, begun, no_collector, monkeypatch
@@ -80,10 +82,10 @@ def test_a_dropped_stream_is_unfinished_work_for_nobody():
 def test_generate_says_so_when_its_requests_are_lost():
     with llm_of(**OPTIONS) as llm:
         scheduler = llm.llm_engine.core.scheduler
-        scheduler._admit_waiting = lambda batch, budget: scheduler.waiting.popleft()
+        scheduler.schedule_waiting = lambda batch, budget: scheduler.waiting.popleft()
         with pytest.raises(RuntimeError, match="3 requests are unfinished, but nothing can run"):
             llm.generate(PROMPTS, greedy(6), use_tqdm=False)
-        del scheduler._admit_waiting
+        del scheduler.schedule_waiting
         check_idle(llm.llm_engine)
         check_generate(llm)
 
@@ -96,7 +98,7 @@ def test_generate_says_so_when_its_requests_were_forgotten():
         def forgets():
             batch = plain()
             for seq in list(engine.sequences.values()):
-                engine.core.scheduler._retire(seq)
+                engine.core.scheduler.remove_finished(seq)
             return batch
 
         engine.core.scheduler.schedule = forgets
