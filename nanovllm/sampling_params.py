@@ -60,17 +60,17 @@ class SamplingParams:
     # Strings that end the text and are cut from it.
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
-    # Tokens that are generated before a stop token or a stop string may end the text.
+    # The number of tokens that are generated before a stop token or stop string may end the text.
     min_tokens: int = number_field(0, 0, MAX_INT)
-    # Subtracted once from the logit of each token that was generated.
+    # This is subtracted once from the logit of each token that was generated.
     presence_penalty: float = number_field(0.0, -2.0, 2.0)
-    # Subtracted from a token's logit for each time that it was generated.
+    # This is subtracted from a token's logit for each time that the token was generated.
     frequency_penalty: float = number_field(0.0, -2.0, 2.0)
-    # Divides positive logits, and multiplies negative ones, of tokens of the prompt and output.
+    # This divides positive logits and multiplies negative ones, for tokens of prompt and output.
     repetition_penalty: float = number_field(1.0, MIN_FLOAT, MAX_FLOAT)
-    # Added to the logits of these token ids.
+    # These values are added to the logits of these token ids.
     logit_bias: dict[int, float] | None = None
-    # No other token is generated.
+    # If this is set, no other tokens are generated.
     allowed_token_ids: list[int] | None = None
     # Texts that are never generated. The last token of such a text cannot follow its other tokens.
     bad_words: list[str] | None = None
@@ -157,24 +157,24 @@ class SamplingParams:
 
     @property
     def filters(self) -> bool:
-        """Whether top-k, top-p or min-p removes any token."""
+        """True if top-k, top-p or min-p removes any token."""
         return not self.is_greedy and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0)
 
     @property
     def penalizes(self) -> bool:
-        """Whether one of the three penalties changes any logit."""
+        """True if one of the three penalties changes any logit."""
         added = self.presence_penalty, self.frequency_penalty
         return self.repetition_penalty != 1.0 or added != (0.0, 0.0)
 
     @property
     def adjusts(self) -> bool:
-        """Whether any logit is changed before the temperature."""
+        """True if any logit is changed before the temperature."""
         forbids = bool(self.bad_words) or self.allowed_token_ids is not None or self.min_tokens > 0
         return forbids or bool(self.logit_bias) or self.penalizes
 
     @property
     def needs_whole_rows(self) -> bool:
-        """Whether several ranks must gather whole rows of logits for this request."""
+        """True if several ranks must gather whole rows of logits for this request."""
         return self.filters or self.adjusts or self.logprobs is not None
 
 

@@ -39,7 +39,7 @@ class ScheduledSequence:
 
     @property
     def decodes(self) -> bool:
-        """Whether the row computes the newest token alone, and earlier steps the other tokens."""
+        """True if the row computes only the newest token, and earlier steps computed the rest."""
         return self.num_tokens == 1 and self.samples and not self.admitted
 
 
@@ -172,7 +172,10 @@ class Scheduler:
     # -- admitting -------------------------------------------------------------------------------
 
     def can_admit(self, seq: Sequence, cached_block_ids: list[int]) -> bool:
-        """Whether all the sequence's tokens fit, and leave a block for each one that can grow."""
+        """Return whether the blocks suffice for all tokens of `seq`, and for the running sequences.
+
+        A block must stay free for each running sequence that can still grow.
+        """
         manager = self.block_manager
         num_new = manager.num_new_blocks(seq, len(seq.token_ids)) - len(cached_block_ids)
         num_free = manager.num_free_blocks
@@ -196,7 +199,7 @@ class Scheduler:
         return self.block_manager.num_free_blocks - growing
 
     def would_fail_again(self, seq: Sequence, budget: int) -> bool:
-        """Whether nothing has changed since the head of the queue could not be admitted.
+        """Return whether nothing has changed since the head of the queue could not be admitted.
 
         It may be admitted when there is more budget, when there are more spare blocks, or when the
         prefix cache has gained the block at which the last match ended. Matching it again takes

@@ -189,7 +189,7 @@ class Sequence:
         self.finish("error")
 
     def _is_visible(self, token_id: int) -> bool:
-        """Whether the text shows the token: a stop token only shows if the request wants it."""
+        """Return whether the text shows a token. Stop tokens show only if the request wants it."""
         return token_id not in self.stop_ids or self.params.include_stop_str_in_output
 
     def _announce(self) -> None:
