@@ -14,8 +14,15 @@ from torch import Tensor
 
 from nanovllm.engine.scheduler import Batch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
-from nanovllm.layers.logprobs import IDS, LOGPROBS, NO_ID, RANK
-from nanovllm.logprobs import MAX_LOGPROBS, Logprob, LogprobsOnePosition
+from nanovllm.logprobs import (
+    IDS,
+    LOGPROBS,
+    MAX_LOGPROBS,
+    NO_ID,
+    RANK,
+    Logprob,
+    LogprobsOnePosition,
+)
 
 RANKS = range(1, MAX_LOGPROBS + 1)
 REPLACEMENT = "\ufffd"  # what a tokenizer writes for a part of a character
@@ -87,7 +94,7 @@ class LogprobsProcessor:
                     self._make(seq, position, number, one, first_known=1)
                     for position, one in zip(targets, found, strict=True)
                 ]
-                seq.note_prompt_logprobs(targets.start, logprobs)
+                seq.set_prompt_logprobs(targets.start, logprobs)
 
     def _make(
         self, seq: Sequence, position: int, number: int, found: Found, first_known: int
@@ -103,8 +110,8 @@ class LogprobsProcessor:
             ids = [token_id for token_id in ids if token_id != NO_ID]
         texts: list[str | None] = [None] * len(ids)
         if seq.detokenizer is not None:
-            if self._texts.tokenizer is not seq.tokenizer:
-                self._texts = TokenTexts(seq.tokenizer)
+            if self._texts.tokenizer is not seq.detokenizer.tokenizer:
+                self._texts = TokenTexts(seq.detokenizer.tokenizer)
             texts = [self._texts[token_id] for token_id in ids]
             if None in texts:
                 before = seq.token_ids[max(first_known, position - CONTEXT) : position]

@@ -22,9 +22,9 @@ from nanovllm.engine.logprobs import prompt_targets
 from nanovllm.engine.persistent_batch import PersistentBatch, upload
 from nanovllm.engine.scheduler import Batch
 from nanovllm.layers.attention import MAX_GATHERED_SLOTS
-from nanovllm.layers.sampler import NO_TOKEN, SamplingMetadata, sample
+from nanovllm.layers.sampler import sample
 from nanovllm.logprobs import MAX_LOGPROBS
-from nanovllm.metadata import AttentionMetadata, PhaseMetadata
+from nanovllm.metadata import NO_TOKEN, AttentionMetadata, PhaseMetadata, SamplingMetadata
 from nanovllm.models.decoder import Decoder
 
 Sampled = tuple[Tensor, Tensor | None]  # ids [num_rows]; packed logprobs [num_rows, WIDTH]
@@ -182,7 +182,7 @@ class ModelRunner:
             at = np.arange(row.start, row.end)
             blocks = np.array(row.seq.block_table)[at // self.block_size]
             slot = blocks * self.block_size + at % self.block_size
-            slots.append(np.where(at < row.seq.num_cached, -1, slot))
+            slots.append(np.where(at < row.seq.num_cached_tokens, -1, slot))
             positions.append(at)
             ids += row.seq.token_ids[row.start : row.end]
         counts = [row.num_tokens for row in rows]
@@ -278,7 +278,7 @@ class ModelRunner:
         tokens = min(max_num_batched_tokens, (num_rows - decodes) * longest)
         counts = [1] * decodes + [longest] * (tokens // longest) + [tokens % longest]
         seq = Namespace(
-            block_table=[0] * longest, num_cached=longest, token_ids=[0] * longest,
+            block_table=[0] * longest, num_cached_tokens=longest, token_ids=[0] * longest,
             num_prompt_tokens=longest, params=Namespace(prompt_logprobs=MAX_LOGPROBS),
         )  # fmt: skip
         # Attention in torch copies what it reads, so its rows end where the longest context does.

@@ -15,8 +15,8 @@ from tiny_models import tiny_tokenizer
 from tokenizer_families import CHARACTERS, FAMILIES, REPLACEMENT, Family, families
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.engine.detokenizer import Detokenizer, TokenDecoder
 from nanovllm.engine.sequence import Sequence
+from nanovllm.frontend.detokenizer import Detokenizer, TokenDecoder
 
 TOKENIZER = tiny_tokenizer()
 LLAMA = FAMILIES["llama2"]
@@ -109,6 +109,28 @@ def test_streamed_joined_generated_and_decoded_once_are_one_text(name):
         prompt, ids, skip = family.draw(rng), family.draw(rng), rng.random() < 0.6
         text = family.one_decode(family.context(prompt, skip), ids, skip)
         check(family, prompt, ids, draw_params(rng, text, skip), seed)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_after_a_reset_the_text_is_that_of_a_new_detokenizer(name):
+    """Ids before the reset leave nothing behind, wherever they and the prompt are cut."""
+    family, rng = FAMILIES[name], random.Random(25)
+    for seed in range(500):
+        prompt, before, ids = family.draw(rng), family.draw(rng), family.draw(rng)
+        params = draw_params(rng, family.one_decode([], before + ids, True), True)
+        params.min_tokens = rng.choice((0, 3))
+        new = read_out(Detokenizer(family.tokenizer, params, prompt), ids, ALWAYS)
+        used = Detokenizer(family.tokenizer, params, prompt)
+        read_out(used, before[: rng.randint(0, len(before))], lambda: rng.random() < 0.5)
+        used.reset()
+        assert read_out(used, ids, ALWAYS) == new, seed
+        assert used.stop_string == read_stop_string(family, params, prompt, ids), seed
+
+
+def read_stop_string(family, params, prompt, ids) -> str | None:
+    detokenizer = Detokenizer(family.tokenizer, params, prompt)
+    read_out(detokenizer, ids, NEVER)
+    return detokenizer.stop_string
 
 
 def ids_of(family: Family) -> st.SearchStrategy[list[int]]:
@@ -255,7 +277,9 @@ def test_the_pieces_of_a_whole_text_are_never_broken(text):
 def test_a_request_that_ends_within_a_character_shows_all_it_has(reason):
     for name, broken in (("byte_level", 1), ("llama2", 2)):
         family = FAMILIES[name]
-        seq = Sequence("0", None, family.ids("b"), SamplingParams(), 99, tokenizer=family.tokenizer)
+        params, prompt_ids = SamplingParams(), family.ids("b")
+        detokenizer = Detokenizer(family.tokenizer, params, prompt_ids)
+        seq = Sequence("0", None, prompt_ids, params, 99, detokenizer=detokenizer)
         for token_id in family.ids("a") + family.bytes("漢")[:2]:
             seq.append(token_id)
         assert seq.detokenizer.text == "a", "while it runs the character may be completed"

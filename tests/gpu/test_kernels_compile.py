@@ -30,11 +30,16 @@ from nanovllm.kernels import (  # noqa: E402
     store,
 )
 from nanovllm.kernels.gpu_limits import GpuLimits  # noqa: E402
-from nanovllm.layers import adjustments, attention, functional, sampler  # noqa: E402
+from nanovllm.layers import attention, functional, sampler  # noqa: E402
 from nanovllm.layers import logprobs as torch_logprobs  # noqa: E402
 from nanovllm.layers.backend import Backend  # noqa: E402
-from nanovllm.layers.sampler import SamplingMetadata  # noqa: E402
-from nanovllm.metadata import AttentionMetadata, PhaseMetadata  # noqa: E402
+from nanovllm.metadata import (  # noqa: E402  # noqa: E402
+    NUM_COLUMNS,
+    Adjustments,
+    AttentionMetadata,
+    PhaseMetadata,
+    SamplingMetadata,
+)
 
 # Shared memory that one block may take, by compute capability (NVIDIA's CUDA C++ Programming Guide,
 # "Technical Specifications per Compute Capability").
@@ -100,11 +105,11 @@ def launch_everything(heads, kv_heads, head_dim, block_size, dtype):
             linear.norm_swiglu(x, Norm(inputs, dtype), weight, bias)
     one = torch.zeros(rows, 1)
     asked = SamplingMetadata(one, one.long(), one.int(), one.int(), one, one)
-    sampling.candidates(torch.zeros(rows, 999, dtype=dtype), asked, 0)
+    sampling.local_argmax(torch.zeros(rows, 999, dtype=dtype), asked, 0)
     logits = torch.zeros(rows, 151_936, dtype=dtype)
     logprobs.gather_logprobs(logits, sampling.draw(logits, asked), one.int())
-    columns = torch.zeros(rows, adjustments.NUM_COLUMNS, dtype=torch.int32)
-    given = adjustments.Adjustments(columns, columns, one, torch.zeros(2, dtype=torch.int64))
+    columns = torch.zeros(rows, NUM_COLUMNS, dtype=torch.int32)
+    given = Adjustments(columns, columns, one, torch.zeros(2, dtype=torch.int64))
     sampling.draw(logits, replace(asked, adjustments=given))
 
 
@@ -203,7 +208,7 @@ def test_an_engine_that_has_started_compiles_nothing_more(
         prefill_attention=launching_too(
             prefill_attention.prefill_attention, attention.prefill_attention
         ),
-        candidates=launching_too(sampling.candidates, sampler.candidates),
+        local_argmax=launching_too(sampling.local_argmax, sampler.local_argmax),
         draw=launching_too(sampling.draw, sampler.draw),
         gather_logprobs=launching_too(logprobs.gather_logprobs, torch_logprobs.gather_logprobs),
     )
