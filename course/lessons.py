@@ -29,7 +29,7 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
         "layers/backend.py",
     ),
     "07_cuda_graphs": (
-        "engine/persistent_batch.py",
+        "engine/input_batch.py",
         "engine/model_runner.py",
         "engine/memory.py",
         "engine/engine.py",
@@ -82,6 +82,7 @@ OFF_THE_PATH: tuple[str, ...] = (
     "kernels/adjustments.py",
     "kernels/decode_plan.py",
     "kernels/device_functions.py",
+    "kernels/filters.py",
     "kernels/flash_attention.py",
     "kernels/gpu_limits.py",
     "kernels/linear.py",

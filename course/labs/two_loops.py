@@ -48,7 +48,7 @@ def watching(engine: Any) -> Iterator[list[str]]:
 @contextmanager
 def uploads() -> Iterator[list[int]]:
     """The bytes of every piece that the host sends to the device."""
-    from nanovllm.engine import adjustments, model_runner, persistent_batch
+    from nanovllm.engine import adjustments, input_batch, model_runner
 
     sent: list[int] = []
 
@@ -57,9 +57,9 @@ def uploads() -> Iterator[list[int]]:
         sent.append(tensor.numel() * tensor.element_size())
         return tensor
 
-    original = persistent_batch.upload
+    original = input_batch.upload
     with (
-        patch.object(persistent_batch, "upload", upload),
+        patch.object(input_batch, "upload", upload),
         patch.object(model_runner, "upload", upload),
         patch.object(adjustments, "upload", upload),
     ):

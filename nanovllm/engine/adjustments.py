@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanovllm.engine.persistent_batch import upload
+from nanovllm.engine.input_batch import upload
 from nanovllm.engine.scheduler import ScheduledSequence
 from nanovllm.engine.sequence import Sequence
 from nanovllm.layers.adjustments import (

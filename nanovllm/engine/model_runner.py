@@ -18,8 +18,8 @@ from torch import Tensor
 from nanovllm.config import EngineArgs
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.engine.adjustments import AdjustmentTables
+from nanovllm.engine.input_batch import PersistentBatch, upload
 from nanovllm.engine.logprobs import prompt_targets
-from nanovllm.engine.persistent_batch import PersistentBatch, upload
 from nanovllm.engine.scheduler import Batch
 from nanovllm.layers.attention import MAX_GATHERED_SLOTS
 from nanovllm.layers.sampler import NO_TOKEN, SamplingMetadata, sample

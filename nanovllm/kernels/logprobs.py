@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanovllm.kernels.sampling import as_ordered, as_score
+from nanovllm.kernels.filters import as_ordered, as_score
 from nanovllm.layers import logprobs as packing
 
 CHUNK = 4096  # tokens that one program reads

@@ -7,7 +7,7 @@
 # | Difficulty | hard |
 # | Hardware | any laptop |
 # | Needs | lessons 01, 05 and 06 |
-# | Ends in | `nanovllm/engine/persistent_batch.py`, `nanovllm/engine/model_runner.py`, `nanovllm/engine/memory.py`, `nanovllm/engine/engine.py` |
+# | Ends in | `nanovllm/engine/input_batch.py`, `nanovllm/engine/model_runner.py`, `nanovllm/engine/memory.py`, `nanovllm/engine/engine.py` |
 
 # %% [markdown]
 # ## What hurts now
@@ -330,8 +330,8 @@ assert rows[True] - rows[False] == ends.count("stop")
 # first: graphs share one pool of memory, and the others fit into what that one needs.
 
 # %%
+from nanovllm.engine.input_batch import PersistentBatch
 from nanovllm.engine.model_runner import ModelRunner, PendingTokens
-from nanovllm.engine.persistent_batch import PersistentBatch
 
 show_source(ModelRunner._launch, ModelRunner.capture, ModelRunner._graph_size)
 show_source(PersistentBatch.place, PendingTokens)

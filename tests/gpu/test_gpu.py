@@ -22,6 +22,7 @@ from triton.runtime.jit import JITFunction
 from nanovllm.kernels import (
     decode_attention,
     decode_plan,
+    filters,
     linear,
     prefill_attention,
     sampling,
@@ -133,7 +134,8 @@ def test_memory_stays_within_its_share(tiny_model):
 @pytest.mark.parametrize("blocks", [None, 40])
 def test_no_request_waits_for_a_kernel_to_be_compiled(tiny_model, blocks):
     """The start compiles all, also where the cache's size is given and need not be found out."""
-    modules = (store, decode_plan, decode_attention, prefill_attention, linear, sampling)
+    modules = (store, decode_plan, decode_attention, prefill_attention, linear)
+    modules += (filters, sampling)
     members = [value for module in modules for value in vars(module).values()]
     jitted = [kernel for kernel in members if isinstance(kernel, JITFunction)]
 

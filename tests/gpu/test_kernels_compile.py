@@ -23,6 +23,7 @@ from nanovllm.engine.memory import count_blocks  # noqa: E402
 from nanovllm.kernels import (  # noqa: E402
     decode_attention,
     decode_plan,
+    filters,
     linear,
     logprobs,
     prefill_attention,
@@ -40,7 +41,16 @@ from nanovllm.metadata import AttentionMetadata, PhaseMetadata  # noqa: E402
 # "Technical Specifications per Compute Capability").
 MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
-MODULES = (store, decode_plan, decode_attention, prefill_attention, linear, sampling, logprobs)
+MODULES = (
+    store,
+    decode_plan,
+    decode_attention,
+    prefill_attention,
+    linear,
+    filters,
+    sampling,
+    logprobs,
+)
 
 
 class Recorder:
