@@ -30,6 +30,7 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
     ),
     "07_cuda_graphs": (
         "engine/input_batch.py",
+        "engine/cuda_graphs.py",
         "engine/model_runner.py",
         "engine/memory.py",
         "engine/engine.py",
@@ -76,6 +77,7 @@ OFF_THE_PATH: tuple[str, ...] = (
     "layers/logprobs.py",
     "engine/logprobs.py",
     "engine/output_logprobs.py",
+    "engine/prompt_logprobs.py",
     "layers/adjustments.py",
     "engine/adjustments.py",
     # The kernels that lesson 06 does not show.

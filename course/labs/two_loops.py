@@ -9,7 +9,7 @@ An engine that is watched is as before once the `with` block is left.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -48,7 +48,7 @@ def watching(engine: Any) -> Iterator[list[str]]:
 @contextmanager
 def uploads() -> Iterator[list[int]]:
     """The bytes of every piece that the host sends to the device."""
-    from nanovllm.engine import adjustments, input_batch, model_runner
+    from nanovllm.engine import adjustments, input_batch, model_runner, prompt_logprobs
 
     sent: list[int] = []
 
@@ -58,11 +58,9 @@ def uploads() -> Iterator[list[int]]:
         return tensor
 
     original = input_batch.upload
-    with (
-        patch.object(input_batch, "upload", upload),
-        patch.object(model_runner, "upload", upload),
-        patch.object(adjustments, "upload", upload),
-    ):
+    with ExitStack() as patches:
+        for module in (adjustments, input_batch, model_runner, prompt_logprobs):
+            patches.enter_context(patch.object(module, "upload", upload))
         yield sent
 
 
