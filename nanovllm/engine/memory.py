@@ -9,7 +9,7 @@ the step took. Every later step is smaller, so it fits in there.
 import gc
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -87,16 +87,16 @@ def determine_num_blocks(runner: ModelRunner, args: EngineArgs, reserved_before:
     the cache takes the available memory, but on a CPU no more than max_num_seqs sequences of
     max_model_len tokens need.
     """
+    max_model_len = cast(int, args.max_model_len)  # both are resolved
+    max_num_batched_tokens = cast(int, args.max_num_batched_tokens)
     if (num_blocks := args.num_gpu_blocks_override) is not None:
         if runner.device.type == "cuda":  # so that no request waits for a kernel to be compiled
-            assert args.max_num_batched_tokens is not None, "resolved before"
-            profile_run(runner, min(args.max_num_batched_tokens, num_blocks * args.block_size))
+            profile_run(runner, min(max_num_batched_tokens, num_blocks * args.block_size))
         return num_blocks
     block_bytes = math.prod(runner.kv_cache.shape) * runner.kv_cache.itemsize
     if runner.device.type == "cpu":
         available = CPU_CACHE_BYTES
-        assert args.max_model_len is not None, "resolved before"
-        enough = args.max_num_seqs * -(-args.max_model_len // args.block_size)
+        enough = args.max_num_seqs * -(-max_model_len // args.block_size)
         num_blocks = min(enough, available // block_bytes)
     else:
         available = determine_available_memory(runner, args, reserved_before)
@@ -144,9 +144,8 @@ def determine_available_memory(runner: ModelRunner, args: EngineArgs, reserved_b
     graph_bytes = torch.cuda.memory_reserved(device) - before + GRAPH_OVERHEAD_BYTES
     runner.graph_runner.graphs.clear()
     free_unused_memory()
-    assert args.max_num_batched_tokens is not None, "resolved before"
     # The steps: torch keeps what the largest one took, for every later step.
-    profile_run(runner, args.max_num_batched_tokens)
+    profile_run(runner, cast(int, args.max_num_batched_tokens))  # resolved
     free, total = torch.cuda.mem_get_info(device)
     reserved = torch.cuda.memory_reserved(device)
     context = min(total - free - reserved, MAX_CONTEXT_BYTES)

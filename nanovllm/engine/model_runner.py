@@ -7,7 +7,7 @@ from the host, so a step that computes some of them runs eagerly.
 """
 
 from itertools import accumulate, product
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -76,8 +76,8 @@ class ModelRunner:
         self.ranks, self.backend = model.ranks, model.backend
         self.block_size = kv_cache.shape[3]
         self.device = kv_cache.device
-        assert args.max_model_len is not None, "resolved before"
-        max_blocks = -(-args.max_model_len // self.block_size)
+        max_model_len = cast(int, args.max_model_len)  # resolved
+        max_blocks = -(-max_model_len // self.block_size)
         tables = AdjustmentTables(model.vocab_size, self.device)
         self.input_batch = InputBatch(args.max_num_seqs, max_blocks, self.device, tables)
         self.graph_runner = GraphRunner(self.device)

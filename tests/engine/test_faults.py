@@ -26,7 +26,7 @@ ERRORS = [RuntimeError, torch.OutOfMemoryError, MemoryError, KeyboardInterrupt]
 STAGES = {
     "schedule": lambda e: (e.core.scheduler, "schedule"),
     "plan": lambda e: (e.core.scheduler, "_plan"),
-    "register": lambda e: (e.block_manager, "register"),
+    "register": lambda e: (e.block_manager, "cache_full_blocks"),
     "prepare": lambda e: (e.core.runner.input_batch, "update"),
     "forward": lambda e: (e.core.runner.model, "forward"),
     "head": lambda e: (e.core.runner.model, "compute_logits"),

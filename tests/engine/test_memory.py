@@ -27,18 +27,18 @@ class FakeGraph:
         raise AssertionError("a graph is replayed before the first step")
 
 
-@pytest.fixture
-def start(monkeypatch, tiny_model):
-    """start(**options) makes an engine on the fake GPU. Returns it, and the log of its start."""
-    log: list[str] = []
-    reserved = iter(range(RESERVED, 100 * RESERVED, RESERVED))  # each answer is one MiB more
+def fake_cuda(log, monkeypatch):
+    """Let the functions of torch.cuda that a start calls log their names, and answer."""
+    answers = {
+        "memory_reserved": iter(range(RESERVED, 100 * RESERVED, RESERVED)).__next__,
+        "mem_get_info": lambda: (FREE, TOTAL),
+        "empty_cache": lambda: None,
+        "synchronize": lambda: None,
+        "graph_pool_handle": lambda: "pool",
+    }
 
-    def note(entry, answer=None):
-        def call(*args, **kwargs):
-            log.append(entry)
-            return answer() if callable(answer) else answer
-
-        return call
+    def logged(name, answer):
+        return lambda *args: log.append(name) or answer()
 
     @contextmanager
     def capture(graph, **options) -> Iterator[None]:
@@ -47,11 +47,21 @@ def start(monkeypatch, tiny_model):
         yield
         log.append("}")
 
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, logged(name, answer))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(memory, "gc", SimpleNamespace(collect=logged("collect", gc.collect)))
+
+
+def fake_gpu_runner(log):
+    """Return a ModelRunner class that logs its steps, and says that its device is a GPU."""
+
     class FakeGpuRunner(ModelRunner):
         def __init__(self, *args):
             super().__init__(*args)
             self.device = self.graph_runner.device = SimpleNamespace(type="cuda", index=None)
-            log.append(f"runner of {self.num_blocks} block")
 
         def decode_step(self, size, whole_rows):
             log.append(f"decode {size}")
@@ -61,27 +71,22 @@ def start(monkeypatch, tiny_model):
             log.append(f"mixed {sum(row.num_tokens for row in batch)}")
             return super().mixed_step(batch, *args)
 
-    plain_zeros = torch.zeros
+    return FakeGpuRunner
 
-    def zeros(*shape, **options):
-        if len(shape) == 1 and isinstance(shape[0], tuple) and len(shape[0]) == 6:
-            log.append(f"cache of {shape[0][2]}")
-        return plain_zeros(*shape, **options)
 
-    for name, answer in {
-        "memory_reserved": lambda: next(reserved),
-        "mem_get_info": (FREE, TOTAL),
-        "empty_cache": None,
-        "synchronize": None,
-        "graph_pool_handle": "pool",
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, note(name, answer))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr(torch, "zeros", zeros)
-    monkeypatch.setattr(memory, "gc", SimpleNamespace(collect=note("collect", gc.collect)))
-    monkeypatch.setattr(memory, "ModelRunner", FakeGpuRunner)
+@pytest.fixture
+def start(monkeypatch, tiny_model):
+    """start(**options) makes an engine on the fake GPU. Returns it, and the log of its start."""
+    log: list[str] = []
+    make_kv_cache = memory.make_kv_cache
+
+    def logged_cache(config, args, ranks, num_blocks):
+        log.append(f"cache of {num_blocks}")
+        return make_kv_cache(config, args, ranks, num_blocks)
+
+    fake_cuda(log, monkeypatch)
+    monkeypatch.setattr(memory, "make_kv_cache", logged_cache)
+    monkeypatch.setattr(memory, "ModelRunner", fake_gpu_runner(log))
     for module in (adjustments, input_batch, model_runner, prompt_logprobs):
         monkeypatch.setattr(module, "upload", lambda values, device: torch.as_tensor(values))
     backend = replace(TORCH_BACKEND, capturable=True)
@@ -90,8 +95,7 @@ def start(monkeypatch, tiny_model):
     def make(**options):
         sizes = {"block_size": 8, "max_num_seqs": 6, "max_model_len": 96}
         sizes |= {"max_num_batched_tokens": 128, "use_tqdm_on_load": False}
-        args = EngineArgs(str(tiny_model()), device="cpu", **sizes | options)
-        return LLMEngine(args), log
+        return LLMEngine(EngineArgs(str(tiny_model()), device="cpu", **sizes | options)), log
 
     return make
 
@@ -110,7 +114,7 @@ def test_the_cache_takes_what_the_largest_graph_and_step_leave(start):
     graphs = RESERVED + memory.GRAPH_OVERHEAD_BYTES  # the second answer less the first
     num_blocks = (int(0.9 * TOTAL) - context - reserved - graphs) // BLOCK_BYTES
     assert log == [
-        "cache of 1", "runner of 1 block",
+        "cache of 1",
         # the largest graph, which is dropped
         "memory_reserved", "graph_pool_handle", *CAPTURES[:5], "memory_reserved",
         "collect", "empty_cache",
@@ -129,7 +133,7 @@ def test_a_given_number_of_blocks_is_not_measured(start):
     """The steps run all the same, with the 96 tokens that fit, so that kernels are compiled."""
     _, log = start(num_gpu_blocks_override=12, max_num_batched_tokens=200)
     assert log == [
-        "cache of 1", "runner of 1 block", "decode 6", "mixed 97",
+        "cache of 1", "decode 6", "mixed 97",
         "cache of 12", "graph_pool_handle", *CAPTURES,
     ]  # fmt: skip
 
