@@ -34,14 +34,7 @@ from nanovllm.distributed.ranks import Ranks
 from nanovllm.engine.adjustments import check_adjustments, encode_bad_words
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.engine import EngineCore
-from nanovllm.engine.memory import (
-    count_blocks,
-    graph_sizes,
-    make_kv_cache,
-    most_blocks,
-    reserved_bytes,
-)
-from nanovllm.engine.model_runner import ModelRunner
+from nanovllm.engine.memory import make_model_runner, max_num_blocks, reserved_bytes
 from nanovllm.engine.parallel_sampling import ParentRequest, fan_out, ids_in_use
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
@@ -132,23 +125,20 @@ class LLMEngine:
         settled = replace(settled, device=str(self.device))
         try:
             check_facts(self.ranks, collect_facts(folder, config, settled))
-            # What is sized by the longest request (the RoPE table, the rows of the persistent
-            # batch) need not follow the config's positions where no cache could hold so many.
-            capacity = most_blocks(config, settled, self.ranks) * args.block_size
+            # What is sized by the longest request (the RoPE table, the rows of the input batch)
+            # need not follow the config's positions where no cache could hold so many.
+            capacity = max_num_blocks(config, settled, self.ranks) * args.block_size
             settled = replace(settled, max_model_len=min(settled.max_model_len, capacity))
             reserved = reserved_bytes(self.device)
             model = weights.load_model(folder, config, backend, self.ranks, settled)
             self.ranks.init_process_group(self.device)
-            runner = ModelRunner(model, make_kv_cache(config, settled, self.ranks, 1), settled)
-            num_blocks = count_blocks(runner, settled, reserved)
-            runner.kv_cache = make_kv_cache(config, settled, self.ranks, num_blocks)
-            self.max_model_len = resolve_max_model_len(args, settled, num_blocks)
+            runner = make_model_runner(model, config, settled, reserved)
+            self.max_model_len = resolve_max_model_len(args, settled, runner.num_blocks)
             self.block_manager = block_manager_class(
-                num_blocks, args.block_size, args.enable_prefix_caching
+                runner.num_blocks, args.block_size, args.enable_prefix_caching
             )
             budget, chunked = settled.max_num_batched_tokens, args.enable_chunked_prefill
             scheduler = scheduler_class(self.block_manager, args.max_num_seqs, budget, chunked)
-            runner.capture(graph_sizes(runner, settled))
             self.core = EngineCore(scheduler, runner, args.async_scheduling)
             self.ranks.use_step_timeout()
         except BaseException as error:
@@ -575,7 +565,7 @@ class LLMEngine:
         self.sequences.clear()
         self.parents.clear()
         self.core.launched.clear()
-        graphs = self.core.runner.graphs if self.core.runner else None
+        graphs = self.core.runner.graph_runner.graphs if self.core.runner else None
         self.ranks.close(kill, graphs)
         self.core.runner = None
         self._released = True

@@ -122,7 +122,8 @@ def greedy(model: str, prompts: list[list[int]], n: int) -> tuple[list[list[int]
     share = {"gpu_memory_utilization": 0.2}
     with LLM(model, tensor_parallel_size=n, **SMALL, **share) as llm:
         outputs = llm.generate(prompts, SamplingParams(**GREEDY), use_tqdm=False)
-        return [o.outputs[0].token_ids for o in outputs], len(llm.llm_engine.core.runner.graphs)
+        graphs = llm.llm_engine.core.runner.graph_runner.graphs
+        return [o.outputs[0].token_ids for o in outputs], len(graphs)
 
 
 # -- the workloads -----------------------------------------------------------------------------
@@ -150,7 +151,7 @@ def run_engine(
         return {
             "ranks": n,
             "engine": options,
-            "graphs": len(llm.llm_engine.core.runner.graphs),
+            "graphs": len(llm.llm_engine.core.runner.graph_runner.graphs),
             "memory": memory(llm),
             "workloads": {name: summarise(r) for name, r in runs.items()},
             "decode_step": decode_steps(llm, curve),

@@ -9,7 +9,7 @@ An engine that is watched is as before once the `with` block is left.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -48,7 +48,7 @@ def watching(engine: Any) -> Iterator[list[str]]:
 @contextmanager
 def uploads() -> Iterator[list[int]]:
     """The bytes of every piece that the host sends to the device."""
-    from nanovllm.engine import adjustments, model_runner, persistent_batch
+    from nanovllm.engine import adjustments, input_batch, model_runner, prompt_logprobs
 
     sent: list[int] = []
 
@@ -57,12 +57,10 @@ def uploads() -> Iterator[list[int]]:
         sent.append(tensor.numel() * tensor.element_size())
         return tensor
 
-    original = persistent_batch.upload
-    with (
-        patch.object(persistent_batch, "upload", upload),
-        patch.object(model_runner, "upload", upload),
-        patch.object(adjustments, "upload", upload),
-    ):
+    original = input_batch.upload
+    with ExitStack() as patches:
+        for module in (adjustments, input_batch, model_runner, prompt_logprobs):
+            patches.enter_context(patch.object(module, "upload", upload))
         yield sent
 
 

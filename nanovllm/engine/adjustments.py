@@ -1,12 +1,12 @@
-"""AdjustmentTables: what the device knows of the tokens of each request that has adjustments.
+"""AdjustmentTables: what the device knows about the tokens of each request that has adjustments.
 
-Two tables have a row of vocab_size entries for each such request. One counts tokens and has flags
-for them (see `layers/adjustments.py`), and the other holds biases. A row is written from what the
-host knows when the request's row of the persistent batch is. From then on the device counts by
-itself, so that the host need not have seen the newest tokens.
+Two tables have a row of vocab_size entries for each such request. One table counts tokens and holds
+flags for them (see `layers/adjustments.py`), and the other one holds biases. We write a row from
+what the host knows at the time when we write the request's row of the input batch. From then on the
+device counts by itself, so that the host need not have seen the newest tokens.
 
-A table is made when the first request asks for it, because 512 rows of 151,936 entries take 310 MB.
-It doubles when it is full, up to max_num_seqs rows. Steps without such requests do not touch it.
+A table is made when the first request needs it, because 512 rows of 151,936 entries take 310 MB. It
+doubles when it is full, up to max_num_seqs rows. Steps without such requests do not touch it.
 """
 
 from collections.abc import Callable, Container, Iterable
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanovllm.engine.persistent_batch import upload
+from nanovllm.engine.input_batch import upload
 from nanovllm.engine.scheduler import ScheduledSequence
 from nanovllm.engine.sequence import Sequence
 from nanovllm.metadata import (
@@ -35,12 +35,12 @@ from nanovllm.metadata import (
 )
 from nanovllm.sampling_params import SamplingParams
 
-FIRST_ROWS = 16  # that a table has when it is made; row 0 belongs to no request
+INITIAL_ROWS = 16  # that a table has when it is made; row 0 belongs to no request
 Entries = list[tuple[Iterable[int], Any]]  # ids, and what is added: one number, or one for each
 
 
 class Table:
-    """Rows of [vocab_size] numbers that are lent to sequences. Row 0 is never lent."""
+    """Rows of [vocab_size] numbers, of which each sequence may have one. Row 0 belongs to none."""
 
     def __init__(self, vocab_size: int, dtype: torch.dtype, address: Tensor):
         self.values = torch.zeros(1, vocab_size, dtype=dtype, device=address.device)
@@ -48,13 +48,13 @@ class Table:
         self._address = address  # one number on the device, where captured kernels look it up
         self._address.fill_(self.values.data_ptr())
 
-    def keep(self, seqs: Container[Sequence]) -> None:
-        """Take back the rows of all sequences but these."""
+    def free_except(self, seqs: Container[Sequence]) -> None:
+        """Free the rows of all sequences except for these."""
         for seq in [seq for seq in self.row_of if seq not in seqs]:
             del self.row_of[seq]
 
-    def lend(self, seqs: list[Sequence]) -> list[int]:
-        """The rows of these sequences, which get one if they have none."""
+    def allocate(self, seqs: list[Sequence]) -> list[int]:
+        """Give each of these sequences a row, unless it has one. Return their rows."""
         new = [seq for seq in seqs if seq not in self.row_of]
         self._grow(1 + len(self.row_of) + len(new))
         used = set(self.row_of.values())
@@ -63,10 +63,10 @@ class Table:
         return [self.row_of[seq] for seq in seqs]
 
     def _grow(self, num_rows: int) -> None:
-        held, vocab_size = self.values.shape
-        if num_rows <= held:
+        old_rows, vocab_size = self.values.shape
+        if num_rows <= old_rows:
             return
-        num_rows = max(num_rows, 2 * held, FIRST_ROWS)
+        num_rows = max(num_rows, 2 * old_rows, INITIAL_ROWS)
         try:
             grown = self.values.new_zeros(num_rows, vocab_size)
         except torch.OutOfMemoryError as error:
@@ -75,14 +75,14 @@ class Table:
                 f"once, which take {num_rows * vocab_size * self.values.itemsize:,} bytes: lower "
                 f"max_num_seqs or gpu_memory_utilization"
             ) from error
-        grown[:held] = self.values
+        grown[:old_rows] = self.values
         self.values = grown
         self._address.fill_(grown.data_ptr())
 
-    def write(self, rows: list[int], empty: list[int], entries: list[Entries]) -> None:
-        """Fill each row with its number `empty`, and then add its entries."""
+    def write(self, rows: list[int], initial: list[int], entries: list[Entries]) -> None:
+        """Fill each row with its `initial` number, and then add its entries."""
         device, vocab_size = self.values.device, self.values.shape[1]
-        self.values[upload(rows, device)] = upload(empty, device)[:, None].to(self.values.dtype)
+        self.values[upload(rows, device)] = upload(initial, device)[:, None].to(self.values.dtype)
         index, added = [], []
         for row, parts in zip(rows, entries, strict=True):
             for ids, number in parts:
@@ -94,7 +94,7 @@ class Table:
 
 
 class AdjustmentTables:
-    """The two tables, and what the persistent batch writes in a row's columns."""
+    """The two tables, and the columns that lead from a row of the input batch to them."""
 
     def __init__(self, vocab_size: int, device: torch.device):
         self.vocab_size = vocab_size
@@ -102,29 +102,29 @@ class AdjustmentTables:
         self.tokens = Table(vocab_size, torch.int32, self.addresses[0])
         self.biases = Table(vocab_size, torch.float32, self.addresses[1])
 
-    def keep(self, seqs: Container[Sequence]) -> None:
-        """Take back what is lent to other sequences than these."""
-        self.tokens.keep(seqs)
-        self.biases.keep(seqs)
+    def free_except(self, seqs: Container[Sequence]) -> None:
+        """Free the rows of all sequences except for these, in both tables."""
+        self.tokens.free_except(seqs)
+        self.biases.free_except(seqs)
 
-    def fill(self, rows: list[ScheduledSequence]) -> np.ndarray:
+    def update(self, rows: list[ScheduledSequence]) -> np.ndarray:
         """Write the tables' rows of sequences whose ids up to `end` the host knows.
 
         Returns the sequences' columns [len(rows), NUM_COLUMNS] int32.
         """
         seqs = [row.seq for row in rows]
         columns = np.zeros((len(seqs), NUM_COLUMNS), np.int32)
-        columns[:, TOKEN_ROW] = self.tokens.lend(seqs)
-        empty = [0 if seq.params.allowed_token_ids is None else FORBIDDEN for seq in seqs]
+        columns[:, TOKEN_ROW] = self.tokens.allocate(seqs)
+        initial = [0 if seq.params.allowed_token_ids is None else FORBIDDEN for seq in seqs]
         entries = [token_entries(row.seq, row.end, self.vocab_size) for row in rows]
-        self.tokens.write(columns[:, TOKEN_ROW].tolist(), empty, entries)
+        self.tokens.write(columns[:, TOKEN_ROW].tolist(), initial, entries)
         biased = [i for i, seq in enumerate(seqs) if seq.params.logit_bias]
         if biased:
-            lent = self.biases.lend([seqs[i] for i in biased])
-            columns[biased, BIAS_ROW] = lent
-            given = [seqs[i].params.logit_bias or {} for i in biased]
-            entries = [[(bias.keys(), list(bias.values()))] for bias in given]
-            self.biases.write(lent, [0] * len(lent), entries)
+            bias_rows = self.biases.allocate([seqs[i] for i in biased])
+            columns[biased, BIAS_ROW] = bias_rows
+            biases = [seqs[i].params.logit_bias or {} for i in biased]
+            entries = [[(bias.keys(), list(bias.values()))] for bias in biases]
+            self.biases.write(bias_rows, [0] * len(bias_rows), entries)
         columns[:, MIN_LENGTH] = [seq.num_prompt_tokens + seq.params.min_tokens for seq in seqs]
         columns[:, [REPETITION, FREQUENCY, PRESENCE]] = np.array(
             [
@@ -135,21 +135,21 @@ class AdjustmentTables:
         ).view(np.int32)
         return columns
 
-    def of(self, columns: Tensor) -> Adjustments:
-        """The adjustments of the rows with these columns, as the sampler takes them."""
+    def select(self, columns: Tensor) -> Adjustments:
+        """Return the adjustments of the rows with these columns [num_rows, NUM_COLUMNS] int32."""
         return Adjustments(columns, self.tokens.values, self.biases.values, self.addresses)
 
 
 def token_entries(seq: Sequence, length: int, vocab_size: int) -> Entries:
-    """What the table of tokens holds of a sequence's first `length` ids."""
+    """Return what the table of tokens holds for the first `length` ids of a sequence."""
     params, start = seq.params, seq.num_prompt_tokens
     output = seq.token_ids[start:length]
-    hidden = ends_of_bad_words(seq.bad_word_ids, output)
+    forbidden = ends_of_bad_words(seq.bad_word_ids, output)
     entries: Entries = [(output, 1)]
     if params.allowed_token_ids is None:
-        entries.append((hidden, FORBIDDEN))
+        entries.append((forbidden, FORBIDDEN))
     else:  # the row is full of FORBIDDEN
-        entries.append((set(params.allowed_token_ids) - hidden, -FORBIDDEN))
+        entries.append((set(params.allowed_token_ids) - forbidden, -FORBIDDEN))
     if params.min_tokens:
         entries.append(([i for i in seq.end_ids if i < vocab_size], STOP))
     if params.repetition_penalty != 1:
@@ -158,7 +158,7 @@ def token_entries(seq: Sequence, length: int, vocab_size: int) -> Entries:
 
 
 def ends_of_bad_words(bad_word_ids: list[list[int]], output: list[int]) -> set[int]:
-    """The tokens that would complete a bad word behind this output."""
+    """Return the tokens that would complete a bad word at the end of this output."""
     return {
         last
         for *first, last in bad_word_ids
@@ -166,16 +166,16 @@ def ends_of_bad_words(bad_word_ids: list[list[int]], output: list[int]) -> set[i
     }  # fmt: skip
 
 
-# -- what a request is checked for -----------------------------------------------------------------
+# -- checking a request --------------------------------------------------------------------------
 
 
 def encode_bad_words(
     words: list[str], encode: Callable[[str], list[int]], vocab_size: int
 ) -> list[list[int]]:
-    """The token ids of each bad word, as it is spelt at the beginning and in the middle of a text.
+    """Return each bad word's token ids, as spelt at the beginning and in the middle of a text.
 
-    As in vLLM, the spelling behind a space counts where it has as many tokens and begins with
-    another one. Raises ValueError for an id beyond the model's vocabulary.
+    As in vLLM, the spelling after a space counts if it has as many tokens and begins with another
+    token. Raises ValueError for an id beyond the model's vocabulary.
     """
     found: list[list[int]] = []
     for word in words:
@@ -195,7 +195,7 @@ def encode_bad_words(
 def check_adjustments(
     params: SamplingParams, bad_word_ids: list[list[int]], end_ids: Iterable[int], vocab_size: int
 ) -> None:
-    """Raise ValueError for ids beyond the vocabulary, and where no token at all could be drawn."""
+    """Raise ValueError for ids beyond the vocabulary, and if no token at all could be sampled."""
     for name, ids in (
         ("logit_bias", params.logit_bias or ()),
         ("allowed_token_ids", params.allowed_token_ids or ()),
@@ -208,9 +208,9 @@ def check_adjustments(
                 )
     if params.allowed_token_ids is None:
         return
-    hidden = ends_of_bad_words(bad_word_ids, [])
-    hidden.update(end_ids if params.min_tokens else ())
-    if hidden.issuperset(params.allowed_token_ids):
+    forbidden = ends_of_bad_words(bad_word_ids, [])
+    forbidden.update(end_ids if params.min_tokens else ())
+    if forbidden.issuperset(params.allowed_token_ids):
         raise ValueError(
             f"allowed_token_ids={params.allowed_token_ids!r:.200} must have a token that bad_words "
             f"and min_tokens={params.min_tokens} do not forbid, because else none can be drawn"

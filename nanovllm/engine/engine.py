@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nanovllm.engine.logprobs import LogprobsProcessor
-from nanovllm.engine.model_runner import ModelRunner, PendingTokens
+from nanovllm.engine.model_runner import AsyncModelRunnerOutput, ModelRunner
 from nanovllm.engine.scheduler import Batch, Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.outputs import StepRecord
@@ -24,7 +24,7 @@ TRACE_LENGTH = 20_000  # steps remembered: half a gigabyte, at 256 rows each
 class LaunchedStep:
     batch: Batch
     record: StepRecord
-    tokens: PendingTokens | None = None  # None: the launch has not succeeded
+    tokens: AsyncModelRunnerOutput | None = None  # None: the launch has not succeeded
 
 
 class EngineCore:

@@ -1,4 +1,4 @@
-"""OutputLogprobs: the logprobs of one sequence's output tokens, made when they are read."""
+"""OutputLogprobs: the logprobs of one sequence's output tokens, which are made on demand."""
 
 from typing import Any
 
@@ -8,38 +8,38 @@ from nanovllm.logprobs import SampleLogprobs
 
 
 class OutputLogprobs:
-    """Keeps where each output token's numbers are, and makes `Logprob`s of them on demand.
+    """Records where each output token's numbers are, and makes `Logprob`s of them when read.
 
-    A step may be repeated after a failure, so a token's index may be noted again. The last note
-    counts, and it drops all notes behind it.
+    A step may be repeated after a failure, so that a token is recorded again. The last record
+    counts, and it drops all records of later tokens.
     """
 
     def __init__(self) -> None:
-        self._packed: list[np.ndarray] = []  # of each token, the packed rows of its step
-        self._places: list[int] = []  # of each token, its row among these
-        self._sums: list[float] = []  # of the logprobs up to each token
+        self._packed: list[np.ndarray] = []  # for each token, the packed rows of its step
+        self._rows: list[int] = []  # for each token, its row among these
+        self._sums: list[float] = []  # for each token, the sum of the logprobs up to it
         self._made: SampleLogprobs = []
-        self._processor: Any = None  # the LogprobsProcessor that has noted them
+        self._processor: Any = None  # the LogprobsProcessor that has recorded them
 
-    def note(
-        self, index: int, logprob: float, packed: np.ndarray, place: int, processor: Any
+    def record(
+        self, index: int, logprob: float, packed: np.ndarray, row: int, processor: Any
     ) -> None:
-        """Keep the logprob of output token `index`, and row `place` of its step's packed rows."""
+        """Record the logprob of output token `index`, and its row of the step's packed rows."""
         self._processor = processor
         before = self._sums[index - 1] if index else 0.0
         self._packed[index:] = [packed]
-        self._places[index:] = [place]
+        self._rows[index:] = [row]
         self._sums[index:] = [before + logprob]
         del self._made[index:]
 
     def read(self, seq: Any, count: int) -> SampleLogprobs:
-        """The logprobs of the first `count` output tokens of `seq`."""
+        """Return the logprobs of the first `count` output tokens of `seq`."""
         for index in range(len(self._made), count):
             position, packed = seq.num_prompt_tokens + index, self._packed[index]
-            made = self._processor.make_output(seq, position, packed, self._places[index])
+            made = self._processor.make_sample_logprobs(seq, position, packed, self._rows[index])
             self._made.append(made)
         return self._made[:count]
 
     def cumulative(self, count: int) -> float:
-        """The sum of the first `count` tokens' logprobs."""
+        """Return the sum of the first `count` tokens' logprobs."""
         return self._sums[count - 1] if count else 0.0

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nanovllm import logprobs as packing
-from nanovllm.kernels.sampling import as_ordered, as_score
+from nanovllm.kernels.filters import as_ordered, as_score
 
 CHUNK = 4096  # tokens that one program reads
 RANK, IDS, LOGPROBS, WIDTH, MOST = (

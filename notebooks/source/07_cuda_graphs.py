@@ -7,7 +7,7 @@
 # | Difficulty | hard |
 # | Hardware | any laptop |
 # | Needs | lessons 01, 05 and 06 |
-# | Ends in | `nanovllm/engine/persistent_batch.py`, `nanovllm/engine/model_runner.py`, `nanovllm/engine/memory.py`, `nanovllm/engine/engine.py` |
+# | Ends in | `nanovllm/engine/input_batch.py`, `nanovllm/engine/cuda_graphs.py`, `nanovllm/engine/model_runner.py`, `nanovllm/engine/memory.py`, `nanovllm/engine/engine.py` |
 
 # %% [markdown]
 # ## What hurts now
@@ -193,12 +193,9 @@ assert frozen.result.item() == 2.0
 # **Predict**: to what size is a batch of 130 padded? At most how many rows are wasted?
 
 # %% tags=["nbval-check-output"]
-from types import SimpleNamespace as Namespace
+from nanovllm.engine.cuda_graphs import capture_sizes
 
-from nanovllm.engine.memory import graph_sizes
-
-gpu = Namespace(backend=Namespace(capturable=True), ranks=Namespace(capturable=True))
-sizes = graph_sizes(gpu, Namespace(enforce_eager=False, max_num_seqs=256))
+sizes = capture_sizes(256)
 wasted = [padding(sizes, batch) for batch in range(1, 257)]
 print(len(sizes), "sizes:", *sizes[:7], "...", *sizes[-2:])
 print("130 rows run as", 130 + wasted[129], "and at most", max(wasted), "rows are padding")
@@ -239,7 +236,7 @@ print(text[:6].tolist())
 assert text[:6].tolist() == [1, 0, 2, 5, 4, 3]
 
 # %% [markdown]
-# The engine's buffers are `PersistentBatch`: a row a request, with id, position, seed, temperature and block
+# The engine's buffers are `InputBatch`: a row a request, with id, position, seed, temperature and block
 # table. **Predict**: two prompts of 5 tokens, blocks of 4. In which of eight steps does the host send anything?
 
 # %% tags=["nbval-check-output"]
@@ -326,21 +323,24 @@ assert rows[True] - rows[False] == ends.count("stop")
 #
 # ## Assemble: the runner
 #
-# `_launch` replays if all rows decode; with a prompt it runs eagerly. `capture` is Step 2, the largest size
-# first: graphs share one pool of memory, and the others fit into what that one needs.
+# `execute_model` replays a graph if all rows decode, and runs a step with a prompt eagerly. `GraphRunner.capture` is
+# Step 2. It is called with the largest size first: graphs share one pool of memory, and the smaller ones fit into
+# the memory that the largest one needs.
 
 # %%
-from nanovllm.engine.model_runner import ModelRunner, PendingTokens
-from nanovllm.engine.persistent_batch import PersistentBatch
+from nanovllm.engine.cuda_graphs import GraphRunner
+from nanovllm.engine.input_batch import InputBatch
+from nanovllm.engine.model_runner import AsyncModelRunnerOutput, ModelRunner
 
-show_source(ModelRunner._launch, ModelRunner.capture, ModelRunner._graph_size)
-show_source(PersistentBatch.place, PendingTokens)
+show_source(ModelRunner.execute_model, GraphRunner.capture, GraphRunner.padded_size)
+show_source(InputBatch.update, AsyncModelRunnerOutput)
 
 # %% [markdown]
-# Our toys left out four things. Rows move when a request leaves (`place`). The sampling parameters of each row,
-# top-k, top-p and min-p included, are columns of the persistent batch too, so that one captured graph serves every
+# Our toys left out four things. Rows move when a request leaves (`update`). The sampling parameters of each row,
+# top-k, top-p and min-p included, are columns of the input batch too, so that one captured graph serves every
 # mix of them. The sampled ids travel to **pinned** memory, which the device writes while the host goes on
-# (`PendingTokens`). And `gpu_budget` in `nanovllm/engine/memory.py` sets aside the memory that the graphs take.
+# (`AsyncModelRunnerOutput`). And `determine_available_memory` in `nanovllm/engine/memory.py` sets aside the memory that
+# the graphs take.
 #
 # ## Check
 #

@@ -87,10 +87,10 @@ def adjusted_by_tables(logits, prompt, output, params, bad_words=()):
     seq = Sequence("0", None, [*prompt], params, 99, end_ids=end_ids)
     seq.token_ids += output
     seq.bad_word_ids = [*bad_words]
-    columns = tables.fill([SimpleNamespace(seq=seq, end=len(seq.token_ids))])
+    columns = tables.update([SimpleNamespace(seq=seq, end=len(seq.token_ids))])
     scores = logits[None].clone()
     position = torch.tensor([[len(seq.token_ids)]])
-    adjustments.adjust(scores, tables.of(torch.from_numpy(columns)), position)
+    adjustments.adjust(scores, tables.select(torch.from_numpy(columns)), position)
     return scores[0]
 
 
@@ -206,7 +206,7 @@ def test_no_loop_and_no_neighbour_changes_a_token(loop, alone, tiny_model):
         assert answers(llm, params, prompts) == alone
         again = answers(llm, params[::-1], prompts[::-1])  # other rows of the tables
         assert again[::-1] == alone
-        tables = llm.llm_engine.core.runner.rows.tables
+        tables = llm.llm_engine.core.runner.input_batch.adjustment_tables
         assert len(tables.tokens.row_of) <= llm.llm_engine.args.max_num_seqs
 
 
@@ -219,13 +219,13 @@ def test_two_ranks_draw_the_same(options, alone, tiny_model):
 
 def test_a_step_without_such_rows_does_not_touch_the_tables(tiny_model, monkeypatch):
     with make(tiny_model()) as llm:
-        tables = llm.llm_engine.core.runner.rows.tables
+        tables = llm.llm_engine.core.runner.input_batch.adjustment_tables
 
         def fail(*args):
             raise AssertionError("a table was touched")
 
         with monkeypatch.context() as patch:
-            for name in ("lend", "write"):
+            for name in ("allocate", "write"):
                 patch.setattr(type(tables.tokens), name, fail)
             patch.setattr("nanovllm.layers.sampler.adjust", fail)
             patch.setattr("nanovllm.layers.sampler.count_tokens", fail)
@@ -252,7 +252,7 @@ def test_the_tables_grow_with_their_content(tiny_model):
         while engine.has_unfinished_requests():
             engine.step()
         assert first.output_ids == wanted
-        tables = engine.core.runner.rows.tables
+        tables = engine.core.runner.input_batch.adjustment_tables
         assert len(tables.tokens.values) == len(tables.biases.values) == 64
         assert tables.tokens.row_of == {} or len(tables.tokens.row_of) == 1
 
@@ -273,7 +273,7 @@ def test_a_failed_step_is_counted_once(tiny_model, monkeypatch):
             steps_left -= 1
             if steps_left == 0:
                 with monkeypatch.context() as patch:
-                    patch.setattr(engine.core.runner, "_feed_back", lambda *_: 1 / 0)
+                    patch.setattr(engine.core.runner.input_batch, "set_next_ids", lambda *_: 1 / 0)
                     with pytest.raises(ZeroDivisionError):
                         engine.step()
                 steps_left = next(failures, 0)
@@ -386,7 +386,7 @@ def test_what_cannot_be_is_refused_before_anything_is_queued(options, message, t
         with pytest.raises(ValueError, match=message):
             llm.generate([[1], [2]], [SamplingParams(), SamplingParams(**options)])
         assert not llm.llm_engine.has_unfinished_requests()
-        assert len(llm.llm_engine.core.runner.rows.tables.tokens.values) == 1
+        assert len(llm.llm_engine.core.runner.input_batch.adjustment_tables.tokens.values) == 1
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ def test_flags_and_counts_share_an_entry():
     tables = AdjustmentTables(VOCAB, torch.device("cpu"))
     seq = Sequence("0", None, [1, 299], params, 99, end_ids=frozenset(EOS))
     seq.token_ids += [299, 299, 1]
-    tables.fill([SimpleNamespace(seq=seq, end=5)])
+    tables.update([SimpleNamespace(seq=seq, end=5)])
     row = tables.tokens.values[tables.tokens.row_of[seq]]
     assert row[299] == IN_PROMPT | STOP | 2
     assert row[1] == IN_PROMPT | 1

@@ -18,6 +18,7 @@ from small_requests import PROMPTS, greedy, ids
 from transformers import AutoTokenizer
 
 from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
+from nanovllm.engine.memory import profile_run
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import ScheduledSequence
 from nanovllm.layers.norm import RMSNorm
@@ -326,20 +327,20 @@ def test_enforce_eager_is_accepted(folder, expected):
 @pytest.mark.parametrize(
     ("num_seqs", "length", "tokens"), [(3, 128, 201), (2, 128, 1 + 128), (1, 128, 128), (1, 99, 99)]
 )
-def test_a_rehearsed_step_is_the_largest_and_leaves_no_trace(
+def test_a_profile_run_is_the_largest_step_and_leaves_no_trace(
     folder, expected, num_seqs, length, tokens
 ):
-    """What a GPU does before it sizes the cache: a step of as many decode rows as are gathered at
-    once, then one of a decode row and prompts to the budget."""
+    """A GPU runs these steps before it sizes the cache: first as many decode rows as are gathered
+    at once, then one decode row and as many prompt tokens as the budget allows."""
     options = {"max_num_seqs": num_seqs, "max_num_batched_tokens": 200, "max_model_len": length}
     with make(folder, **options) as llm:
         runner, seen, scored = llm.llm_engine.core.runner, [], []
         forward, logits = runner.model.forward, runner.model.compute_logits
         runner.model.forward = lambda ids, *rest: seen.append(len(ids)) or forward(ids, *rest)
         runner.model.compute_logits = lambda hidden: scored.append(len(hidden)) or logits(hidden)
-        runner.rehearse(200)
+        profile_run(runner, 200)
         assert seen == [num_seqs, tokens]
-        assert scored == [num_seqs] * 2, "the head runs once in a step"
+        assert scored[0] == scored[-1] == max(scored) == num_seqs, "logits of more rows at once"
         runner.model.forward, runner.model.compute_logits = forward, logits
         assert ids(answer(llm)) == expected
 

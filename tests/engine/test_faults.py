@@ -16,7 +16,7 @@ from small_requests import PROMPTS, greedy
 from course import smollm2
 from nanovllm import LLM, SamplingParams
 from nanovllm.checkpoint import hub
-from nanovllm.engine.model_runner import PendingTokens
+from nanovllm.engine.model_runner import AsyncModelRunnerOutput
 from nanovllm.engine.sequence import Sequence
 from nanovllm.frontend.detokenizer import Detokenizer
 
@@ -27,11 +27,11 @@ STAGES = {
     "schedule": lambda e: (e.core.scheduler, "schedule"),
     "plan": lambda e: (e.core.scheduler, "schedule_tokens"),
     "cache": lambda e: (e.block_manager, "cache_full_blocks"),
-    "prepare": lambda e: (e.core.runner.rows, "place"),
+    "prepare": lambda e: (e.core.runner.input_batch, "update"),
     "forward": lambda e: (e.core.runner.model, "forward"),
     "head": lambda e: (e.core.runner.model, "compute_logits"),
-    "sampler": lambda e: (e.core.runner, "_sample"),
-    "read": lambda e: (PendingTokens, "read"),
+    "sampler": lambda e: (e.core.runner, "sample_tokens"),
+    "read": lambda e: (AsyncModelRunnerOutput, "read"),
     "update": lambda e: (e.core.scheduler, "update"),
     "append": lambda e: (Sequence, "append"),
     "detokenize": lambda e: (Detokenizer, "append"),

@@ -311,6 +311,6 @@ def test_parts_of_a_character_have_no_text_until_it_is_whole():
     assert len(smile) == 4
     for before in ([], [letter]):
         for count, part in enumerate(smile):
-            found = texts.completed([part, letter], [*before, *smile[:count]][-4:])
+            found = texts.complete([part, letter], [*before, *smile[:count]][-4:])
             assert found == ["🙂" if count == 3 else "", "a"]
-    assert texts.completed(smile[3:], [letter]) == [""], "it is no character alone"
+    assert texts.complete(smile[3:], [letter]) == [""], "it is no character alone"

@@ -30,7 +30,7 @@ class Largest(TorchDispatchMode):
 
 def sizes(llm):
     runner = llm.llm_engine.core.runner
-    return len(runner.model.rope), runner.rows.block_tables.shape[1]
+    return len(runner.model.rope), runner.input_batch.block_tables.shape[1]
 
 
 @pytest.mark.parametrize("chunked", [True, False])
@@ -90,13 +90,15 @@ def test_a_gpu_counts_what_it_may_take_for_everything(tiny_model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 512 * 16 * 1000))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     args = EngineArgs("-", device="cuda", gpu_memory_utilization=0.5)
-    assert memory.most_blocks(config, args, Ranks()) == 500
-    assert memory.most_blocks(config, args, Ranks(1, 2)) == 500  # half the GPU, half the KV heads
-    assert memory.most_blocks(replace(config, num_hidden_layers=2000), args, Ranks()) == 1
+    assert memory.max_num_blocks(config, args, Ranks()) == 500
+    assert (
+        memory.max_num_blocks(config, args, Ranks(1, 2)) == 500
+    )  # half the GPU, half the KV heads
+    assert memory.max_num_blocks(replace(config, num_hidden_layers=2000), args, Ranks()) == 1
 
 
 @pytest.mark.parametrize(("num_seqs", "length"), [(3, 128), (40, 128), (3, 3000), (1, 3000)])
-def test_a_rehearsal_copies_as_many_keys_as_any_step_will(tiny_model, num_seqs, length):
+def test_a_profile_run_copies_as_many_keys_as_any_step_will(tiny_model, num_seqs, length):
     """In torch, decode gathers MAX_GATHERED_SLOTS or the longest row, prefill the longest row."""
     folder = tiny_model(max_positions=4096)
     options = {"max_num_seqs": num_seqs, "max_model_len": length, "max_num_batched_tokens": 64}
@@ -107,7 +109,7 @@ def test_a_rehearsal_copies_as_many_keys_as_any_step_will(tiny_model, num_seqs, 
             attention, "gather_kv", lambda *args: gathered.append(args[2].numel()) or plain(*args)
         )
         patch.setattr(attention, "prefill_chunk", lambda *a: read.append(a[4]) or part(*a))
-        runner.rehearse(64)
+        memory.profile_run(runner, 64)
     most = attention.MAX_GATHERED_SLOTS["cpu"]
     worst = max(length, min(most, num_seqs * length))
     assert 0.95 * worst <= max(gathered) <= worst

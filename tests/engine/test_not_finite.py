@@ -103,16 +103,16 @@ def test_later_requests_in_the_same_blocks_are_unaffected(folder, alone, name, o
 def test_a_request_that_turns_bad_later_keeps_what_it_said(folder, alone, overlap, monkeypatch):
     """Its third token is made a 7 on the device; its next logits are not finite."""
     with make(folder, async_scheduling=overlap) as llm:
-        rows, calls = llm.llm_engine.core.runner.rows, []
-        place = rows.place
+        rows, calls = llm.llm_engine.core.runner.input_batch, []
+        update = rows.update
 
         def poisoned(batch, num_rows):
-            place(batch, num_rows)
+            update(batch, num_rows)
             calls.append(len(batch))
             if len(calls) == 4:
-                rows.ids[0] = 7
+                rows.input_ids[0] = 7
 
-        monkeypatch.setattr(rows, "place", poisoned)
+        monkeypatch.setattr(rows, "update", poisoned)
         bad, good = run(llm, [[50, 51], GOOD])
     assert len(bad.token_ids) == 3
     assert bad.finish_reason == "error"

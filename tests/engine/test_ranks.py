@@ -21,7 +21,7 @@ from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.distributed import monitor
 from nanovllm.distributed.launch import start_workers
 from nanovllm.distributed.ranks import Ranks
-from nanovllm.engine.memory import count_blocks, make_kv_cache
+from nanovllm.engine.memory import determine_num_blocks, make_kv_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 GREEDY = greedy()
@@ -244,7 +244,7 @@ def test_all_ranks_take_the_smallest_number_of_blocks(folder):
         args = EngineArgs(folder, device="cpu", max_model_len=16, max_num_seqs=fits)
         block = make_kv_cache(config, args, ranks, 1)
         runner = SimpleNamespace(kv_cache=block, ranks=ranks, device=block.device)
-        return count_blocks(runner, args, 0)
+        return determine_num_blocks(runner, args, 0)
 
     assert on_ranks(2, run) == [5, 5]
 

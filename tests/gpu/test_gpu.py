@@ -19,9 +19,11 @@ pytest.importorskip("triton", reason="Triton has no build for this system")
 
 from triton.runtime.jit import JITFunction
 
+from nanovllm.engine.memory import profile_run
 from nanovllm.kernels import (
     decode_attention,
     decode_plan,
+    filters,
     linear,
     prefill_attention,
     sampling,
@@ -91,7 +93,7 @@ def test_two_ranks_share_one_gpu(tiny_model):
 def test_torch_compile_changes_no_tokens(tiny_model):
     folder = tiny_model()
     with make(folder, enable_torch_compile=True) as llm:
-        assert llm.llm_engine.core.runner.graphs
+        assert llm.llm_engine.core.runner.graph_runner.graphs
         assert_same_greedy(answer(llm), greedy_reference(folder, PROMPTS, 32))
 
 
@@ -133,7 +135,8 @@ def test_memory_stays_within_its_share(tiny_model):
 @pytest.mark.parametrize("blocks", [None, 40])
 def test_no_request_waits_for_a_kernel_to_be_compiled(tiny_model, blocks):
     """The start compiles all, also where the cache's size is given and need not be found out."""
-    modules = (store, decode_plan, decode_attention, prefill_attention, linear, sampling)
+    modules = (store, decode_plan, decode_attention, prefill_attention, linear)
+    modules += (filters, sampling)
     members = [value for module in modules for value in vars(module).values()]
     jitted = [kernel for kernel in members if isinstance(kernel, JITFunction)]
 
@@ -192,7 +195,8 @@ def test_captured_graphs_survive_the_growth_of_the_tables(tiny_model):
                             repetition_penalty=1.2, logit_bias={5: 1.0})  # fmt: skip
     with make(tiny_model(), max_num_seqs=40) as llm:
         engine = llm.llm_engine
-        tables, graphs = engine.core.runner.rows.tables, dict(engine.core.runner.graphs)
+        runner = engine.core.runner
+        tables, graphs = runner.input_batch.adjustment_tables, dict(runner.graph_runner.graphs)
         assert graphs
         wanted = llm.generate([[1, 2, 3]], params, use_tqdm=False)[0].outputs[0].token_ids
         sizes = {len(tables.tokens.values)}
@@ -206,7 +210,7 @@ def test_captured_graphs_survive_the_growth_of_the_tables(tiny_model):
             engine.step()
         assert sizes == {16, 32, 64}
         assert len(tables.biases.values) == 64
-        assert engine.core.runner.graphs == graphs
+        assert runner.graph_runner.graphs == graphs
         same = [a == b for a, b in zip(first.output_ids, wanted, strict=True)]
         assert all(same[:16]), (
             "rounding may part them later, as batches of other sizes round otherwise"
@@ -219,7 +223,7 @@ def test_every_batch_size_has_a_graph(tiny_model, num_rows):
     folder, prompts = tiny_model(), [[7, i, 2] for i in range(num_rows)]
     params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
     with make(folder, max_num_seqs=13) as llm:
-        sizes = sorted(size for size, _ in llm.llm_engine.core.runner.graphs)
+        sizes = sorted(size for size, _ in llm.llm_engine.core.runner.graph_runner.graphs)
         assert sizes == [1, 2, 4, 8, 13]
         found = [o.outputs[0].token_ids for o in llm.generate(prompts, params, use_tqdm=False)]
     assert_same_greedy(found, greedy_reference(folder, prompts, 24))
@@ -234,7 +238,7 @@ def test_filters_stay_in_the_captured_step(tiny_model):
     with make(folder, device="cpu") as llm:
         wanted = [o.outputs[0].token_ids for o in llm.generate(prompts, params, use_tqdm=False)]
     with make(folder, dtype="float32", max_num_seqs=8) as llm:
-        llm.llm_engine.core.runner._decode = lambda *_: pytest.fail("a step was not captured")
+        llm.llm_engine.core.runner.decode_step = lambda *_: pytest.fail("a step was not captured")
         found = [o.outputs[0].token_ids for o in llm.generate(prompts, params, use_tqdm=False)]
     agree = sum(a == b for a, b in zip(found, wanted, strict=True))
     assert agree >= len(params) - 1, "at most one near tie is decided by rounding"
@@ -242,7 +246,7 @@ def test_filters_stay_in_the_captured_step(tiny_model):
 
 def test_nothing_is_captured_when_eager(tiny_model):
     with make(tiny_model(), enforce_eager=True) as llm:
-        assert not llm.llm_engine.core.runner.graphs
+        assert not llm.llm_engine.core.runner.graph_runner.graphs
 
 
 def test_rows_that_come_and_go_keep_their_own_tokens(tiny_model):
@@ -325,11 +329,11 @@ def test_bfloat16_tokens_agree_as_often_as_two_eager_backends(tiny_model):
 def test_a_failed_step_is_survived(tiny_model):
     folder = tiny_model()
     with make(folder) as llm:
-        runner = llm.llm_engine.core.runner
-        plain, runner._replay = runner._replay, lambda *_: 1 / 0
+        graph_runner = llm.llm_engine.core.runner.graph_runner
+        plain, graph_runner.replay = graph_runner.replay, lambda *_: 1 / 0
         with pytest.raises(ZeroDivisionError):
             answer(llm)
-        runner._replay = plain
+        graph_runner.replay = plain
         assert_same_greedy(answer(llm), greedy_reference(folder, PROMPTS, 32))
 
 
@@ -396,13 +400,13 @@ def test_tables_follow_the_cache_and_not_the_configs_positions(tiny_model):
     options = {"max_model_len": None, "num_gpu_blocks_override": 40}
     with make(folder, **options) as llm:
         runner = llm.llm_engine.core.runner
-        assert runner.graphs
+        assert runner.graph_runner.graphs
         assert len(runner.model.rope) == llm.llm_engine.max_model_len == 40 * 16
-        assert runner.rows.block_tables.shape[1] == 40
+        assert runner.input_batch.block_tables.shape[1] == 40
         assert_same_greedy(answer(llm), greedy_reference(folder, PROMPTS, 32))
 
 
-def test_attention_in_torch_takes_no_more_than_was_rehearsed(tiny_model):
+def test_attention_in_torch_takes_no_more_than_the_profile_run(tiny_model):
     """Long rows beside many short ones, chunks at the end of long prompts, and all rows long."""
     options = {"attention_backend": "torch", "max_model_len": 8192, "max_num_seqs": 64}
     folder = tiny_model(max_positions=8192)
@@ -416,11 +420,11 @@ def test_attention_in_torch_takes_no_more_than_was_rehearsed(tiny_model):
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated() - before
 
-        rehearsed = peak(llm.llm_engine.core.runner.rehearse, 2048)
+        profiled = peak(profile_run, llm.llm_engine.core.runner, 2048)
         long = [[i, *range(250)] * 32 for i in range(32)]
         short = [[i, 1, 2] for i in range(32)]
         for prompts in (long[:1] + short, long + short, [prompt[:1024] for prompt in long]):
-            assert peak(llm.generate, prompts, params, use_tqdm=False) <= 1.05 * rehearsed
+            assert peak(llm.generate, prompts, params, use_tqdm=False) <= 1.05 * profiled
 
 
 # -- a GPU a rank, through NCCL --------------------------------------------------------------------
@@ -434,7 +438,7 @@ def test_two_gpus_give_one_gpus_tokens(tiny_model):
     for _ in range(2):  # an engine, and a second one after it has closed
         with make(folder, tensor_parallel_size=2) as llm:
             workers = list(llm.llm_engine.ranks.workers)
-            assert llm.llm_engine.core.runner.graphs, "the collectives are captured"
+            assert llm.llm_engine.core.runner.graph_runner.graphs, "the collectives are captured"
             assert_same_greedy(answer(llm), greedy_reference(folder, PROMPTS, 32))
         assert [worker.poll() for worker in workers] == [0]
 
@@ -536,7 +540,7 @@ def test_logprobs_are_the_cpus(tiny_model, options):
 def test_logprobs_stay_in_the_captured_step(tiny_model):
     params = SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True, logprobs=5)
     with make(tiny_model(), max_num_seqs=8) as llm:
-        llm.llm_engine.core.runner._decode = lambda *_: pytest.fail("a step was not captured")
+        llm.llm_engine.core.runner.decode_step = lambda *_: pytest.fail("a step was not captured")
         outputs = llm.generate(PROMPTS, params, use_tqdm=False)
     for output in outputs:
         answer = output.outputs[0]

@@ -18,11 +18,11 @@ from triton.compiler import ASTSource, make_backend  # noqa: E402
 from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
 
 from nanovllm import EngineArgs, LLMEngine, SamplingParams, llm_engine  # noqa: E402
-from nanovllm.engine import model_runner  # noqa: E402
-from nanovllm.engine.memory import count_blocks  # noqa: E402
+from nanovllm.engine import memory, model_runner  # noqa: E402
 from nanovllm.kernels import (  # noqa: E402
     decode_attention,
     decode_plan,
+    filters,
     linear,
     logprobs,
     prefill_attention,
@@ -45,7 +45,16 @@ from nanovllm.metadata import (  # noqa: E402  # noqa: E402
 # "Technical Specifications per Compute Capability").
 MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
-MODULES = (store, decode_plan, decode_attention, prefill_attention, linear, sampling, logprobs)
+MODULES = (
+    store,
+    decode_plan,
+    decode_attention,
+    prefill_attention,
+    linear,
+    filters,
+    sampling,
+    logprobs,
+)
 
 
 class Recorder:
@@ -218,9 +227,9 @@ def test_an_engine_that_has_started_compiles_nothing_more(
                       max_num_batched_tokens=128, use_tqdm_on_load=False, **options)  # fmt: skip
     engine = LLMEngine(args)
     runner = engine.core.runner
-    for size in (6, 4, 2, 1):  # as `capture` does on a GPU
-        runner._decode(size, whole_rows=True)
-    runner.rehearse(args.max_num_batched_tokens)
+    for size in (6, 4, 2, 1):  # as `capture_graphs` does on a GPU
+        runner.decode_step(size, whole_rows=True)
+    memory.profile_run(runner, args.max_num_batched_tokens)
     runner.kv_cache.zero_()
     started = {variant(*launch) for launch in launches}
     launches.clear()
@@ -237,18 +246,18 @@ def test_an_engine_that_has_started_compiles_nothing_more(
     assert {variant(*launch) for launch in launches} <= started
 
 
-def test_several_ranks_rehearse_steps_with_and_without_filters(tiny_model, monkeypatch):
-    """They sample with other kernels; the parameters' stride differs in decode and mixed steps."""
+def test_several_ranks_profile_steps_with_and_without_filters(tiny_model, monkeypatch):
+    """They sample with other kernels. The parameters' stride differs in decode and mixed steps."""
     args = EngineArgs(str(tiny_model()), device="cpu", max_model_len=96, use_tqdm_on_load=False)
     runner = LLMEngine(args).core.runner
-    rehearsed = set()
+    profiled = set()
 
     def noted(logits, metadata, ranks, vocab_size, backend, whole_rows):
-        rehearsed.add((metadata.temperature.stride(0), whole_rows))
+        profiled.add((metadata.temperature.stride(0), whole_rows))
         return torch.zeros(len(logits), dtype=torch.int64)
 
     def noted_logprobs(logits, token_ids, num_logprobs):
-        rehearsed.add((num_logprobs.stride(0), "logprobs"))
+        profiled.add((num_logprobs.stride(0), "logprobs"))
         return torch.zeros(len(logits), 1, dtype=torch.int32)
 
     monkeypatch.setattr(model_runner, "sample", noted)
@@ -256,17 +265,18 @@ def test_several_ranks_rehearse_steps_with_and_without_filters(tiny_model, monke
     runner.ranks = SimpleNamespace(
         world_size=2, all_reduce_min=int, all_gather_columns=lambda logits, num_columns: logits
     )
-    runner.rehearse(200)
-    strides = (1, runner.rows.temperatures.stride(0))
+    memory.profile_run(runner, 200)
+    strides = (1, runner.input_batch.temperature.stride(0))
     kinds = (False, True, "logprobs")
-    assert rehearsed == {(stride, kind) for stride in strides for kind in kinds}
+    assert profiled == {(stride, kind) for stride in strides for kind in kinds}
 
 
-def test_a_block_count_that_is_given_is_rehearsed_too():
-    """At most with the tokens that fit in the cache: no step can have more."""
-    rehearsed: list[int] = []
-    runner = SimpleNamespace(device=torch.device("cuda"), rehearse=rehearsed.append)
+def test_a_block_count_that_is_given_is_profiled_too(monkeypatch):
+    """The run has at most the tokens that fit in the cache, because no step can have more."""
+    profiled: list[int] = []
+    monkeypatch.setattr(memory, "profile_run", lambda runner, tokens: profiled.append(tokens))
+    runner = SimpleNamespace(device=torch.device("cuda"))
     for blocks in (4, 1000):
         args = EngineArgs("-", num_gpu_blocks_override=blocks, max_num_batched_tokens=100)
-        assert count_blocks(runner, args, 0) == blocks
-    assert rehearsed == [4 * args.block_size, 100]
+        assert memory.determine_num_blocks(runner, args, 0) == blocks
+    assert profiled == [4 * args.block_size, 100]
