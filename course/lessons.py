@@ -32,12 +32,12 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
         "engine/persistent_batch.py",
         "engine/model_runner.py",
         "engine/memory.py",
-        "engine/engine.py",
+        "engine/core.py",
     ),
     "08_tensor_parallelism": (
         "distributed/ranks.py",
         "layers/linear.py",
-        "llm_engine.py",
+        "engine/llm_engine.py",
     ),
     "09_the_ladder": (),  # measures all of them together
 }
@@ -62,7 +62,6 @@ OFF_THE_PATH: tuple[str, ...] = (
     "utils/argparse_utils.py",
     "entrypoints/llm.py",
     "engine/arg_utils.py",
-    "engine/llm_engine.py",
     # They start and end the processes of the ranks, and notice when one fails.
     "distributed/cleanup.py",
     "distributed/consistency.py",

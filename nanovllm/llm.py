@@ -29,9 +29,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from nanovllm.config import EngineArgs
+from nanovllm.engine.llm_engine import LLMEngine, read_texts
 from nanovllm.engine.sequence import Sequence
 from nanovllm.frontend import chat
-from nanovllm.llm_engine import LLMEngine, read_texts
 from nanovllm.outputs import RequestOutput, TextPiece
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.validation import check_options, check_type, check_unicode, vllm_defaults

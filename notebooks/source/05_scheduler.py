@@ -243,7 +243,7 @@ show_source(s.update, s._retire, s.abort, s.roll_back)
 # The loop around it, and a step's record in `engine.trace`:
 
 # %%
-from nanovllm.engine.engine import EngineCore
+from nanovllm.engine.core import EngineCore
 from nanovllm.outputs import StepRecord
 
 show_source(EngineCore.plain_step, EngineCore._launch, EngineCore._take_in, StepRecord)

@@ -10,7 +10,7 @@ from torch import Tensor
 from nanovllm.config import EngineArgs
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.engine import EngineCore
+from nanovllm.engine.core import EngineCore
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
