@@ -51,7 +51,7 @@ OFF_THE_PATH: tuple[str, ...] = (
     "checkpoint/safetensors_files.py",
     "checkpoint/tokenizer.py",
     "checkpoint/weights.py",
-    "engine/detokenizer.py",
+    "frontend/detokenizer.py",
     # They refuse what the engine cannot honour, and let scripts that were written for vLLM run.
     "validation/checks.py",
     "validation/fields.py",

@@ -4,6 +4,12 @@ from dataclasses import dataclass
 
 MAX_LOGPROBS = 20  # tokens that a request may ask for at each position; vLLM's limit
 
+# The device packs the logprobs of one position into a row of int32 (see layers/logprobs.py).
+NONE = -1  # in place of a number of logprobs: the row asks for nothing
+NO_ID = -1  # in place of an id: the vocabulary has fewer tokens than the row asks for
+RANK, IDS, LOGPROBS = 0, 1, 2 + MAX_LOGPROBS  # the first column of each part of a packed row
+WIDTH = LOGPROBS + 1 + MAX_LOGPROBS
+
 
 @dataclass
 class Logprob:

@@ -20,7 +20,7 @@ from torch import Tensor
 from nanovllm.engine.persistent_batch import upload
 from nanovllm.engine.scheduler import ScheduledSequence
 from nanovllm.engine.sequence import Sequence
-from nanovllm.layers.adjustments import (
+from nanovllm.metadata import (
     BIAS_ROW,
     FORBIDDEN,
     FREQUENCY,

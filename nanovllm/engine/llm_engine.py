@@ -45,6 +45,7 @@ from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.parallel_sampling import ParentRequest, fan_out, ids_in_use
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
+from nanovllm.frontend.detokenizer import make_detokenizer
 from nanovllm.inputs import parse_prompt
 from nanovllm.layers.attention import rope_store
 from nanovllm.layers.backend import choose_backend, compile_linears
@@ -326,7 +327,7 @@ class LLMEngine:
                 end_ids=self.eos_ids.union(params.stop_token_ids),
                 eos_id=None if params.ignore_eos else getattr(self.tokenizer, "eos_token_id", None),
                 noise=(self.args.seed, number),
-                tokenizer=self.tokenizer,
+                make_detokenizer=partial(make_detokenizer, self.tokenizer),
             )
         return seqs
 

@@ -14,8 +14,15 @@ from torch import Tensor
 
 from nanovllm.engine.scheduler import Batch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
-from nanovllm.layers.logprobs import IDS, LOGPROBS, NO_ID, RANK
-from nanovllm.logprobs import MAX_LOGPROBS, Logprob, LogprobsOnePosition
+from nanovllm.logprobs import (
+    IDS,
+    LOGPROBS,
+    MAX_LOGPROBS,
+    NO_ID,
+    RANK,
+    Logprob,
+    LogprobsOnePosition,
+)
 
 RANKS = range(1, MAX_LOGPROBS + 1)
 REPLACEMENT = "\ufffd"  # what a tokenizer writes for a part of a character
@@ -103,8 +110,8 @@ class LogprobsProcessor:
             ids = [token_id for token_id in ids if token_id != NO_ID]
         texts: list[str | None] = [None] * len(ids)
         if seq.detokenizer is not None:
-            if self._texts.tokenizer is not seq.tokenizer:
-                self._texts = TokenTexts(seq.tokenizer)
+            if self._texts.tokenizer is not seq.detokenizer.tokenizer:
+                self._texts = TokenTexts(seq.detokenizer.tokenizer)
             texts = [self._texts[token_id] for token_id in ids]
             if None in texts:
                 before = seq.token_ids[max(first_known, position - CONTEXT) : position]

@@ -22,9 +22,9 @@ from nanovllm.engine.logprobs import prompt_targets
 from nanovllm.engine.persistent_batch import PersistentBatch, upload
 from nanovllm.engine.scheduler import Batch
 from nanovllm.layers.attention import MAX_GATHERED_SLOTS
-from nanovllm.layers.sampler import NO_TOKEN, SamplingMetadata, sample
+from nanovllm.layers.sampler import sample
 from nanovllm.logprobs import MAX_LOGPROBS
-from nanovllm.metadata import AttentionMetadata, PhaseMetadata
+from nanovllm.metadata import NO_TOKEN, AttentionMetadata, PhaseMetadata, SamplingMetadata
 from nanovllm.models.decoder import Decoder
 
 Sampled = tuple[Tensor, Tensor | None]  # ids [num_rows]; packed logprobs [num_rows, WIDTH]

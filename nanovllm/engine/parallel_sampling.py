@@ -6,7 +6,7 @@ later ones share its blocks, even within one step. A ParentRequest joins the n s
 the caller sees one request.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,15 +36,28 @@ def ids_in_use(request: dict[str, Any]) -> Iterator[str]:
 
 
 def fan_out(
-    request_id: str, token_ids: list[int], params: SamplingParams, **common: Any
+    request_id: str,
+    token_ids: list[int],
+    params: SamplingParams,
+    make_detokenizer: Callable[[SamplingParams, list[int]], Any],
+    **common: Any,
 ) -> list[Sequence]:
-    """The sequences of one request, in order. Each has its own list of the prompt's ids.
+    """Make the sequences of one request, in order. Each has its own list of the prompt's ids.
 
-    common: what else the sequences are made of, the same for all of them.
+    make_detokenizer: called with the parameters and the prompt's ids, once for each sequence.
+    common: the other arguments of a Sequence, the same for all of them.
     """
     parent = ParentRequest(request_id) if params.n > 1 else None
     seqs = [
-        Sequence(name, token_ids=list(token_ids), params=params, index=i, parent=parent, **common)
+        Sequence(
+            name,
+            token_ids=list(token_ids),
+            params=params,
+            index=i,
+            parent=parent,
+            detokenizer=make_detokenizer(params, token_ids),
+            **common,
+        )
         for i, name in enumerate(sequence_ids(request_id, params.n))
     ]
     if parent:

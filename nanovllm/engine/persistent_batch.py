@@ -14,9 +14,9 @@ from torch import Tensor
 
 from nanovllm.engine.scheduler import Batch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
-from nanovllm.layers.adjustments import NUM_COLUMNS
-from nanovllm.layers.logprobs import NONE
 from nanovllm.layers.sampler import log_of
+from nanovllm.logprobs import NONE
+from nanovllm.metadata import NUM_COLUMNS
 
 if TYPE_CHECKING:
     from nanovllm.engine.adjustments import AdjustmentTables

@@ -17,7 +17,6 @@ from typing import Any
 
 import xxhash
 
-from nanovllm.engine.detokenizer import Detokenizer
 from nanovllm.engine.output_logprobs import OutputLogprobs
 from nanovllm.logprobs import LogprobsOnePosition, PromptLogprobs, SampleLogprobs
 from nanovllm.outputs import RequestStateStats
@@ -55,7 +54,7 @@ class Sequence:
     end_ids: frozenset[int] = frozenset()  # what min_tokens forbids: also an end that is ignored
     bad_word_ids: list[list[int]] = field(default_factory=list)
     noise: tuple[int, int] = (0, 0)  # the engine's seed and the request's number
-    tokenizer: Any = None  # None: token ids only
+    detokenizer: Any = None  # makes the text of the output ids; None: token ids only
     news: dict["Sequence", None] | None = None  # where its caller looks for what has changed
     index: int = 0  # which of its request's answers it is
     parent: Any = None  # the ParentRequest, if its request has several answers
@@ -84,17 +83,10 @@ class Sequence:
         asks = self.params.prompt_logprobs is not None
         self.prompt_logprobs: PromptLogprobs | None = [None] if asks else None
         self.metrics = RequestStateStats(arrival_time=time.time(), queued_ts=time.monotonic())
-        self.detokenizer = self._make_detokenizer()
         seed = self.params.seed
         if seed is None:  # equal prompts differ
             seed = xxhash.xxh3_64_intdigest(repr(self.noise).encode()) - 2**63
         self.seed = (seed + self.index + 2**63) % 2**64 - 2**63  # after the largest, the smallest
-
-    def _make_detokenizer(self) -> Detokenizer | None:
-        if self.tokenizer is None or not self.params.detokenize:
-            return None
-        prompt_ids = self.token_ids[: self.num_prompt_tokens]
-        return Detokenizer(self.tokenizer, self.params, prompt_ids)
 
     @property
     def output_ids(self) -> list[int]:
@@ -183,8 +175,8 @@ class Sequence:
     def read_again(self) -> None:
         """Make the text anew from the ids, because an interrupt may have torn it."""
         self.text_is_torn = True
-        self.detokenizer = self._make_detokenizer()
         if self.detokenizer:
+            self.detokenizer.reset()
             for token_id in self.output_ids:
                 if token_id not in self.stop_ids or self.params.include_stop_str_in_output:
                     self.detokenizer.append(token_id)

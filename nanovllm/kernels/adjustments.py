@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanovllm.layers import adjustments as twin
-from nanovllm.layers.adjustments import Adjustments
+from nanovllm import metadata as twin
+from nanovllm.metadata import Adjustments
 
 IN_PROMPT, STOP, FORBIDDEN = (tl.constexpr(x) for x in (twin.IN_PROMPT, twin.STOP, twin.FORBIDDEN))
 COUNT = tl.constexpr(twin.COUNT)

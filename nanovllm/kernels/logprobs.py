@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nanovllm import logprobs as packing
 from nanovllm.kernels.sampling import as_ordered, as_score
-from nanovllm.layers import logprobs as packing
 
 CHUNK = 4096  # tokens that one program reads
 RANK, IDS, LOGPROBS, WIDTH, MOST = (

@@ -31,7 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nanovllm.kernels.adjustments import adjusted, as_arguments, count_token
-from nanovllm.layers.sampler import SamplingMetadata
+from nanovllm.metadata import SamplingMetadata
 
 SPAN, SPANS = 128, 32  # tokens that share one noted score; spans that one program reads
 GROUP, GROUPS = (

@@ -8,37 +8,24 @@ while they are in flight. So the device counts the tokens itself, in a table wit
 request that has adjustments.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-# A table's entry says of a token of the vocabulary: three flags, and in the bits below how often
-# the request has generated it. STOP hides the token while the request has too few tokens.
-IN_PROMPT, STOP, FORBIDDEN = 1 << 30, 1 << 29, 1 << 28
-COUNT = FORBIDDEN - 1
-# Columns of a request's adjustments, int32: its rows of the two tables (0: none), the length of
-# prompt and output from which it may stop, and the bits of the three penalties.
-TOKEN_ROW, BIAS_ROW, MIN_LENGTH, REPETITION, FREQUENCY, PRESENCE, NUM_COLUMNS = range(7)
+from nanovllm.metadata import (
+    BIAS_ROW,
+    COUNT,
+    FORBIDDEN,
+    FREQUENCY,
+    IN_PROMPT,
+    MIN_LENGTH,
+    PRESENCE,
+    REPETITION,
+    STOP,
+    TOKEN_ROW,
+    Adjustments,
+)
+
 ADJUSTED_AT_ONCE = 64  # rows, because adjusting copies a row's scores several times
-
-
-@dataclass(frozen=True)
-class Adjustments:
-    """The adjustments of the rows that are sampled, as the device needs them.
-
-    Row 0 of both tables belongs to no request, and is all 0. The tables can move when they grow, so
-    a captured kernel reads their addresses in `addresses`.
-    """
-
-    columns: Tensor  # [num_rows, NUM_COLUMNS] int32
-    tokens: Tensor  # [table rows, vocab_size] int32: flags and counts
-    biases: Tensor  # [table rows, vocab_size] float32
-    addresses: Tensor  # [2] int64, of `tokens` and `biases`
-
-    def floats(self, column: int) -> Tensor:
-        """A column of penalties, [num_rows, 1] float32."""
-        return self.columns[:, column : column + 1].view(torch.float32)
 
 
 def adjust(scores: Tensor, adjustments: Adjustments, positions: Tensor) -> None:

@@ -9,12 +9,8 @@ WIDTH numbers stands for a whole vocabulary.
 import torch
 from torch import Tensor
 
-from nanovllm.logprobs import MAX_LOGPROBS
+from nanovllm.logprobs import IDS, LOGPROBS, NO_ID, RANK, WIDTH
 
-NONE = -1  # in place of a number of logprobs: the row asks for nothing
-NO_ID = -1  # in place of an id: the vocabulary has fewer tokens than the row asks for
-RANK, IDS, LOGPROBS = 0, 1, 2 + MAX_LOGPROBS  # the first column of each part of a packed row
-WIDTH = LOGPROBS + 1 + MAX_LOGPROBS
 ROWS_AT_ONCE = 64  # because the keys of a row take more memory than its logits
 
 

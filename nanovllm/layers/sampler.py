@@ -8,33 +8,19 @@ draws the same noise whatever else is in the batch, and a filter does not shift 
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanovllm.distributed.ranks import Ranks
-from nanovllm.layers.adjustments import Adjustments, adjust, count_tokens
+from nanovllm.layers.adjustments import adjust, count_tokens
+from nanovllm.metadata import NO_TOKEN, SamplingMetadata
 
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
-NO_TOKEN = -1  # the id of a row whose best score is not finite: nothing can be drawn from it
 FILTERED_AT_ONCE = 64  # rows, because filtering copies a row's scores several times
-
-
-@dataclass(frozen=True)
-class SamplingMetadata:
-    """The sampling parameters of the rows that are sampled, as the device needs them."""
-
-    temperature: Tensor  # [num_rows, 1] float32; 0 means greedy
-    seeds: Tensor  # [num_rows, 1] int64
-    positions: Tensor  # [num_rows, 1]: the position of the new token
-    top_k: Tensor  # [num_rows, 1] int32; 0 keeps all tokens
-    top_p: Tensor  # [num_rows, 1] float32; 1 keeps all tokens
-    log_min_p: Tensor  # [num_rows, 1] float32, the logarithm of min_p; -inf keeps all tokens
-    adjustments: Adjustments | None = None  # None: no row has some
 
 
 def sample(

@@ -17,7 +17,7 @@ from nanovllm import LLM, SamplingParams
 from nanovllm.engine.adjustments import AdjustmentTables, encode_bad_words, ends_of_bad_words
 from nanovllm.engine.sequence import Sequence
 from nanovllm.layers import adjustments
-from nanovllm.layers.adjustments import IN_PROMPT, STOP
+from nanovllm.metadata import IN_PROMPT, STOP
 
 VOCAB, EOS = 300, (297, 299)
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8] * 5, [9], [*range(40)], [*range(40), 1]]

@@ -23,7 +23,7 @@ from nanovllm.checkpoint.generation_config import make_default_params, read_gene
 from nanovllm.checkpoint.safetensors_files import find_weight_files
 from nanovllm.checkpoint.tokenizer import load_tokenizer, tokenizer_errors
 from nanovllm.checkpoint.weights import parameters_by_name
-from nanovllm.engine.detokenizer import Detokenizer
+from nanovllm.frontend.detokenizer import Detokenizer
 
 INDEX = "model.safetensors.index.json"
 FUZZED = 200  # examples each

@@ -15,8 +15,8 @@ from tiny_models import tiny_tokenizer
 from tokenizer_families import CHARACTERS, FAMILIES, REPLACEMENT, Family, families
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.engine.detokenizer import Detokenizer, TokenDecoder
 from nanovllm.engine.sequence import Sequence
+from nanovllm.frontend.detokenizer import Detokenizer, TokenDecoder
 
 TOKENIZER = tiny_tokenizer()
 LLAMA = FAMILIES["llama2"]
@@ -255,7 +255,9 @@ def test_the_pieces_of_a_whole_text_are_never_broken(text):
 def test_a_request_that_ends_within_a_character_shows_all_it_has(reason):
     for name, broken in (("byte_level", 1), ("llama2", 2)):
         family = FAMILIES[name]
-        seq = Sequence("0", None, family.ids("b"), SamplingParams(), 99, tokenizer=family.tokenizer)
+        params, prompt_ids = SamplingParams(), family.ids("b")
+        detokenizer = Detokenizer(family.tokenizer, params, prompt_ids)
+        seq = Sequence("0", None, prompt_ids, params, 99, detokenizer=detokenizer)
         for token_id in family.ids("a") + family.bytes("漢")[:2]:
             seq.append(token_id)
         assert seq.detokenizer.text == "a", "while it runs the character may be completed"

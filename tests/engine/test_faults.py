@@ -16,9 +16,9 @@ from small_requests import PROMPTS, greedy
 from course import smollm2
 from nanovllm import LLM, SamplingParams
 from nanovllm.checkpoint import hub
-from nanovllm.engine.detokenizer import Detokenizer
 from nanovllm.engine.model_runner import PendingTokens
 from nanovllm.engine.sequence import Sequence
+from nanovllm.frontend.detokenizer import Detokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 GREEDY = greedy(stop=["never said"])
@@ -26,7 +26,7 @@ ERRORS = [RuntimeError, torch.OutOfMemoryError, MemoryError, KeyboardInterrupt]
 STAGES = {
     "schedule": lambda e: (e.core.scheduler, "schedule"),
     "plan": lambda e: (e.core.scheduler, "_plan"),
-    "register": lambda e: (e.block_manager, "register"),
+    "cache": lambda e: (e.block_manager, "cache_full_blocks"),
     "prepare": lambda e: (e.core.runner.rows, "place"),
     "forward": lambda e: (e.core.runner.model, "forward"),
     "head": lambda e: (e.core.runner.model, "compute_logits"),

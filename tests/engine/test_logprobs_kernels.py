@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nanovllm.layers import logprobs as twin
-from nanovllm.layers.logprobs import IDS, LOGPROBS, NO_ID, NONE, RANK
+from nanovllm.logprobs import IDS, LOGPROBS, NO_ID, NONE, RANK
 
 CUDA = torch.cuda.is_available()
 if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":

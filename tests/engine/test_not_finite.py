@@ -16,7 +16,8 @@ from nanovllm import LLM, SamplingParams
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.layers.backend import TORCH_BACKEND
 from nanovllm.layers.linear import VocabParallelEmbedding
-from nanovllm.layers.sampler import SamplingMetadata, log_of, sample
+from nanovllm.layers.sampler import log_of, sample
+from nanovllm.metadata import SamplingMetadata
 
 BAD = [7] * 40
 GOOD = [20, 21, 22, 23, 24]

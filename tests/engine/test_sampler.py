@@ -8,7 +8,8 @@ import torch
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.layers import sampler
 from nanovllm.layers.backend import TORCH_BACKEND
-from nanovllm.layers.sampler import SamplingMetadata, filter_scores, log_of, philox, sample
+from nanovllm.layers.sampler import filter_scores, log_of, philox, sample
+from nanovllm.metadata import SamplingMetadata
 
 VOCAB = 10
 COLUMNS = [f.name for f in fields(SamplingMetadata) if f.name != "adjustments"]

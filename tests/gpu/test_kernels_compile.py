@@ -30,11 +30,16 @@ from nanovllm.kernels import (  # noqa: E402
     store,
 )
 from nanovllm.kernels.gpu_limits import GpuLimits  # noqa: E402
-from nanovllm.layers import adjustments, attention, functional, sampler  # noqa: E402
+from nanovllm.layers import attention, functional, sampler  # noqa: E402
 from nanovllm.layers import logprobs as torch_logprobs  # noqa: E402
 from nanovllm.layers.backend import Backend  # noqa: E402
-from nanovllm.layers.sampler import SamplingMetadata  # noqa: E402
-from nanovllm.metadata import AttentionMetadata, PhaseMetadata  # noqa: E402
+from nanovllm.metadata import (  # noqa: E402  # noqa: E402
+    NUM_COLUMNS,
+    Adjustments,
+    AttentionMetadata,
+    PhaseMetadata,
+    SamplingMetadata,
+)
 
 # Shared memory that one block may take, by compute capability (NVIDIA's CUDA C++ Programming Guide,
 # "Technical Specifications per Compute Capability").
@@ -103,8 +108,8 @@ def launch_everything(heads, kv_heads, head_dim, block_size, dtype):
     sampling.candidates(torch.zeros(rows, 999, dtype=dtype), asked, 0)
     logits = torch.zeros(rows, 151_936, dtype=dtype)
     logprobs.gather_logprobs(logits, sampling.draw(logits, asked), one.int())
-    columns = torch.zeros(rows, adjustments.NUM_COLUMNS, dtype=torch.int32)
-    given = adjustments.Adjustments(columns, columns, one, torch.zeros(2, dtype=torch.int64))
+    columns = torch.zeros(rows, NUM_COLUMNS, dtype=torch.int32)
+    given = Adjustments(columns, columns, one, torch.zeros(2, dtype=torch.int64))
     sampling.draw(logits, replace(asked, adjustments=given))
 
 

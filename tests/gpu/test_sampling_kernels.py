@@ -13,8 +13,8 @@ import torch
 
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.layers import adjustments, sampler
-from nanovllm.layers.adjustments import FORBIDDEN, IN_PROMPT, STOP, Adjustments
-from nanovllm.layers.sampler import SamplingMetadata, log_of
+from nanovllm.layers.sampler import log_of
+from nanovllm.metadata import FORBIDDEN, IN_PROMPT, STOP, Adjustments, SamplingMetadata
 
 CUDA = torch.cuda.is_available()
 if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":

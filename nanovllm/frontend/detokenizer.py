@@ -51,14 +51,23 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any, params: SamplingParams, prompt_ids: Sequence[int] = ()):
         self._decoder = TokenDecoder.for_tokenizer(tokenizer, params.skip_special_tokens)
-        self._tokenizer = tokenizer  # keeps it alive, which the shared decoder does not
+        self.tokenizer = tokenizer  # keeps it alive, which the shared decoder does not
         self.params = params
         self._stop: list[str] = as_list("stop", params.stop)
         self._longest_stop = max(map(len, self._stop), default=0)
+        self._prompt_context = self._decoder.context_for(prompt_ids)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all appended ids, so that they can be appended anew.
+
+        An interrupt in the middle of `append` may leave the text in any state. Nothing that this
+        method reads is changed by `append`.
+        """
         self._new_ids: list[int] = []  # appended since the text was last read
         self._pending_ids: list[int] = []  # read, but still without text
         self._stable_text = ""
-        self._context_ids, begun = self._decoder.context_for(prompt_ids)
+        self._context_ids, begun = self._prompt_context
         self._context_text = self._decoder.decode(self._context_ids)  # the stable part of it
         self._byte_run = ByteRun(begun)
         self._search_start = 0  # no stop string begins before this character
@@ -163,6 +172,15 @@ class Detokenizer:
         self._stable_text = text[:end]
         self._is_final = True
         return True
+
+
+def make_detokenizer(
+    tokenizer: Any, params: SamplingParams, prompt_ids: Sequence[int]
+) -> Detokenizer | None:
+    """Make the detokenizer of one answer. Return None if the request is for token ids only."""
+    if tokenizer is None or not params.detokenize:
+        return None
+    return Detokenizer(tokenizer, params, prompt_ids)
 
 
 class ByteRun:
