@@ -246,7 +246,7 @@ show_source(s.update, s._retire, s.abort, s.roll_back)
 from nanovllm.engine.core import EngineCore
 from nanovllm.outputs import StepRecord
 
-show_source(EngineCore.plain_step, EngineCore._launch, EngineCore._take_in, StepRecord)
+show_source(EngineCore.plain_step, EngineCore.launch, EngineCore.complete_step, StepRecord)
 
 # %% [markdown]
 # ## The engine's own steps

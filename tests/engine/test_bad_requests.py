@@ -21,6 +21,7 @@ WRONG = ["1", [1], {}, object(), 1j]
 
 # name: (values that are taken, values out of range, more values of a wrong type)
 SAMPLING = {
+    "n": ([1, 2], [0, -1, TOP + 1], [1.0, True, None]),
     "temperature": ([0, 0.0, 0.01, 1, 2.0], [-1e-9, -1, 2.5, NAN, INF], [True, None]),
     "top_p": ([5e-324, 0.5, 1, 1.0], [0, 0.0, -0.1, NEAR_ONE, NAN, INF], [True, None]),
     "top_k": ([-1, 0, 1, TOP], [-2, TOP + 1], [1.0, NAN, True, None]),

@@ -35,7 +35,9 @@ def no_collector():
 
 
 @pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("method", ["match", "share", "allocate", "register", "free"])
+@pytest.mark.parametrize(
+    "method", ["find_cached_blocks", "touch", "allocate", "cache_full_blocks", "free"]
+)
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_stream_that_is_collected_within_a_step_hurts_nothing(
     size, method, begun, no_collector, monkeypatch

@@ -510,10 +510,10 @@ def test_a_step_that_fails_is_rolled_back_and_run_again(overlap):
     with engine_of(1, **OPTIONS, async_scheduling=overlap) as engine:
         engine.add_request("a", [1, 2, 3, 4, 5], sampled(4, max_tokens=8))
         model, calls = engine.core.runner.model, Counter()
-        plain = type(model).logits
+        plain = type(model).compute_logits
 
         class Failing(type(model)):
-            def logits(self, hidden):
+            def compute_logits(self, hidden):
                 calls["all"] += 1
                 if calls["all"] in (1, 3, 6):
                     raise MemoryError("planted")
@@ -607,7 +607,7 @@ def test_an_ended_request_that_an_interrupt_left_behind_takes_no_name():
         engine.add_request("a", [1], sampled(2))
         new = engine.parents["a"]
         assert new is not old[0].parent
-        engine._forget_ended_parents(old)
+        engine.parents.forget_ended(old)
         assert engine.parents == {"a": new}
         engine.abort_request(["a", "b"])
         check_idle(engine)

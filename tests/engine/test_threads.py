@@ -209,9 +209,9 @@ def test_ctrl_c_reaches_a_thread_that_waits_for_its_turn():
         engine, held = llm.llm_engine, threading.Event()
 
         def hold():
-            with engine.lock:
+            with engine.turns.lock:
                 held.set()
-                while not engine._lined_up:
+                while not engine.turns.waiting:
                     time.sleep(0.001)
                 time.sleep(0.05)  # from the line to the lock
                 _thread.interrupt_main()

@@ -89,7 +89,7 @@ def make_sequence(name: str, prompt: list[int], max_tokens: int, stop_ids=frozen
 def check_blocks(core: EngineCore) -> None:
     """Reference counts are the tables' counts; free blocks are those that nobody holds."""
     manager = core.scheduler.block_manager
-    seqs = set(core.scheduler.running) | {r.seq for s in core.launched for r in s.batch}
+    seqs = set(core.scheduler.running) | {r.seq for s in core.in_flight for r in s.batch}
     held = [block_id for seq in seqs for block_id in seq.block_table]
     assert [block.ref_count for block in manager.blocks] == [
         held.count(block.block_id) for block in manager.blocks
