@@ -64,7 +64,10 @@ class Interrupter:
 
     def _enter_function(self, frame: FrameType, event: str, _: Any) -> Any:
         code = frame.f_code
-        if not code.co_filename.startswith((ENGINE, contextlib.__file__)) or self.within not in ("", code.co_qualname):
+        if not code.co_filename.startswith((ENGINE, contextlib.__file__)) or self.within not in (
+            "",
+            code.co_qualname,
+        ):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._instruction
