@@ -93,17 +93,19 @@ def scheduler_with(first_to_compute: Callable[[int, int, int], int]) -> type[Sch
     """A scheduler that admits with first_to_compute(num_tokens, num_hits, block_size)."""
 
     class Admits(Scheduler):
-        def _admit_waiting(self, batch: Batch, budget: int) -> None:
+        def schedule_waiting(self, batch: Batch, budget: int) -> None:
             while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
                 seq, manager = self.waiting[0], self.block_manager
-                hits = manager.find_cached_blocks(seq)
-                if not self._fits(seq, hits):
+                cached_block_ids = manager.find_cached_blocks(seq)
+                if not self.can_admit(seq, cached_block_ids):
                     break
-                start = first_to_compute(len(seq.token_ids), len(hits), manager.block_size)
+                start = first_to_compute(
+                    len(seq.token_ids), len(cached_block_ids), manager.block_size
+                )
                 num_tokens = min(len(seq.token_ids) - start, budget)
                 self.waiting.popleft()
-                self._admit(seq, hits, start)
-                batch.append(self._plan(seq, num_tokens, admitted=True))
+                self.admit(seq, cached_block_ids, start)
+                batch.append(self.schedule_tokens(seq, num_tokens, admitted=True))
                 budget -= num_tokens
 
     return Admits

@@ -22,7 +22,7 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
     "02_kv_cache": (),  # previews layers/attention.py, which lesson 03 completes
     "03_paged_blocks": ("layers/attention.py", "metadata.py"),
     "04_prefix_hashing": ("engine/block_manager.py",),
-    "05_scheduler": ("engine/sequence.py", "engine/scheduler.py"),
+    "05_scheduler": ("engine/sequence.py", "engine/waiting_queue.py", "engine/scheduler.py"),
     "06_triton_kernels": (
         "kernels/store.py",
         "kernels/decode_attention.py",

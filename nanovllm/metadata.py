@@ -1,8 +1,9 @@
-"""The dataclasses that the engine passes to layers and kernels.
+"""The dataclasses that the engine passes to layers and kernels: of attention, and of sampling.
 
 A step computes a flat batch: the new tokens of all rows follow one another, without padding. The
-metadata says which row a token belongs to and where its key and value are stored. Only the
-attention layers need it, because every other layer treats all tokens alike.
+attention metadata says which row a token belongs to and where its key and value are stored. Only
+the attention layers need it, because every other layer treats all tokens alike. The sampling
+metadata holds the parameters of the rows whose next token the sampler chooses.
 """
 
 from dataclasses import dataclass
@@ -49,24 +50,28 @@ class AttentionMetadata:
         return slots[0] if len(slots) == 1 else torch.cat(slots)
 
 
-# -- sampling ---------------------------------------------------------------------------------
+# -- sampling ------------------------------------------------------------------------------------
 
-NO_TOKEN = -1  # the id of a row whose best score is not finite: nothing can be drawn from it
-# A table's entry says of a token of the vocabulary: three flags, and in the bits below how often
-# the request has generated it. STOP hides the token while the request has too few tokens.
+NO_TOKEN = (
+    -1
+)  # the id of a row whose best score is not finite, because nothing can be drawn from it
+# An entry of the token table belongs to one token of the vocabulary. It holds three flags, and in
+# the bits below them the number of times that the request has generated the token. STOP hides the
+# token while the request has too few tokens.
 IN_PROMPT, STOP, FORBIDDEN = 1 << 30, 1 << 29, 1 << 28
 COUNT = FORBIDDEN - 1
-# Columns of a request's adjustments, int32: its rows of the two tables (0: none), the length of
-# prompt and output from which it may stop, and the bits of the three penalties.
+# The columns of a request's adjustments are int32. They hold its rows of the two tables (0 means
+# that it has none), the length of prompt and output from which it may stop, and the bits of the
+# three penalties.
 TOKEN_ROW, BIAS_ROW, MIN_LENGTH, REPETITION, FREQUENCY, PRESENCE, NUM_COLUMNS = range(7)
 
 
 @dataclass(frozen=True)
 class Adjustments:
-    """The adjustments of the rows that are sampled, as the device needs them.
+    """The adjustments of the rows that are sampled. All tensors are on the device.
 
-    Row 0 of both tables belongs to no request, and is all 0. The tables can move when they grow, so
-    a captured kernel reads their addresses in `addresses`.
+    Row 0 of both tables belongs to no request and is all 0. The tables can move when they grow, so
+    a captured kernel reads their addresses from `addresses`.
     """
 
     columns: Tensor  # [num_rows, NUM_COLUMNS] int32
@@ -75,18 +80,18 @@ class Adjustments:
     addresses: Tensor  # [2] int64, of `tokens` and `biases`
 
     def floats(self, column: int) -> Tensor:
-        """A column of penalties, [num_rows, 1] float32."""
+        """Return a column of penalties, [num_rows, 1] float32."""
         return self.columns[:, column : column + 1].view(torch.float32)
 
 
 @dataclass(frozen=True)
 class SamplingMetadata:
-    """The sampling parameters of the rows that are sampled, as the device needs them."""
+    """The sampling parameters of the rows that are sampled. All tensors are on the device."""
 
     temperature: Tensor  # [num_rows, 1] float32; 0 means greedy
     seeds: Tensor  # [num_rows, 1] int64
-    positions: Tensor  # [num_rows, 1]: the position of the new token
+    positions: Tensor  # [num_rows, 1]: the positions of the new tokens
     top_k: Tensor  # [num_rows, 1] int32; 0 keeps all tokens
     top_p: Tensor  # [num_rows, 1] float32; 1 keeps all tokens
     log_min_p: Tensor  # [num_rows, 1] float32, the logarithm of min_p; -inf keeps all tokens
-    adjustments: Adjustments | None = None  # None: no row has some
+    adjustments: Adjustments | None = None  # None: no row has adjustments

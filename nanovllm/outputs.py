@@ -1,8 +1,8 @@
-"""What comes out: a request's text and timings, and what each step of the engine did.
+"""The outputs: a request's text and timings, and a record of each step of the engine.
 
-Plain dataclasses with vLLM's names and clocks. `arrival_time` is the time of day, in seconds since
-1970. All other times are seconds on time.monotonic's clock, so that only their differences mean
-something. A field for what was not asked for is None.
+These are plain dataclasses with vLLM's names and clocks. `arrival_time` is the time of day, in
+seconds since 1970. All other times are seconds on time.monotonic's clock, so only their differences
+have a meaning. A field that the request did not want is None.
 """
 
 import math
@@ -15,7 +15,7 @@ from nanovllm.logprobs import PromptLogprobs, SampleLogprobs
 
 @dataclass
 class RequestStateStats:
-    """When things happened to one request, and what the cache saved or cost it.
+    """The times at which one request changed its state, and what the cache saved or cost it.
 
     A time that has not come yet is 0.0, as in vLLM.
     """
@@ -26,23 +26,23 @@ class RequestStateStats:
     scheduled_ts: float = 0.0  # first admitted to a step
     first_token_ts: float = 0.0
     last_token_ts: float = 0.0
-    first_token_latency: float = 0.0  # from its arrival, queueing included
+    first_token_latency: float = 0.0  # since its arrival, including the time in the queue
     is_corrupted: bool = False  # its logits were not finite
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache on first admission
-    num_preempted_tokens: int = 0  # computed tokens thrown away by preemption
+    num_preempted_tokens: int = 0  # computed tokens that preemption dropped
 
     @property
     def ttft(self) -> float | None:
-        """Time to first token, queueing included; None before it."""
+        """Time to first token in seconds, including the time in the queue; None before it."""
         return self.first_token_latency if self.first_token_ts else None
 
     @classmethod
-    def joined(cls, stats: list["RequestStateStats"]) -> "RequestStateStats":
-        """The measurements of a request whose answers have these ones, the first answer's first.
+    def merge(cls, stats: list["RequestStateStats"]) -> "RequestStateStats":
+        """Merge the stats of a request's answers, in the order of their index.
 
         Tokens are added up. The first token is the earliest one of any answer, and the last token
-        is the latest. What the prefix cache held is what the first answer found there, because
-        the later answers also find what the first one has put there.
+        is the latest. The number of cached tokens is the first answer's, because the later answers
+        also find the blocks that the first one has computed.
         """
         if len(stats) == 1:
             return stats[0]
@@ -61,8 +61,8 @@ class RequestStateStats:
             num_preempted_tokens=sum(one.num_preempted_tokens for one in stats),
         )
 
-    def note_token(self, count: int, now: float) -> None:
-        """Note that a token has come, and that there are `count` now."""
+    def record_token(self, count: int, now: float) -> None:
+        """Record the time of a new token, with which the output has `count` tokens."""
         self.num_generation_tokens = count
         self.last_token_ts = now
         if not self.first_token_ts:
@@ -75,12 +75,13 @@ class CompletionOutput:
     """One answer to a prompt."""
 
     index: int
-    text: str  # while it runs, only the text that later tokens cannot change
+    text: str  # while the request runs, only the text that later tokens cannot change
     token_ids: list[int]  # with the stop token, if one ended it
     cumulative_logprob: float | None = None
     logprobs: Any = None  # SampleLogprobs, a list with a dict for each token
     finish_reason: str | None = None  # "stop", "length", "abort", "error"; None while it runs
-    stop_reason: int | str | None = None  # what stopped it, if not the tokenizer's end token
+    # The stop token or stop string that ended it. It is None for the tokenizer's end token.
+    stop_reason: int | str | None = None
     lora_request: None = None
     error: str | None = None  # what went wrong, if finish_reason is "error"
 
@@ -89,13 +90,14 @@ class CompletionOutput:
 
     @classmethod
     def of(cls, seq: Any) -> "CompletionOutput":
-        """The answer that a Sequence has written so far."""
+        """Make the output of one Sequence, with all tokens that it has so far."""
+        token_ids, logprobs = seq.output_ids, seq.output_logprobs
         return cls(
             index=seq.index,
             text=seq.detokenizer.text if seq.detokenizer else "",
-            token_ids=seq.output_ids,
-            cumulative_logprob=seq.cumulative_logprob,
-            logprobs=partial(seq.read_logprobs, len(seq.output_ids)),
+            token_ids=token_ids,
+            cumulative_logprob=logprobs and logprobs.cumulative(len(token_ids)),
+            logprobs=logprobs and partial(logprobs.read, seq, len(token_ids)),
             finish_reason=seq.finish_reason,
             stop_reason=seq.stop_reason,
             error=seq.error,
@@ -111,8 +113,8 @@ def _read_logprobs(output: Any) -> SampleLogprobs | None:
     return output._logprobs
 
 
-# Logprobs are many objects, so they are made when they are first read. A dataclass's field can be a
-# property only if it becomes one afterwards.
+# Logprobs are many objects, so we make them when they are first read. The field of a dataclass can
+# be a property only if it becomes one after the class was made.
 CompletionOutput.logprobs = property(
     _read_logprobs, lambda output, value: setattr(output, "_logprobs", value)
 )
@@ -120,27 +122,28 @@ CompletionOutput.logprobs = property(
 
 @dataclass
 class RequestOutput:
-    """One request's state: all the output so far, not only what the last step added."""
+    """The state of one request: all its output so far, and not only what the last step added."""
 
     request_id: str
     prompt: str | None  # None if it came as token ids
     prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]  # `n` of them, in the order of their index
-    finished: bool  # all of them are
+    outputs: list[CompletionOutput]  # the `n` answers, in the order of their index
+    finished: bool  # whether all answers are
     metrics: RequestStateStats
     prompt_logprobs: PromptLogprobs | None = None
     lora_request: None = None
 
     @property
     def num_cached_tokens(self) -> int:
-        """Prompt tokens that the prefix cache held."""
+        """The number of prompt tokens that the prefix cache held."""
         return self.metrics.num_cached_tokens
 
     @property
     def tpot(self) -> float | None:
-        """Time per output token after the first; None before the end, or if there was only one.
+        """Time per output token after the first, in seconds.
 
-        Several answers are written at the same time, so the tokens of the longest one count.
+        It is None before the end, and if there is only one token. Several answers are written at
+        the same time, so we count the tokens of the longest one.
         """
         count = max(len(output.token_ids) for output in self.outputs)
         first = self.metrics.first_token_ts
@@ -149,7 +152,7 @@ class RequestOutput:
 
     @classmethod
     def of(cls, seq: Any) -> "RequestOutput":
-        """What there is to say now of a Sequence's request, with all answers to its prompt."""
+        """Make the output of a Sequence's request, with all answers to its prompt."""
         seqs = seq.siblings
         return cls(
             request_id=(seq.parent or seq).request_id,
@@ -158,7 +161,7 @@ class RequestOutput:
             outputs=[CompletionOutput.of(one) for one in seqs],
             finished=all(one.is_finished for one in seqs),
             prompt_logprobs=seqs[0].prompt_logprobs and list(seqs[0].prompt_logprobs),
-            metrics=RequestStateStats.joined([one.metrics for one in seqs]),
+            metrics=RequestStateStats.merge([one.metrics for one in seqs]),
         )
 
 
@@ -170,7 +173,7 @@ class _TextPiece(NamedTuple):
 class TextPiece(_TextPiece):
     """New text of one answer, as `LLM.stream` yields it. It unpacks as (prompt's index, text).
 
-    output_index: which of the prompt's `n` answers the text belongs to.
+    output_index: the index of the answer that the text belongs to, of the prompt's `n` answers.
     """
 
     output_index: int
@@ -186,9 +189,9 @@ class TextPiece(_TextPiece):
 
 @dataclass
 class StepRecord:
-    """One step of the engine: who ran, with how many tokens, and what was left once planned."""
+    """A record of one step: which requests ran with how many tokens, and what the plan left."""
 
-    start_time: float  # when it was planned
+    start_time: float  # when the step was planned
     rows: tuple[tuple[str, int, int], ...]  # (request_id, first position, tokens computed)
     num_running: int
     num_waiting: int

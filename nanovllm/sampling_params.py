@@ -1,6 +1,6 @@
 """SamplingParams: how one request turns logits into tokens, and when it stops.
 
-Names, defaults and meanings are those of vLLM 0.24, so that a script written for it runs unchanged.
+Names, defaults and meanings are those of vLLM 0.24, so that a script for vLLM runs unchanged.
 """
 
 import math
@@ -22,67 +22,68 @@ from nanovllm.validation import (
 )
 
 RequestOutputKind = vllm_defaults.RequestOutputKind  # where vLLM's scripts import it from
-LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 0.01, 2.0  # vLLM's limits; 0 is taken as well
-GREEDY_BELOW = 1e-5  # vLLM's threshold: a smaller temperature means greedy
-LARGEST_INT = 2**31 - 1
-LARGEST_N = 16_384  # vLLM's limit
-LEAST_FLOAT, LARGEST_FLOAT = 2.0**-126, (2 - 2**-23) * 2.0**127  # of float32, without subnormals
-LARGEST_BIAS = 1e9  # a request may forbid a token by a bias of -infinity
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM's limits; 0 is also allowed
+SAMPLING_EPS = 1e-5  # as in vLLM, a temperature below this means greedy
+MAX_INT = 2**31 - 1
+MAX_N = 16_384  # vLLM's limit
+MIN_FLOAT, MAX_FLOAT = 2.0**-126, (2 - 2**-23) * 2.0**127  # of float32, without subnormals
+MAX_BIAS = 1e9  # a request may forbid a token by a bias of -infinity
 
 
 @accept_unsupported(vllm_defaults.SAMPLING)
 @dataclass(slots=True, kw_only=True)  # a misspelt attribute is an error, as a misspelt argument is
 class SamplingParams:
-    """One request's sampling parameters. Raises TypeError or ValueError for what it cannot honour.
+    """The sampling parameters of one request.
 
-    All of them are given by name. The parameters of vLLM 0.24 that are no fields here are taken
-    with the values that `vllm_defaults.SAMPLING` lists, and with no others.
+    All parameters are given by name. Raises TypeError or ValueError if the engine cannot honour
+    one. Parameters of vLLM 0.24 that are no fields here are accepted only with the values that
+    `vllm_defaults.SAMPLING` lists.
 
-    The engine works on a copy: the caller's object is never changed, and changing it later has
-    no effect on a request that was already added.
+    The engine works on a copy. It never changes the caller's object, and a later change of this
+    object has no effect on a request that was already added.
     """
 
-    # How many answers the prompt gets. Each is drawn with a seed of its own.
-    n: int = number_field(1, 1, LARGEST_N)
-    # 0 means greedy; other values are at least 0.01.
-    temperature: float = number_field(1.0, 0.0, LARGEST_TEMPERATURE)
+    # The number of answers to the prompt. Each of them is drawn with a seed of its own.
+    n: int = number_field(1, 1, MAX_N)
+    # 0 means greedy. Other values are at least 0.01.
+    temperature: float = number_field(1.0, 0.0, MAX_TEMPERATURE)
     # Keep the likeliest tokens whose probabilities sum to top_p.
     top_p: float = number_field(1.0, math.ulp(0.0), 1.0)
-    # Keep the k likeliest tokens; 0 or -1 keeps all.
-    top_k: int = number_field(0, -1, LARGEST_INT)
+    # Keep the k likeliest tokens. 0 or -1 keeps all tokens.
+    top_k: int = number_field(0, -1, MAX_INT)
     # Keep the tokens that are at least min_p times as likely as the likeliest one.
     min_p: float = number_field(0.0, 0.0, 1.0)
-    # None: derived from the engine's seed and the number of the request.
+    # None means that it is derived from the engine's seed and the request's ordinal.
     seed: int | None = number_field(None, -(2**63), 2**63 - 1)
-    # None: as many as max_model_len leaves room for.
-    max_tokens: int | None = number_field(16, 1, LARGEST_INT)
-    # Strings that end the text, and are cut from it.
+    # None means as many tokens as max_model_len leaves room for.
+    max_tokens: int | None = number_field(16, 1, MAX_INT)
+    # Strings that end the text and are cut from it.
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
-    # Tokens that are generated before a stop token or a stop string may end the text.
-    min_tokens: int = number_field(0, 0, LARGEST_INT)
-    # Subtracted once from the logit of each token that was generated.
+    # The number of tokens that are generated before a stop token or stop string may end the text.
+    min_tokens: int = number_field(0, 0, MAX_INT)
+    # This is subtracted once from the logit of each token that was generated.
     presence_penalty: float = number_field(0.0, -2.0, 2.0)
-    # Subtracted from a token's logit for each time that it was generated.
+    # This is subtracted from a token's logit for each time that the token was generated.
     frequency_penalty: float = number_field(0.0, -2.0, 2.0)
-    # Divides positive logits, and multiplies negative ones, of tokens of the prompt and output.
-    repetition_penalty: float = number_field(1.0, LEAST_FLOAT, LARGEST_FLOAT)
-    # Added to the logits of these token ids.
+    # This divides positive logits and multiplies negative ones, for tokens of prompt and output.
+    repetition_penalty: float = number_field(1.0, MIN_FLOAT, MAX_FLOAT)
+    # These values are added to the logits of these token ids.
     logit_bias: dict[int, float] | None = None
-    # No other token is generated.
+    # If this is set, no other tokens are generated.
     allowed_token_ids: list[int] | None = None
-    # Texts that are not generated: the last token of one does not follow its other tokens.
+    # Texts that are never generated. The last token of such a text cannot follow its other tokens.
     bad_words: list[str] | None = None
     ignore_eos: bool = bool_field(False)
     include_stop_str_in_output: bool = bool_field(False)
     skip_special_tokens: bool = bool_field(True)
-    # False: only token ids are returned, and `text` stays empty.
+    # If this is false, only token ids are returned, and `text` stays empty.
     detokenize: bool = bool_field(True)
     # Report the log probabilities of this many of the likeliest tokens, and of the sampled one.
     logprobs: int | None = number_field(None, 0, MAX_LOGPROBS)
     # Report the same for each token of the prompt.
     prompt_logprobs: int | None = number_field(None, 0, MAX_LOGPROBS)
-    # True: compute the whole prompt. None: True if prompt_logprobs are asked for.
+    # True computes the whole prompt. None means True if prompt_logprobs are wanted.
     skip_reading_prefix_cache: bool | None = bool_field(None)
 
     def __post_init__(self) -> None:
@@ -92,18 +93,18 @@ class SamplingParams:
         check_fields(self)
         if self.skip_reading_prefix_cache is None:
             self.skip_reading_prefix_cache = self.prompt_logprobs is not None
-        if 0 < self.temperature < LEAST_TEMPERATURE:
+        if 0 < self.temperature < MIN_TEMPERATURE:
             warnings.warn(
-                f"temperature={self.temperature!r} is raised to {LEAST_TEMPERATURE}, as in vLLM, "
+                f"temperature={self.temperature!r} is raised to {MIN_TEMPERATURE}, as in vLLM, "
                 f"because logits divided by less can overflow; 0 is greedy",
                 stacklevel=4,
             )
-            self.temperature = LEAST_TEMPERATURE
+            self.temperature = MIN_TEMPERATURE
         if self.n > 1 and self.is_greedy:
             raise ValueError(
                 f"n must be 1 when using greedy sampling, got n={self.n} with "
                 f"temperature={self.temperature!r}, which gives the same answer {self.n} times; "
-                f"ask for one answer, or set a temperature of at least {LEAST_TEMPERATURE}"
+                f"ask for one answer, or set a temperature of at least {MIN_TEMPERATURE}"
             )
         self.seed = None if self.seed == -1 else self.seed  # as in vLLM
         self.stop = as_list("stop", [self.stop] if isinstance(self.stop, str) else self.stop)
@@ -116,7 +117,7 @@ class SamplingParams:
         if self.stop and not self.detokenize:
             raise ValueError(f"stop={self.stop!r} needs detokenize=True")
         for token_id in self.stop_token_ids:
-            check_number("every item of stop_token_ids", token_id, 0, LARGEST_INT)
+            check_number("every item of stop_token_ids", token_id, 0, MAX_INT)
         self._check_adjustments()
 
     def _check_adjustments(self) -> None:
@@ -135,7 +136,7 @@ class SamplingParams:
             if not self.allowed_token_ids:
                 raise ValueError("allowed_token_ids must have a token id, or be None; got []")
             for token_id in self.allowed_token_ids:
-                check_number("every item of allowed_token_ids", token_id, 0, LARGEST_INT)
+                check_number("every item of allowed_token_ids", token_id, 0, MAX_INT)
         if self.logit_bias is not None:
             check_type("logit_bias", self.logit_bias, dict)
             self.logit_bias = {
@@ -143,40 +144,40 @@ class SamplingParams:
                 for token_id, bias in self.logit_bias.items()
             }
             for token_id, bias in self.logit_bias.items():
-                check_number("every token id of logit_bias", token_id, 0, LARGEST_INT)
-                check_number(f"logit_bias[{token_id}]", bias, -math.inf, LARGEST_BIAS)
+                check_number("every token id of logit_bias", token_id, 0, MAX_INT)
+                check_number(f"logit_bias[{token_id}]", bias, -math.inf, MAX_BIAS)
 
     def clone(self) -> "SamplingParams":
-        """A copy, checked once more."""
+        """Return a copy, which is checked once more."""
         return replace(self)
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature < GREEDY_BELOW
+        return self.temperature < SAMPLING_EPS
 
     @property
     def filters(self) -> bool:
-        """Whether top-k, top-p or min-p removes any token."""
+        """True if top-k, top-p or min-p removes any token."""
         return not self.is_greedy and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0)
 
     @property
     def penalizes(self) -> bool:
-        """Whether one of the three penalties changes any logit."""
+        """True if one of the three penalties changes any logit."""
         added = self.presence_penalty, self.frequency_penalty
         return self.repetition_penalty != 1.0 or added != (0.0, 0.0)
 
     @property
     def adjusts(self) -> bool:
-        """Whether any logit is changed before the temperature."""
+        """True if any logit is changed before the temperature."""
         forbids = bool(self.bad_words) or self.allowed_token_ids is not None or self.min_tokens > 0
         return forbids or bool(self.logit_bias) or self.penalizes
 
     @property
     def needs_whole_rows(self) -> bool:
-        """Whether several ranks must gather whole rows of logits for this request."""
+        """True if several ranks must gather whole rows of logits for this request."""
         return self.filters or self.adjusts or self.logprobs is not None
 
 
 def as_token_id(key: Any) -> Any:
-    """A key of logit_bias. JSON has no other keys than texts, so "15" stands for 15."""
+    """Convert a key of logit_bias. JSON has only texts as keys, so "15" stands for 15."""
     return int(key) if isinstance(key, str) and key.isdecimal() else key

@@ -10,7 +10,7 @@ import torch
 
 from course.checks import lesson05
 from nanovllm.engine.scheduler import ScheduledSequence, Scheduler
-from nanovllm.engine.sequence import Status
+from nanovllm.engine.sequence import SequenceStatus
 
 torch.set_grad_enabled(False)
 torch.set_num_threads(1)
@@ -85,54 +85,55 @@ lesson05.check_four_requests(b_in_step_2, c_answers, step_3, goes_back, computed
 # |:--|:--|
 # | `self.running`, `self.waiting` | a list, oldest first; a deque, its head at the left |
 # | `seq.num_unscheduled` | tokens the next step could compute for it; may be 0 |
-# | `self._make_room(seq, n)` | lets `seq` grow to `n` tokens, preempting the youngest; False if that failed |
-# | `self._plan(seq, n, admitted)` | the row with the next `n` tokens of `seq`; moves `num_scheduled` |
+# | `self.allocate_or_preempt(seq, n)` | lets `seq` grow to `n` tokens, preempting the youngest; False if that failed |
+# | `self.schedule_tokens(seq, n, admitted)` | the row with the next `n` tokens of `seq`; moves `num_scheduled` |
 # | `self.block_manager.find_cached_blocks(seq)` | cached blocks of its beginning, a list; each holds `self.block_manager.block_size` tokens |
-# | `self._fits(seq, hits)` | whether there are blocks for it, and headroom |
-# | `self._admit(seq, hits, num_cached)` | takes its blocks and makes it run |
+# | `self.can_admit(seq, cached_block_ids)` | whether there are blocks for it, and headroom |
+# | `self.admit(seq, cached_block_ids, num_computed)` | takes its blocks and makes it run |
 #
 # **Running.** Each gets what it could compute, or what is left of the budget. Skip one that has nothing to
-# compute. If there is no room for one, stop: nobody younger gets anything. While you walk, `_make_room` may send
-# somebody back to the queue whom you have not reached yet: its `status` is then no longer `Status.RUNNING`, and
-# it is not to be planned. Return the budget that is left.
+# compute. If there is no room for one, stop: nobody younger gets anything. While you walk, `allocate_or_preempt`
+# may send somebody back to the queue whom you have not reached yet: its `status` is then no longer
+# `SequenceStatus.RUNNING`, and it is not to be planned. Return the budget that is left.
 #
 # **Waiting.** While somebody waits and budget and rows (`self.max_num_seqs`) are left, look at the head of the
 # queue. Cached tokens need not be computed, but at least one token must. What does not fit in the budget is for
 # the next step; without `self.enable_chunked_prefill` all that is left to compute of the prompt must fit, or it
-# waits. If the head does not fit, stop: nobody overtakes it. Tell `_plan` that these rows are `admitted`.
+# waits. If the head does not fit, stop: nobody overtakes it. Tell `schedule_tokens` that these rows are `admitted`.
 
 
 # %% tags=["exercise-my_scheduler"]
 class MyScheduler(Scheduler):
-    def _schedule_running(self, batch, budget):
+    def schedule_running(self, batch, budget):
         """Plan the running sequences, oldest first; returns the budget that is left."""
         ### BEGIN SOLUTION give each running sequence its tokens, as far as budget and room last
         for seq in list(self.running):
             num_tokens = min(seq.num_unscheduled, budget)
-            if num_tokens == 0 or seq.status is not Status.RUNNING:
+            if num_tokens == 0 or seq.status is not SequenceStatus.RUNNING:
                 continue
-            if not self._make_room(seq, seq.num_scheduled + num_tokens):
+            if not self.allocate_or_preempt(seq, seq.num_scheduled + num_tokens):
                 break
-            batch.append(self._plan(seq, num_tokens))
+            batch.append(self.schedule_tokens(seq, num_tokens))
             budget -= num_tokens
         return budget
         ### END SOLUTION
 
-    def _admit_waiting(self, batch, budget):
+    def schedule_waiting(self, batch, budget):
         """Admit waiting sequences, the head of the queue first."""
         ### BEGIN SOLUTION admit from the head of the queue while budget, rows and blocks last
         while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
             seq = self.waiting[0]
-            hits = self.block_manager.find_cached_blocks(seq)
-            num_cached = min(len(hits) * self.block_manager.block_size, len(seq.token_ids) - 1)
-            missing = len(seq.token_ids) - num_cached
+            cached_block_ids = self.block_manager.find_cached_blocks(seq)
+            num_cached = len(cached_block_ids) * self.block_manager.block_size
+            num_computed = min(num_cached, len(seq.token_ids) - 1)
+            missing = len(seq.token_ids) - num_computed
             if missing > budget and not self.enable_chunked_prefill:
                 break
-            if not self._fits(seq, hits):
+            if not self.can_admit(seq, cached_block_ids):
                 break
             self.waiting.popleft()
-            self._admit(seq, hits, num_cached)
-            batch.append(self._plan(seq, min(missing, budget), admitted=True))
+            self.admit(seq, cached_block_ids, num_computed)
+            batch.append(self.schedule_tokens(seq, min(missing, budget), admitted=True))
             budget -= min(missing, budget)
         ### END SOLUTION
 
@@ -153,9 +154,11 @@ lesson05.check_my_scheduler(MyScheduler)
 # <details><summary>Hint 2: the steps</summary>
 #
 # Running: for each of `list(self.running)`, `n = min(seq.num_unscheduled, budget)`; `continue` if 0 or not
-# running; `break` unless `_make_room(seq, seq.num_scheduled + n)`; append `_plan(seq, n)`; take `n` off the budget.
-# Waiting: `hits = find_cached_blocks`; `num_cached = min(len(hits) * block_size, len(token_ids) - 1)`; the rest, cut at the
-# budget; `break` if it may not be cut, or does not fit; `popleft`, `_admit`, append `_plan(..., admitted=True)`.
+# running; `break` unless `allocate_or_preempt(seq, seq.num_scheduled + n)`; append `schedule_tokens(seq, n)`; take
+# `n` off the budget.
+# Waiting: `cached_block_ids = find_cached_blocks(seq)`; `num_computed` is what these blocks hold, but at most
+# `len(token_ids) - 1`; the rest, cut at the budget; `break` if it may not be cut, or does not fit; `popleft`,
+# `admit`, append `schedule_tokens(..., admitted=True)`.
 #
 # </details>
 # <details><summary>Hint 3: the solution</summary>
@@ -176,7 +179,7 @@ lesson05.check_my_scheduler(MyScheduler)
 
 # %% tags=["exercise-early"]
 class Early(Scheduler):
-    def _plan(self, seq, num_tokens, admitted=False):
+    def schedule_tokens(self, seq, num_tokens, admitted=False):
         start = seq.num_scheduled
         seq.num_scheduled += num_tokens
         ### BEGIN SOLUTION
@@ -203,7 +206,7 @@ class Early(Scheduler):
                 self.block_manager.cache_full_blocks(seq)
                 updated.append(seq)
             if seq.is_finished:
-                self._retire(seq)
+                self.remove_finished(seq)
         return updated
 
 
@@ -227,7 +230,7 @@ lesson05.check_early(Early)
 # <details><summary>Hint 2: the steps</summary>
 #
 # `num_scheduled` says what was planned, `num_computed` what has succeeded; their difference is in flight. So
-# the first moves in `_plan`, the second in `update`, by the row's number of tokens.
+# the first moves in `schedule_tokens`, the second in `update`, by the row's number of tokens.
 #
 # </details>
 # <details><summary>Hint 3: the solution</summary>

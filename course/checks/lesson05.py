@@ -73,7 +73,7 @@ def check_my_scheduler(MyScheduler: Any) -> None:
 
 
 def check_running(kind: type) -> None:
-    left = attempt(Load([("A", 3, 3)]).make(kind)._schedule_running, [], 5)
+    left = attempt(Load([("A", 3, 3)]).make(kind).schedule_running, [], 5)
     expect(left == 5, f"Nobody runs, so of a budget of 5 all is left; yours returned {left!r}.")
     long = Load([("A", 3, 4), ("L", 20, 2)], budget=6)
     step = rows_of(attempt(long.make(kind).schedule))
@@ -293,5 +293,5 @@ def attempt_stories(kind: type) -> None:
             manager.num_free_blocks == manager.num_blocks,
             f"All stories are told, and {manager.num_blocks - manager.num_free_blocks} blocks are "
             "not free. A finished request still counts as in flight, and keeps its blocks: the "
-            "counter moves before `_retire`.",
+            "counter moves before `remove_finished`.",
         )

@@ -19,7 +19,7 @@ class Scarce(BlockManager):
         if self.num_new_blocks(seq, num_tokens) > self.num_free_blocks:
             raise CheckFailed(
                 f"{seq.request_id} was admitted, and there are no blocks for its {num_tokens} "
-                "tokens: ask self._fits(seq, hits) before you admit somebody."
+                "tokens: ask self.can_admit(seq, cached_block_ids) before you admit somebody."
             )
         super().allocate(seq, num_tokens)
 
@@ -96,7 +96,8 @@ class Load:
             expect(
                 row.admitted or not new,
                 f"Step {number} takes {name} from the queue, and its row does not say so: tell "
-                "self._plan that it is admitted. One token of a prompt would pass for a decode.",
+                "self.schedule_tokens that it is admitted. One token of a prompt would pass for a "
+                "decode.",
             )
             expect(
                 new or not row.admitted,

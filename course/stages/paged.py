@@ -33,15 +33,15 @@ class StaticScheduler(Scheduler):
     A request is admitted only if there are blocks for all it may ever need.
     """
 
-    def _admit_waiting(self, batch: Batch, budget: int) -> None:
+    def schedule_waiting(self, batch: Batch, budget: int) -> None:
         if not self.running:
-            super()._admit_waiting(batch, budget)
+            super().schedule_waiting(batch, budget)
 
-    def _fits(self, seq: Sequence, hits: list[int]) -> bool:
+    def can_admit(self, seq: Sequence, cached_block_ids: list[int]) -> bool:
         manager = self.block_manager
         promised = sum(manager.num_new_blocks(other, other.max_length) for other in self.running)
-        needed = manager.num_new_blocks(seq, seq.max_length) - len(hits)
-        return needed + promised <= manager.num_free_after_touch(hits)
+        needed = manager.num_new_blocks(seq, seq.max_length) - len(cached_block_ids)
+        return needed + promised <= manager.num_free_after_touch(cached_block_ids)
 
 
 class EngineStage(Stage):

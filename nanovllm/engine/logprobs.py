@@ -94,7 +94,7 @@ class LogprobsProcessor:
                     self._make(seq, position, number, one, first_known=1)
                     for position, one in zip(targets, found, strict=True)
                 ]
-                seq.note_prompt_logprobs(targets.start, logprobs)
+                seq.set_prompt_logprobs(targets.start, logprobs)
 
     def _make(
         self, seq: Sequence, position: int, number: int, found: Found, first_known: int

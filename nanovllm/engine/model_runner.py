@@ -182,7 +182,7 @@ class ModelRunner:
             at = np.arange(row.start, row.end)
             blocks = np.array(row.seq.block_table)[at // self.block_size]
             slot = blocks * self.block_size + at % self.block_size
-            slots.append(np.where(at < row.seq.num_cached, -1, slot))
+            slots.append(np.where(at < row.seq.num_cached_tokens, -1, slot))
             positions.append(at)
             ids += row.seq.token_ids[row.start : row.end]
         counts = [row.num_tokens for row in rows]
@@ -278,7 +278,7 @@ class ModelRunner:
         tokens = min(max_num_batched_tokens, (num_rows - decodes) * longest)
         counts = [1] * decodes + [longest] * (tokens // longest) + [tokens % longest]
         seq = Namespace(
-            block_table=[0] * longest, num_cached=longest, token_ids=[0] * longest,
+            block_table=[0] * longest, num_cached_tokens=longest, token_ids=[0] * longest,
             num_prompt_tokens=longest, params=Namespace(prompt_logprobs=MAX_LOGPROBS),
         )  # fmt: skip
         # Attention in torch copies what it reads, so its rows end where the longest context does.

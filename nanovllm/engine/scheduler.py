@@ -1,39 +1,37 @@
-"""Scheduler: who runs in the next step, and with how many tokens. Pure Python.
+"""Scheduler: decides which sequences run in the next step, and with how many tokens.
 
-One loop, no phases. A step has a budget of tokens. Sequences already running come first, one token
-each (or the rest of a prompt that did not fit before); then waiting ones are admitted, oldest
-first, while budget, rows and blocks last. The last of them may get only a part of its prompt: the
-rest follows in later steps. Prefill and decode meet in one batch, and decode never waits.
+The scheduler is plain Python and knows no phases. A step has a budget of tokens. The running
+sequences come first, and each of them gets one token, or the rest of a prompt that did not fit in
+an earlier step. Waiting sequences are then admitted, the oldest first, while budget, rows and
+blocks last. The last one of them may get only a part of its prompt, and later steps compute the
+rest. Prefill and decode therefore meet in one batch, and decode never waits.
 
-A sequence is admitted with blocks for all tokens it has, and one more block left free for each
-running sequence that can still grow. A sequence whose table already holds all tokens that it may
-ever have sets nothing aside. If one cannot grow all the same, the youngest is preempted: it gives
-up its blocks and returns to the head of the queue, to be computed again. (Its blocks stay in the
-prefix cache until somebody needs them, so often little is lost.)
+A sequence is admitted if there are blocks for all its tokens, and if one more block stays free for
+each running sequence that can still grow. If a running sequence cannot grow all the same, the
+youngest one is preempted: it gives up its blocks and returns to the head of the queue, to be
+computed again. Its blocks stay in the prefix cache until they are needed, so often little is lost.
 
-Nothing in a step grows with the number of sequences that wait. The head of the queue is not even
-looked at again while nothing has changed that could let it in.
+No step does work that grows with the number of waiting sequences. The scheduler does not even look
+at the head of the queue again before something has changed that could let it in.
 """
 
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.sequence import Sequence, Status
+from nanovllm.engine.sequence import Sequence, SequenceStatus
+from nanovllm.engine.waiting_queue import WaitingQueue
 
 
 @dataclass(frozen=True)
 class ScheduledSequence:
-    """One row of a batch: tokens [start, start + num_tokens) of `seq`."""
+    """One row of a batch: the step computes the tokens [start, start + num_tokens) of `seq`."""
 
     seq: Sequence
     start: int
     num_tokens: int
-    samples: bool  # the row computes its newest token, so a next one is sampled
-    admitted: bool = False  # its first row since it was taken from the queue
+    samples: bool  # the row computes the sequence's newest token, so the next one is sampled
+    admitted: bool = False  # the first row of the sequence since it left the queue
 
     @property
     def end(self) -> int:
@@ -41,68 +39,28 @@ class ScheduledSequence:
 
     @property
     def decodes(self) -> bool:
-        """A single token, its newest, after others were computed since its admission."""
+        """True if the row computes only the newest token, and earlier steps computed the rest."""
         return self.num_tokens == 1 and self.samples and not self.admitted
 
 
-Batch = list[ScheduledSequence]  # one step's rows; those that decode stand first
-
-
-class WaitingQueue:
-    """The sequences that wait, the next one first.
-
-    It is used like a deque. Unlike in a deque, any sequence can leave in O(1), because a user may
-    abort a request in the middle of a queue of 100,000.
-    """
-
-    def __init__(self, seqs: Iterable[Sequence] = ()):
-        self._seqs: OrderedDict[Sequence, None] = OrderedDict.fromkeys(seqs)
-
-    def __len__(self) -> int:
-        return len(self._seqs)
-
-    def __iter__(self) -> Iterator[Sequence]:
-        return iter(self._seqs)
-
-    def __contains__(self, seq: object) -> bool:
-        return seq in self._seqs
-
-    def __getitem__(self, index: int) -> Sequence:
-        """The sequence at `index` (0 or more). Only the head is found in O(1)."""
-        for seq in islice(self._seqs, index, None):
-            return seq
-        raise IndexError(f"{len(self)} sequences wait, so there is none at {index}")
-
-    def append(self, seq: Sequence) -> None:
-        self._seqs[seq] = None
-
-    def appendleft(self, seq: Sequence) -> None:
-        self._seqs[seq] = None
-        self._seqs.move_to_end(seq, last=False)
-
-    def popleft(self) -> Sequence:
-        return self._seqs.popitem(last=False)[0]
-
-    def pop(self) -> Sequence:
-        return self._seqs.popitem()[0]
-
-    def remove(self, seq: Sequence) -> None:
-        """Take a sequence out, if it is there."""
-        self._seqs.pop(seq, None)
+Batch = list[ScheduledSequence]  # the rows of one step; the decode rows come first
 
 
 @dataclass(frozen=True)
-class Blocked:
-    """Why the head of the queue could not be admitted when it was last looked at."""
+class FailedAdmission:
+    """Why the head of the queue could not be admitted when the scheduler last looked at it."""
 
     seq: Sequence
-    num_hits: int  # blocks that the prefix cache held
-    num_tokens: int = 0  # budget that it needs (without chunked prefill)
-    num_blocks: int = 0  # free blocks that it needs, beyond those that are set aside
+    num_cached_blocks: int  # blocks of its prompt that the prefix cache held
+    num_tokens: int = 0  # the budget that it needs (without chunked prefill)
+    num_blocks: int = 0  # the spare blocks that it needs
 
 
 class Scheduler:
-    """Plans steps over one BlockManager. The same calls give the same plans: no clock steers it."""
+    """Plans steps over one BlockManager.
+
+    The same calls give the same plans on every rank, so no clock may steer the scheduler.
+    """
 
     def __init__(
         self,
@@ -115,10 +73,10 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.enable_chunked_prefill = enable_chunked_prefill
-        self.requests: dict[str, Sequence] = {}  # unfinished, in order of arrival
+        self.requests: dict[str, Sequence] = {}  # the unfinished ones, in order of arrival
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []  # in order of admission
-        self._blocked: Blocked | None = None
+        self.failed_admission: FailedAdmission | None = None
 
     @property
     def has_work(self) -> bool:
@@ -129,78 +87,110 @@ class Scheduler:
         self.requests[seq.request_id] = seq
         self.waiting.append(seq)
 
-    # -- planning --------------------------------------------------------------------------------
+    # -- planning a step -------------------------------------------------------------------------
 
     def schedule(self) -> Batch:
-        """Plan the next step. An empty batch means: wait for the step in flight."""
+        """Plan the next step. An empty batch means that the step in flight must end first."""
         batch: Batch = []
-        budget = self._schedule_running(batch, self.max_num_batched_tokens)
-        self._admit_waiting(batch, budget)
+        budget = self.schedule_running(batch, self.max_num_batched_tokens)
+        self.schedule_waiting(batch, budget)
         return sorted(batch, key=lambda row: not row.decodes)
 
-    def _schedule_running(self, batch: Batch, budget: int) -> int:
-        """Plan the running sequences, oldest first; returns the budget that is left."""
+    def schedule_running(self, batch: Batch, budget: int) -> int:
+        """Append rows of the running sequences, oldest first. Return the budget that is left."""
         for seq in list(self.running):
             num_tokens = min(seq.num_unscheduled, budget)
-            if num_tokens == 0 or seq.status is not Status.RUNNING:
+            if num_tokens == 0 or seq.status is not SequenceStatus.RUNNING:
                 continue
-            if not self._make_room(seq, seq.num_scheduled + num_tokens):
+            if not self.allocate_or_preempt(seq, seq.num_scheduled + num_tokens):
                 break
-            batch.append(self._plan(seq, num_tokens))
+            batch.append(self.schedule_tokens(seq, num_tokens))
             budget -= num_tokens
         return budget
 
-    def _make_room(self, seq: Sequence, num_tokens: int) -> bool:
-        """Let `seq` grow to `num_tokens` tokens, preempting the youngest until it can.
+    def schedule_waiting(self, batch: Batch, budget: int) -> None:
+        """Admit waiting sequences while budget, rows and blocks last, and append their rows."""
+        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+            seq = self.waiting[0]
+            if self.would_fail_again(seq, budget):
+                break
+            cached_block_ids = self.block_manager.find_cached_blocks(seq)
+            # The logits of the last token are needed, so at least this token is computed.
+            num_cached = len(cached_block_ids) * self.block_manager.block_size
+            num_computed = min(num_cached, len(seq.token_ids) - 1)
+            num_missing = len(seq.token_ids) - num_computed
+            if num_missing > budget and not self.enable_chunked_prefill:
+                self.failed_admission = FailedAdmission(seq, len(cached_block_ids), num_missing)
+                break
+            if not self.can_admit(seq, cached_block_ids):
+                break
+            self.waiting.popleft()
+            self.admit(seq, cached_block_ids, num_computed)
+            num_tokens = min(num_missing, budget)
+            batch.append(self.schedule_tokens(seq, num_tokens, admitted=True))
+            budget -= num_tokens
 
-        False if it had to go itself, or if the one to go has a token in flight: younger sequences
-        then get nothing either, so nothing of theirs is in flight when the next step is planned.
+    def schedule_tokens(
+        self, seq: Sequence, num_tokens: int, admitted: bool = False
+    ) -> ScheduledSequence:
+        """Schedule the next `num_tokens` tokens of a sequence, and return their row."""
+        start = seq.num_scheduled
+        seq.num_scheduled += num_tokens
+        self.block_manager.cache_full_blocks(seq)
+        samples = seq.num_scheduled >= len(seq.token_ids)
+        return ScheduledSequence(seq, start, num_tokens, samples, admitted)
+
+    # -- growing and preempting ------------------------------------------------------------------
+
+    def allocate_or_preempt(self, seq: Sequence, num_tokens: int) -> bool:
+        """Let `seq` grow to `num_tokens` tokens, and preempt the youngest sequences until it can.
+
+        Return False if `seq` itself was preempted, or if the youngest has a token in flight. The
+        caller must then plan nothing for younger sequences, so that none of them has a token in
+        flight when the next step is planned.
         """
-        while (
-            self.block_manager.num_new_blocks(seq, num_tokens) > self.block_manager.num_free_blocks
-        ):
+        manager = self.block_manager
+        while manager.num_new_blocks(seq, num_tokens) > manager.num_free_blocks:
             youngest = self.running[-1]
             if youngest.in_flight:
                 return False
-            self._preempt(youngest)
+            self.preempt(youngest)
             if youngest is seq:
                 return False
-        self.block_manager.allocate(seq, num_tokens)
+        manager.allocate(seq, num_tokens)
         return True
 
-    def _admit_waiting(self, batch: Batch, budget: int) -> None:
-        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
-            seq = self.waiting[0]
-            if self._is_still_blocked(seq, budget):
-                break
-            hits = self.block_manager.find_cached_blocks(seq)
-            # A token is always computed, since its logits are needed: at least the last one.
-            num_cached = min(len(hits) * self.block_manager.block_size, len(seq.token_ids) - 1)
-            num_tokens = min(len(seq.token_ids) - num_cached, budget)
-            whole = num_cached + num_tokens == len(seq.token_ids)
-            if not whole and not self.enable_chunked_prefill:
-                self._blocked = Blocked(seq, len(hits), len(seq.token_ids) - num_cached)
-                break
-            if not self._fits(seq, hits):
-                break
-            self.waiting.popleft()
-            self._admit(seq, hits, num_cached)
-            batch.append(self._plan(seq, num_tokens, admitted=True))
-            budget -= num_tokens
+    def preempt(self, seq: Sequence) -> None:
+        """Free a running sequence's blocks, and put it back at the head of the queue."""
+        seq.metrics.num_preempted_tokens += seq.num_computed
+        self.running.remove(seq)
+        self.block_manager.free(seq)
+        seq.num_computed = seq.num_scheduled = seq.num_cached_tokens = 0
+        seq.status = SequenceStatus.WAITING
+        self.waiting.appendleft(seq)
 
-    def _fits(self, seq: Sequence, hits: list[int]) -> bool:
-        """Whether all the sequence's tokens fit, with a block left for each one that can grow."""
-        num_new = self.block_manager.num_new_blocks(seq, len(seq.token_ids)) - len(hits)
-        num_free = self.block_manager.num_free_blocks
-        num_revived = num_free - self.block_manager.num_free_after_touch(hits)
+    # -- admitting -------------------------------------------------------------------------------
+
+    def can_admit(self, seq: Sequence, cached_block_ids: list[int]) -> bool:
+        """Return whether the blocks suffice for all tokens of `seq`, and for the running sequences.
+
+        A block must stay free for each running sequence that can still grow.
+        """
+        manager = self.block_manager
+        num_new = manager.num_new_blocks(seq, len(seq.token_ids)) - len(cached_block_ids)
+        num_free = manager.num_free_blocks
+        num_revived = num_free - manager.num_free_after_touch(cached_block_ids)
         num_blocks = num_new + num_revived
-        fits = num_blocks <= num_free - len(self.running) or num_blocks <= self._num_spare_blocks()
+        # If a block is left for every running sequence, nobody needs to count which ones can grow.
+        fits = num_blocks <= num_free - len(self.running) or num_blocks <= self.num_spare_blocks()
         if not fits:
-            self._blocked = Blocked(seq, len(hits), num_blocks=num_blocks)
+            self.failed_admission = FailedAdmission(
+                seq, len(cached_block_ids), num_blocks=num_blocks
+            )
         return fits
 
-    def _num_spare_blocks(self) -> int:
-        """Free blocks beyond one for each running sequence that can still grow.
+    def num_spare_blocks(self) -> int:
+        """Count the free blocks beyond one for each running sequence that can still grow.
 
         A sequence's last token is never computed, so its table grows to max_length - 1 tokens.
         """
@@ -208,61 +198,48 @@ class Scheduler:
         growing = sum(len(s.block_table) * size < s.max_length - 1 for s in self.running)
         return self.block_manager.num_free_blocks - growing
 
-    def _is_still_blocked(self, seq: Sequence, budget: int) -> bool:
-        """Whether nothing has changed that could let the head of the queue in.
+    def would_fail_again(self, seq: Sequence, budget: int) -> bool:
+        """Return whether nothing has changed since the head of the queue could not be admitted.
 
-        It may come in when there is more budget, when there are more spare blocks, or when the
-        prefix cache has gained the block at which the last match ended. To match it again takes
+        It may be admitted when there is more budget, when there are more spare blocks, or when the
+        prefix cache has gained the block at which the last match ended. Matching it again takes
         time that grows with its prompt, and it may have to wait for thousands of steps.
         """
-        last = self._blocked
-        if last is None or last.seq is not seq:
+        failed = self.failed_admission
+        if failed is None or failed.seq is not seq:
             return False
-        if self.block_manager.is_block_cached(seq, last.num_hits):
+        if self.block_manager.is_block_cached(seq, failed.num_cached_blocks):
             return False
-        return budget < last.num_tokens or self._num_spare_blocks() < last.num_blocks
+        return budget < failed.num_tokens or self.num_spare_blocks() < failed.num_blocks
 
-    def _admit(self, seq: Sequence, hits: list[int], num_cached: int) -> None:
-        self._blocked = None
+    def admit(self, seq: Sequence, cached_block_ids: list[int], num_computed: int) -> None:
+        """Let a sequence run: give it its blocks, of which the first ones are cached.
+
+        num_computed: tokens at its beginning that need not be computed.
+        """
+        self.failed_admission = None
         if not seq.metrics.scheduled_ts:
             seq.metrics.scheduled_ts = time.monotonic()
-            seq.metrics.num_cached_tokens = num_cached
-        self.block_manager.touch(seq, hits)
+            seq.metrics.num_cached_tokens = num_computed
+        self.block_manager.touch(seq, cached_block_ids)
         self.block_manager.allocate(seq, len(seq.token_ids))
-        seq.num_cached = len(hits) * self.block_manager.block_size
-        seq.num_computed = seq.num_scheduled = num_cached
+        seq.num_cached_tokens = len(cached_block_ids) * self.block_manager.block_size
+        seq.num_computed = seq.num_scheduled = num_computed
         seq.num_admissions += 1
-        seq.status = Status.RUNNING
+        seq.status = SequenceStatus.RUNNING
         self.running.append(seq)
-
-    def _plan(self, seq: Sequence, num_tokens: int, admitted: bool = False) -> ScheduledSequence:
-        start = seq.num_scheduled
-        seq.num_scheduled += num_tokens
-        self.block_manager.cache_full_blocks(seq)
-        samples = seq.num_scheduled >= len(seq.token_ids)
-        return ScheduledSequence(seq, start, num_tokens, samples, admitted)
-
-    def _preempt(self, seq: Sequence) -> None:
-        seq.metrics.num_preempted_tokens += seq.num_computed
-        self._return_to_queue(seq)
-
-    def _return_to_queue(self, seq: Sequence) -> None:
-        self.running.remove(seq)
-        self.block_manager.free(seq)
-        seq.num_computed = seq.num_scheduled = seq.num_cached = 0
-        seq.status = Status.WAITING
-        self.waiting.appendleft(seq)
 
     # -- after the step --------------------------------------------------------------------------
 
     def update(self, batch: Batch, token_ids: list[int | None]) -> list[Sequence]:
-        """Take in a finished step; `token_ids` holds one id for each row that samples, in order.
+        """Give a finished step's tokens to its sequences, and remove the ones that have ended.
 
-        None in place of an id: the row's logits were not finite. Its sequence ends with an error,
-        and the blocks that it computed leave the prefix cache.
+        token_ids: one id for each row that samples, in order. None means that no token could be
+        chosen. The row's sequence then ends with an error, and the blocks that it computed are
+        evicted.
 
-        Returns the sequences that got a token or ended. One that finished while its next token was
-        in flight keeps its blocks until that step, too, is taken in; the extra token is dropped.
+        Returns the sequences that got a token or ended. If a sequence has ended while its next
+        token was in flight, the extra token is dropped.
         """
         sampled = iter(token_ids)
         updated = []
@@ -275,13 +252,17 @@ class Scheduler:
                 if seq.error is None:
                     self.block_manager.cache_full_blocks(seq)
                 else:
-                    self.block_manager.evict_uncomputed(seq, seq.num_cached)
+                    self.block_manager.evict_uncomputed(seq, seq.num_cached_tokens)
                 updated.append(seq)
             if seq.is_finished:
-                self._retire(seq)
+                self.remove_finished(seq)
         return updated
 
-    def _retire(self, seq: Sequence) -> None:
+    def remove_finished(self, seq: Sequence) -> None:
+        """Remove a finished sequence, and free its blocks unless a step still writes to them.
+
+        If a token is in flight, the update of that step calls this again and frees the blocks.
+        """
         if self.requests.get(seq.request_id) is seq:
             del self.requests[seq.request_id]
         if seq in self.running:
@@ -290,29 +271,29 @@ class Scheduler:
             self.block_manager.free(seq)
 
     def abort(self, seq: Sequence) -> None:
-        """End a sequence before its time, wherever it stands."""
+        """End a sequence before its time, whether it waits or runs."""
         if seq.is_finished:
             return
-        if seq.status is Status.WAITING:
+        if seq.status is SequenceStatus.WAITING:
             self.waiting.remove(seq)
         seq.finish("abort")
-        self._retire(seq)
+        self.remove_finished(seq)
 
     def roll_back(self, batches: list[Batch]) -> None:
-        """Undo the steps of `batches`, which failed, and whatever else was begun and not finished.
+        """Undo the steps of `batches`, which failed, and every other change that was interrupted.
 
-        An interrupt may have come at any point, also between two lines of this class, when a
-        sequence was in no queue or a block in no table. Therefore nothing is repaired. The queues
-        and the blocks are built anew from the unfinished sequences, in order of arrival, and from
-        those that finished while a step was in flight. What the prefix cache promises for keys
-        and values that were never written is taken out first. Calling this again is harmless.
+        An interrupt can come between any two lines of this class, when a sequence is in no queue
+        or a block in no table. We therefore repair nothing. We build the queues and the blocks anew
+        from the unfinished sequences, in order of arrival, and from the sequences that finished
+        while a step was in flight. Blocks whose keys and values were never written are evicted
+        first. It is harmless to call this again.
         """
         in_flight = [row.seq for batch in batches for row in batch]
         seqs = list(dict.fromkeys([*self.requests.values(), *in_flight]))
         for seq in seqs:
             self.block_manager.evict_uncomputed(seq, seq.num_computed)
         self.block_manager.rebuild(seqs)
-        self.running, self.waiting, self._blocked = [], WaitingQueue(), None
+        self.running, self.waiting, self.failed_admission = [], WaitingQueue(), None
         for seq in seqs:
             seq.restart()
             if not seq.is_finished:

@@ -194,5 +194,5 @@ def read_texts(seqs: list[Sequence], read: Callable[[Sequence], Any]) -> list[An
     except BaseException:
         for seq in seqs:
             for sibling in seq.siblings:
-                sibling.read_again()
+                sibling.rebuild_text()
         raise

@@ -460,8 +460,10 @@ def choose_kernel(
 power_of_2 = triton.next_power_of_2
 
 
-def candidates(logits: Tensor, metadata: SamplingMetadata, first_id: int) -> tuple[Tensor, Tensor]:
-    """As `sampler.candidates`; here one for each 512 ids, and NaN has the score infinity."""
+def local_argmax(
+    logits: Tensor, metadata: SamplingMetadata, first_id: int
+) -> tuple[Tensor, Tensor]:
+    """As `sampler.local_argmax`; here one for each 512 ids, and NaN has the score infinity."""
     return _draw(logits, metadata, first_id)
 
 

@@ -1,11 +1,13 @@
-"""Adjustments: what a request may do to its logits before the temperature and the filters.
+"""Adjustments: changes that a request makes to its logits before temperature and filters.
 
-The order and the formulas are vLLM's. First come the tokens that cannot be drawn: those that
-`allowed_token_ids` leaves out, the end of a bad word, and the stop ids as long as `min_tokens` are
-not reached. Their logits become -infinity. Then `logit_bias` is added, and at last come the three
-penalties. They depend on what was generated, and the newest tokens are known to the device alone
-while they are in flight. So the device counts the tokens itself, in a table with a row for each
-request that has adjustments.
+The order and the formulas are vLLM's. First come the tokens that cannot be drawn, and their logits
+become -infinity. These are the tokens that `allowed_token_ids` leaves out, the last token of a bad
+word, and the stop ids while the request has fewer than `min_tokens` tokens. Then `logit_bias` is
+added, and the three penalties come last.
+
+The penalties depend on the generated tokens. While the newest tokens are in flight, only the device
+knows their ids. The device therefore counts the tokens itself, in a table that has a row for each
+request with adjustments.
 """
 
 import torch
@@ -25,17 +27,17 @@ from nanovllm.metadata import (
     Adjustments,
 )
 
-ADJUSTED_AT_ONCE = 64  # rows, because adjusting copies a row's scores several times
+MAX_ADJUSTED_ROWS = 64  # at once, because adjusting copies a row's scores several times
 
 
 def adjust(scores: Tensor, adjustments: Adjustments, positions: Tensor) -> None:
-    """Adjust logits [num_rows, vocab_size] float32 in place, where a row has adjustments.
+    """Adjust logits [num_rows, vocab_size] float32 in place, in the rows that have adjustments.
 
     positions: [num_rows, 1], of the new tokens.
     """
     has_some = adjustments.columns[:, TOKEN_ROW] > 0
     indices = has_some.nonzero().squeeze(1)
-    for rows in indices.split(ADJUSTED_AT_ONCE) if len(indices) else ():
+    for rows in indices.split(MAX_ADJUSTED_ROWS) if len(indices) else ():
         columns = adjustments.columns[rows]
         scores[rows] = adjust_scores(
             scores[rows],
@@ -55,11 +57,12 @@ def adjust_scores(
     frequency: Tensor,
     presence: Tensor,
 ) -> Tensor:
-    """Adjusted logits [num_rows, vocab_size] float32, in vLLM's order.
+    """Return adjusted logits [num_rows, vocab_size] float32, in vLLM's order.
 
-    tokens and biases are the rows' entries in the tables. is_short: [num_rows, 1], whether a row
-    may not stop yet. The penalties are [num_rows, 1] float32. Repetition counts the prompt's
-    tokens as well; frequency and presence count the generated ones alone.
+    tokens, biases: [num_rows, vocab_size], the rows' entries in the tables.
+    is_short: [num_rows, 1], whether a row may not stop yet.
+    repetition, frequency, presence: [num_rows, 1] float32. The repetition penalty also counts the
+        prompt's tokens. The other two penalties count only the generated tokens.
     """
     hidden = (tokens & FORBIDDEN > 0) | ((tokens & STOP > 0) & is_short)
     scores = scores.masked_fill(hidden, -torch.inf) + biases
@@ -70,9 +73,9 @@ def adjust_scores(
 
 
 def count_tokens(ids: Tensor, adjustments: Adjustments, positions: Tensor) -> None:
-    """Add one to the count of each row's new token, ids [num_rows]; below 0 there is none.
+    """Add one to the count of each row's new token, ids [num_rows]. An id below 0 is no token.
 
-    A row without adjustments counts nothing, and a row at position -1 is none of the batch's.
+    Rows without adjustments count nothing. A row at position -1 only pads the batch.
     """
     rows = adjustments.columns[:, TOKEN_ROW]
     counted = (rows > 0) & (ids >= 0) & (positions[:, 0] >= 0)

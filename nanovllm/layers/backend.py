@@ -31,7 +31,7 @@ class Backend:
     plan_decode: Callable[..., PhaseMetadata] = attention.plan_decode
     decode_attention: Callable[..., Tensor] = attention.decode_attention
     prefill_attention: Callable[..., Tensor] = attention.prefill_attention
-    candidates: Callable[..., tuple[Tensor, Tensor]] = sampler.candidates
+    local_argmax: Callable[..., tuple[Tensor, Tensor]] = sampler.local_argmax
     draw: Callable[..., Tensor] = sampler.draw
     gather_logprobs: Callable[..., Tensor] = logprobs.gather_logprobs
     capturable: bool = False  # a CUDA graph can record a decode step
@@ -135,7 +135,7 @@ def triton_backend() -> Backend:
         plan_decode=decode_plan.plan_decode,
         decode_attention=decode_attention.decode_attention,
         prefill_attention=prefill_attention.prefill_attention,
-        candidates=sampling.candidates,
+        local_argmax=sampling.local_argmax,
         draw=sampling.draw,
         gather_logprobs=logprobs.gather_logprobs,
         capturable=True,

@@ -7,7 +7,7 @@
 # | Difficulty | medium |
 # | Hardware | any laptop; a GPU is used at the end if there is one |
 # | Needs | lessons 00 to 04 |
-# | Ends in | `nanovllm/engine/sequence.py`, `nanovllm/engine/scheduler.py` |
+# | Ends in | `nanovllm/engine/sequence.py`, `nanovllm/engine/waiting_queue.py`, `nanovllm/engine/scheduler.py` |
 
 # %% [markdown]
 # ## What hurts now
@@ -196,8 +196,9 @@ for spare in (0, 1):
 # %% tags=["nbval-check-output"]
 from nanovllm import SamplingParams
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.scheduler import Blocked, ScheduledSequence, Scheduler, WaitingQueue
-from nanovllm.engine.sequence import Sequence, Status
+from nanovllm.engine.scheduler import FailedAdmission, ScheduledSequence, Scheduler
+from nanovllm.engine.sequence import Sequence, SequenceStatus
+from nanovllm.engine.waiting_queue import WaitingQueue
 
 scheduler = Scheduler(BlockManager(8, block_size=4), max_num_seqs=3, max_num_batched_tokens=4)
 seq = Sequence("A", None, [11, 12, 13, 14, 15, 16], SamplingParams(max_tokens=3), max_length=9)
@@ -223,21 +224,21 @@ from course.reading import show_source
 from nanovllm.engine import sequence
 
 print(sequence.__doc__)
-show_source(Status, Sequence)
+show_source(SequenceStatus, Sequence)
 
 # %% [markdown]
-# The scheduler is our loop in two halves; `_fits` is our `spare=1` for each sequence that can still grow. New: a sequence in flight is not preempted, as the
-# device is writing into its blocks; nobody is overtaken at admission; rows that decode stand first, where attention
+# The scheduler is our loop in two halves; `can_admit` is our `spare=1` for each sequence that can still grow. New: a
+# sequence in flight is not preempted, as the device is writing into its blocks; nobody is overtaken at admission; rows that decode stand first, where attention
 # wants them. `abort` is for a user who left, `roll_back` for a step that failed. The queue is a class of its own, because
-# a user may leave from its middle. `_is_still_blocked` saves a second look at a head of the queue that cannot come in yet.
+# a user may leave from its middle. `would_fail_again` saves a second look at a head of the queue that cannot come in yet.
 
 # %%
 s = Scheduler
 show_source(ScheduledSequence, WaitingQueue, s.__init__, s.has_work.fget, s.add, s.schedule)
-show_source(s._schedule_running, s._make_room, s._preempt, s._return_to_queue)
-show_source(s._admit_waiting, s._fits, s._num_spare_blocks, s._admit, s._plan)
-show_source(Blocked, s._is_still_blocked)
-show_source(s.update, s._retire, s.abort, s.roll_back)
+show_source(s.schedule_running, s.allocate_or_preempt, s.preempt)
+show_source(s.schedule_waiting, s.can_admit, s.num_spare_blocks, s.admit, s.schedule_tokens)
+show_source(FailedAdmission, s.would_fail_again)
+show_source(s.update, s.remove_finished, s.abort, s.roll_back)
 
 # %% [markdown]
 # The loop around it, and a step's record in `engine.trace`:
@@ -402,7 +403,7 @@ print(f"capacity {capacity:.1f} requests a second; the knee is at {knee.rate / c
 # In `exercises/05_scheduler.ipynb`:
 #
 # 1. **Predict** (10 minutes): four requests' steps under a budget, and who is preempted first.
-# 2. **Implement** (25 minutes): `_schedule_running` and `_admit_waiting`.
+# 2. **Implement** (25 minutes): `schedule_running` and `schedule_waiting`.
 # 3. **Break and fix** (20 minutes): a counter that moves too early. One step fails, and stories go wrong.
 #
 # ## Recap

@@ -111,6 +111,28 @@ def test_streamed_joined_generated_and_decoded_once_are_one_text(name):
         check(family, prompt, ids, draw_params(rng, text, skip), seed)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_after_a_reset_the_text_is_that_of_a_new_detokenizer(name):
+    """Ids before the reset leave nothing behind, wherever they and the prompt are cut."""
+    family, rng = FAMILIES[name], random.Random(25)
+    for seed in range(500):
+        prompt, before, ids = family.draw(rng), family.draw(rng), family.draw(rng)
+        params = draw_params(rng, family.one_decode([], before + ids, True), True)
+        params.min_tokens = rng.choice((0, 3))
+        new = read_out(Detokenizer(family.tokenizer, params, prompt), ids, ALWAYS)
+        used = Detokenizer(family.tokenizer, params, prompt)
+        read_out(used, before[: rng.randint(0, len(before))], lambda: rng.random() < 0.5)
+        used.reset()
+        assert read_out(used, ids, ALWAYS) == new, seed
+        assert used.stop_string == read_stop_string(family, params, prompt, ids), seed
+
+
+def read_stop_string(family, params, prompt, ids) -> str | None:
+    detokenizer = Detokenizer(family.tokenizer, params, prompt)
+    read_out(detokenizer, ids, NEVER)
+    return detokenizer.stop_string
+
+
 def ids_of(family: Family) -> st.SearchStrategy[list[int]]:
     """Characters as bytes, special tokens and any ids, cut anywhere."""
     parts = st.one_of(

@@ -82,10 +82,10 @@ def test_a_dropped_stream_is_unfinished_work_for_nobody():
 def test_generate_says_so_when_its_requests_are_lost():
     with llm_of(**OPTIONS) as llm:
         scheduler = llm.llm_engine.core.scheduler
-        scheduler._admit_waiting = lambda batch, budget: scheduler.waiting.popleft()
+        scheduler.schedule_waiting = lambda batch, budget: scheduler.waiting.popleft()
         with pytest.raises(RuntimeError, match="3 requests are unfinished, but nothing can run"):
             llm.generate(PROMPTS, greedy(6), use_tqdm=False)
-        del scheduler._admit_waiting
+        del scheduler.schedule_waiting
         check_idle(llm.llm_engine)
         check_generate(llm)
 
@@ -98,7 +98,7 @@ def test_generate_says_so_when_its_requests_were_forgotten():
         def forgets():
             batch = plain()
             for seq in list(engine.sequences.values()):
-                engine.core.scheduler._retire(seq)
+                engine.core.scheduler.remove_finished(seq)
             return batch
 
         engine.core.scheduler.schedule = forgets

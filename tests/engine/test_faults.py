@@ -25,7 +25,7 @@ GREEDY = greedy(stop=["never said"])
 ERRORS = [RuntimeError, torch.OutOfMemoryError, MemoryError, KeyboardInterrupt]
 STAGES = {
     "schedule": lambda e: (e.core.scheduler, "schedule"),
-    "plan": lambda e: (e.core.scheduler, "_plan"),
+    "plan": lambda e: (e.core.scheduler, "schedule_tokens"),
     "cache": lambda e: (e.block_manager, "cache_full_blocks"),
     "prepare": lambda e: (e.core.runner.rows, "place"),
     "forward": lambda e: (e.core.runner.model, "forward"),

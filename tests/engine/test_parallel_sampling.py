@@ -236,10 +236,10 @@ def test_metrics_of_several_answers_are_joined():
     a = RequestStateStats(3, 10.0, 1.0, 2.0, 3.0, 5.0, 2.0, False, 4, 7)
     b = RequestStateStats(2, 10.1, 1.1, 2.5, 2.9, 6.0, 1.8, True, 8, 1)
     waits = RequestStateStats(0, 10.2, 1.2)
-    joined = RequestStateStats.joined([a, b, waits])
+    joined = RequestStateStats.merge([a, b, waits])
     assert joined == RequestStateStats(5, 10.0, 1.0, 2.0, 2.9, 6.0, 1.8, True, 4, 8)
-    assert RequestStateStats.joined([waits, waits]).ttft is None
-    assert RequestStateStats.joined([a]) is a
+    assert RequestStateStats.merge([waits, waits]).ttft is None
+    assert RequestStateStats.merge([a]) is a
 
 
 def test_a_request_measures_what_its_caller_waits_for(llm):
@@ -617,13 +617,13 @@ def test_an_error_in_reading_one_text_hides_no_other(monkeypatch):
     """A text that an error has torn is made anew, also that of an answer without a new token."""
     with engine_of(1, **OPTIONS) as engine:
         engine.add_request("a", [1, 2, 3], sampled(3, max_tokens=5))
-        torn, plain = [], Sequence.read_again
+        torn, plain = [], Sequence.rebuild_text
 
         def notes(seq):
             torn.append(seq.request_id)
             plain(seq)
 
-        monkeypatch.setattr(Sequence, "read_again", notes)
+        monkeypatch.setattr(Sequence, "rebuild_text", notes)
         while not engine.core.trace:
             engine.step()
         with monkeypatch.context() as patch:

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from nanovllm.engine import block_manager as block_manager_module
 from nanovllm.engine.block_manager import BlockManager, hash_block
 from nanovllm.engine.scheduler import Batch, Scheduler
-from nanovllm.engine.sequence import Sequence, Status
+from nanovllm.engine.sequence import Sequence, SequenceStatus
 
 STOP = 2
 
@@ -53,7 +53,7 @@ class Simulator:
         self.check_batch(batch)
         tokens = {row.seq.request_id: self.tokens_on_device(row.seq) for row in batch}
         for row in batch:
-            for position in range(max(row.start, row.seq.num_cached), row.end):
+            for position in range(max(row.start, row.seq.num_cached_tokens), row.end):
                 prefix = tuple(tokens[row.seq.request_id][: position + 1])
                 slot = self.slot(row.seq, position)
                 self.slots[slot] = prefix
@@ -74,7 +74,7 @@ class Simulator:
         written = [
             self.slot(row.seq, position)
             for row in batch
-            for position in range(max(row.start, row.seq.num_cached), row.end)
+            for position in range(max(row.start, row.seq.num_cached_tokens), row.end)
         ]
         assert len(written) == len(set(written)), "two rows would write one slot"
         for row in batch:
@@ -122,7 +122,7 @@ class Simulator:
         """Every launched step fails: what it wrote is garbage."""
         for batch, _ in self.launched:
             for row in batch:
-                for position in range(max(row.start, row.seq.num_cached), row.end):
+                for position in range(max(row.start, row.seq.num_cached_tokens), row.end):
                     self.slots[self.slot(row.seq, position)] = ()
         self.scheduler.roll_back([batch for batch, _ in self.launched])
         self.launched.clear()
@@ -148,11 +148,11 @@ class Simulator:
         assert len(scheduler.running) <= scheduler.max_num_seqs
         for seq in self.seqs:
             assert seq.num_computed <= seq.num_scheduled <= max(0, seq.max_length - 1)
-            if seq.status is Status.RUNNING:
+            if seq.status is SequenceStatus.RUNNING:
                 assert len(seq.block_table) * self.manager.block_size >= seq.num_scheduled
                 assert seq in scheduler.running
                 assert seq not in scheduler.waiting
-            elif seq.status is Status.WAITING:
+            elif seq.status is SequenceStatus.WAITING:
                 assert seq in scheduler.waiting
                 assert not seq.block_table
                 assert not seq.in_flight
@@ -279,9 +279,9 @@ def test_max_num_seqs_bounds_the_running_set():
 class NoHeadroom(Scheduler):
     """Admits whatever fits at this moment, as nano-vLLM does."""
 
-    def _fits(self, seq, hits):
-        num_new = self.block_manager.num_new_blocks(seq, len(seq.token_ids)) - len(hits)
-        return num_new <= self.block_manager.num_free_after_touch(hits)
+    def can_admit(self, seq, cached_block_ids):
+        num_new = self.block_manager.num_new_blocks(seq, len(seq.token_ids)) - len(cached_block_ids)
+        return num_new <= self.block_manager.num_free_after_touch(cached_block_ids)
 
 
 def test_headroom_keeps_a_small_cache_from_thrashing():
@@ -300,7 +300,7 @@ def test_headroom_keeps_a_small_cache_from_thrashing():
 class HeadroomForAll(Scheduler):
     """Sets a block aside for each running sequence, also for one that will never need it."""
 
-    def _num_spare_blocks(self):
+    def num_spare_blocks(self):
         return self.block_manager.num_free_blocks - len(self.running)
 
 
@@ -328,7 +328,9 @@ def test_headroom_ends_with_the_last_block():
     sim = simulator(num_blocks=3, block_size=4, prefix_caching=False)
     first, second = sim.add([1] * 4, max_tokens=3), sim.add([2] * 5, max_tokens=1)
     sim.step()
-    assert second.status is Status.WAITING, "two blocks are free, and one of them is set aside"
+    assert second.status is SequenceStatus.WAITING, (
+        "two blocks are free, and one of them is set aside"
+    )
     sim.step()
     assert len(first.block_table) == 2
     sim.run()
@@ -405,7 +407,7 @@ def test_a_blocked_prompt_is_hashed_once(monkeypatch):
     before = len(calls)
     for _ in range(6):
         sim.step()
-    assert sim.seqs[1].status is Status.WAITING
+    assert sim.seqs[1].status is SequenceStatus.WAITING
     assert len(calls) - before == 1, "the one block that the first has filled since"
 
 
@@ -518,7 +520,7 @@ def test_a_sequence_in_flight_is_never_preempted():
     sim = simulator(num_blocks=8, block_size=2, prefix_caching=False)
     first, second = sim.add([1] * 4, max_tokens=8), sim.add([3] * 4, max_tokens=8)
     sim.launch([0, 0])
-    while second.status is not Status.WAITING:
+    while second.status is not SequenceStatus.WAITING:
         held = list(second.block_table)
         in_flight = second.in_flight
         sim.launch([0, 0])
@@ -526,7 +528,7 @@ def test_a_sequence_in_flight_is_never_preempted():
         sim.take_in()
         sim.check_blocks()
     assert second.metrics.num_preempted_tokens
-    assert first.status is Status.RUNNING
+    assert first.status is SequenceStatus.RUNNING
 
 
 def test_blocks_of_16_waste_less_than_blocks_of_256():

@@ -105,7 +105,7 @@ def launch_everything(heads, kv_heads, head_dim, block_size, dtype):
             linear.norm_swiglu(x, Norm(inputs, dtype), weight, bias)
     one = torch.zeros(rows, 1)
     asked = SamplingMetadata(one, one.long(), one.int(), one.int(), one, one)
-    sampling.candidates(torch.zeros(rows, 999, dtype=dtype), asked, 0)
+    sampling.local_argmax(torch.zeros(rows, 999, dtype=dtype), asked, 0)
     logits = torch.zeros(rows, 151_936, dtype=dtype)
     logprobs.gather_logprobs(logits, sampling.draw(logits, asked), one.int())
     columns = torch.zeros(rows, NUM_COLUMNS, dtype=torch.int32)
@@ -208,7 +208,7 @@ def test_an_engine_that_has_started_compiles_nothing_more(
         prefill_attention=launching_too(
             prefill_attention.prefill_attention, attention.prefill_attention
         ),
-        candidates=launching_too(sampling.candidates, sampler.candidates),
+        local_argmax=launching_too(sampling.local_argmax, sampler.local_argmax),
         draw=launching_too(sampling.draw, sampler.draw),
         gather_logprobs=launching_too(logprobs.gather_logprobs, torch_logprobs.gather_logprobs),
     )

@@ -320,8 +320,8 @@ def test_the_best_of_a_part_of_the_vocabulary(first_id, dtype):
     metadata = parameters(6)
     metadata.temperature[:, 0] = torch.tensor([0, 0.5, 1.0, 2.0, 0, 1.0])
     logits[4] = 1.0
-    wanted = sampler.candidates(logits, metadata, first_id)[1]
-    found = Ranks().all_reduce_argmax(*sampling.candidates(logits, metadata, first_id))
+    wanted = sampler.local_argmax(logits, metadata, first_id)[1]
+    found = Ranks().all_reduce_argmax(*sampling.local_argmax(logits, metadata, first_id))
     assert found.tolist() == wanted.tolist()
     assert found[4] == first_id
 
@@ -339,5 +339,5 @@ def test_a_row_whose_best_score_is_not_finite_gets_no_id(bad, filters, dtype):
         assert found == sampler.draw(logits, metadata, whole_rows=True).tolist()
         bad_rows = [3] if bad == -torch.inf else [1, 2, 3]
         assert [row for row, token_id in enumerate(found) if token_id == -1] == bad_rows
-        parts = Ranks().all_reduce_argmax(*sampling.candidates(logits, metadata, 0)).squeeze(1)
+        parts = Ranks().all_reduce_argmax(*sampling.local_argmax(logits, metadata, 0)).squeeze(1)
         assert [row for row, token_id in enumerate(parts) if token_id == -1] == bad_rows

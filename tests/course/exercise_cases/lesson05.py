@@ -2,47 +2,48 @@
 
 from exercise_cases import Case
 from nanovllm.engine.scheduler import ScheduledSequence, Scheduler
-from nanovllm.engine.sequence import Status
+from nanovllm.engine.sequence import SequenceStatus
 
 
 class MyScheduler(Scheduler):
     """By indices and early returns, and with the budget as what was planned so far."""
 
-    def _schedule_running(self, batch, budget):
+    def schedule_running(self, batch, budget):
         queue = self.running.copy()
         while queue and budget:
             seq = queue.pop(0)
-            if seq.status != Status.RUNNING or not seq.num_unscheduled:
+            if seq.status != SequenceStatus.RUNNING or not seq.num_unscheduled:
                 continue
             count = min(budget, seq.num_unscheduled)
-            if not self._make_room(seq, seq.num_scheduled + count):
+            if not self.allocate_or_preempt(seq, seq.num_scheduled + count):
                 return budget
-            batch += [self._plan(seq, count)]
+            batch += [self.schedule_tokens(seq, count)]
             budget -= count
         return budget
 
-    def _admit_waiting(self, batch, budget):
+    def schedule_waiting(self, batch, budget):
         block_size = self.block_manager.block_size
         for _ in range(self.max_num_seqs - len(self.running)):
             if not self.waiting or budget <= 0:
                 return
-            seq, hits = self.waiting[0], self.block_manager.find_cached_blocks(self.waiting[0])
-            cached = len(hits) * block_size
+            seq = self.waiting[0]
+            cached_block_ids = self.block_manager.find_cached_blocks(seq)
+            cached = len(cached_block_ids) * block_size
             cached -= cached == len(seq.token_ids)
             count = len(seq.token_ids) - cached
             if count > budget:
                 if not self.enable_chunked_prefill:
                     return
                 count = budget
-            if not self._fits(seq, hits):
+            if not self.can_admit(seq, cached_block_ids):
                 return
-            self._admit(self.waiting.popleft(), hits, cached)
-            batch += [self._plan(seq, count, True)]
+            self.admit(self.waiting.popleft(), cached_block_ids, cached)
+            batch += [self.schedule_tokens(seq, count, True)]
             budget -= count
 
 
 class Early(Scheduler):
-    def _plan(self, seq, num_tokens, admitted=False):
+    def schedule_tokens(self, seq, num_tokens, admitted=False):
         first, seq.num_scheduled = seq.num_scheduled, seq.num_scheduled + num_tokens
         self.block_manager.cache_full_blocks(seq)
         samples = seq.num_scheduled >= len(seq.token_ids)
@@ -65,7 +66,7 @@ LOOP = """            seq.num_computed += row.num_tokens
                 self.block_manager.cache_full_blocks(seq)
                 updated.append(seq)
             if seq.is_finished:
-                self._retire(seq)
+                self.remove_finished(seq)
 """
 DRAWN_FIRST, DRAWN_LATE = (
     """            token_id = next(sampled) if row.samples else None
@@ -103,10 +104,10 @@ CASES = {
             ("            budget -= num_tokens\n", "", "come off the budget"),
             ("min(seq.num_unscheduled, budget)", "seq.num_unscheduled", "under a budget"),
             ("            budget -= min(missing, budget)", "", "come off the budget"),
-            (" or seq.status is not Status.RUNNING", "", "sent back while you walked"),
+            (" or seq.status is not SequenceStatus.RUNNING", "", "sent back while you walked"),
             (
-                "                continue\n            if not self._make_room",
-                "                break\n            if not self._make_room",
+                "                continue\n            if not self.allocate_or_preempt",
+                "                break\n            if not self.allocate_or_preempt",
                 "go on with the next",
             ),
             (
@@ -126,8 +127,8 @@ CASES = {
             ),
             (", len(seq.token_ids) - 1)", ", len(seq.token_ids))", "an empty row"),
             (
-                "hits = self.block_manager.find_cached_blocks(seq)",
-                "hits = []",
+                "cached_block_ids = self.block_manager.find_cached_blocks(seq)",
+                "cached_block_ids = []",
                 "computed again all the same",
             ),
             ("self.waiting.popleft()", "self.waiting.pop()", "Was it taken out of the queue?"),
@@ -143,14 +144,15 @@ CASES = {
                 "what is left to compute must fit",
             ),
             (
-                "            if not self._fits(seq, hits):\n                break\n",
+                "            if not self.can_admit(seq, cached_block_ids):\n"
+                "                break\n",
                 "",
-                "ask self._fits(seq, hits) before you admit",
+                "ask self.can_admit(seq, cached_block_ids) before you admit",
             ),
             (", admitted=True", "", "its row does not say so"),
             (
-                "batch.append(self._plan(seq, num_tokens))",
-                "batch.append(self._plan(seq, num_tokens, True))",
+                "batch.append(self.schedule_tokens(seq, num_tokens))",
+                "batch.append(self.schedule_tokens(seq, num_tokens, True))",
                 "says that it was just admitted",
             ),
         ],
@@ -180,7 +182,7 @@ CASES = {
                 "seq.num_computed = seq.num_scheduled",
                 "another step is in flight",
             ),
-            (LOOP, LATE, "the counter moves before `_retire`"),
+            (LOOP, LATE, "the counter moves before `remove_finished`"),
             (DRAWN_FIRST, DRAWN_LATE, "draw the id first"),
             (" and not seq.is_finished", "", "sampled for a finished request is dropped"),
         ],
