@@ -23,7 +23,6 @@ NAMES = json.loads((ROOT / "authoring/vllm_names.json").read_text(encoding="utf-
 PAGE = ROOT / "docs/vllm_api.md"
 CLASSES = {"LLM": LLM, "SamplingParams": SamplingParams, "EngineArgs": EngineArgs}
 CLASSES |= {"LLMEngine": LLMEngine}
-INSTANCE = {("LLMEngine", "tokenizer")}  # set by __init__, so the class does not have it
 OPTIONS = {  # what the methods take for parameters that they do not have
     ("LLM", "generate"): vllm_defaults.GENERATE,
     ("LLM", "chat"): vllm_defaults.CHAT,
@@ -97,11 +96,12 @@ def shown(value: Any) -> str:
 
 def method_rows(name: str) -> Iterator[tuple[str, str]]:
     for method, parameters in NAMES[name]["methods"].items():
-        if not hasattr(CLASSES[name], method) and (name, method) not in INSTANCE:
+        found = getattr(CLASSES[name], method, None)
+        if found is None:
             yield f"`{method}()`", "absent"
             continue
         yield f"`{method}()`", "same"
-        known = set(inspect.signature(getattr(CLASSES[name], method, len)).parameters)
+        known = set(inspect.signature(found).parameters) if callable(found) else set()
         for parameter in parameters:
             accepted = OPTIONS.get((name, method), {}).get(parameter)
             state = restricted(accepted) if accepted else "same" if parameter in known else "absent"

@@ -20,8 +20,8 @@ from typing import Any
 from course.serving import queue, run, start_engine
 from course.stages.paged import PLAIN
 from course.workload import LadderWorkload
+from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.scheduler import Scheduler
-from nanovllm.llm_engine import LLMEngine
 
 # -- an engine to watch --------------------------------------------------------------------------
 

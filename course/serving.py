@@ -12,9 +12,9 @@ from typing import Any
 from course.models import own_model
 from nanovllm.config import EngineArgs
 from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
-from nanovllm.llm_engine import LLMEngine
 from nanovllm.sampling_params import SamplingParams
 
 SIMPLE: dict[str, Any] = {  # one step after the other, nothing captured, a small cache

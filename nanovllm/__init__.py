@@ -1,9 +1,9 @@
 """nano-vLLM, rebuilt one lesson at a time: a small, readable engine for language models."""
 
 from nanovllm.config import EngineArgs
+from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.inputs import PromptType, TextPrompt, TokensPrompt
 from nanovllm.llm import LLM
-from nanovllm.llm_engine import LLMEngine
 from nanovllm.outputs import CompletionOutput, RequestOutput
 from nanovllm.sampling_params import SamplingParams
 

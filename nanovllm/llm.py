@@ -1,4 +1,4 @@
-"""LLM: the front door, with the interface of vLLM's offline `LLM`.
+"""LLM: the entry point for offline generation, with the interface of vLLM's `LLM`.
 
 from nanovllm import LLM, SamplingParams
 
@@ -8,157 +8,39 @@ with LLM("Qwen/Qwen3-0.6B") as llm:
         print(text, end="", flush=True)
 
 Several threads may call `generate`, `chat` and `stream` of one LLM at the same time. Their requests
-then run in the same steps, and each caller gets its own answers. What each request draws at random
-follows from its seed, or else from its place in the order of arrival, which threads do not fix.
-Under torchrun every rank must make the same calls, so there only one thread may call.
+then run in the same steps, and each caller gets its own answers. A request's random numbers follow
+from its seed. If it has none, they follow from its place in the order of arrival, which threads do
+not fix. Under torchrun every rank must make the same calls, so only one thread may call there.
 
-After Ctrl-C the LLM can be used again: the interrupted call's requests are gone, and everybody
-else's go on. (With several ranks the LLM is closed, because the ranks may then differ.)
+After Ctrl-C the LLM can be used again. The interrupted call's requests are gone, and the requests
+of other calls go on. An LLM of several ranks is closed, because its ranks may then differ.
 """
 
 import inspect
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
-from itertools import count
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from nanovllm.config import EngineArgs
-from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.frontend import chat
-from nanovllm.llm_engine import LLMEngine, read_texts
-from nanovllm.outputs import RequestOutput, TextPiece
+from nanovllm.frontend.streaming import Call, TextStream
+from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.validation import check_options, check_type, check_unicode, vllm_defaults
 
 Params = SamplingParams | list[SamplingParams] | None
 
 
-class Call:
-    """The requests of one call. Any thread's step may run them, and they end with the call.
-
-    Closing a call aborts what is unfinished of it. If a call is dropped, that happens at the start
-    of the engine's next step.
-    """
-
-    def __init__(self, engine: LLMEngine):
-        self.engine = engine
-        self.seqs: list[Sequence] = []  # in the order of the prompts, `n` for each of them
-        self.news: dict[Sequence, None] = {}  # those with tokens, or an end, not yet looked at
-        self.unfinished: set[Sequence] = set()  # as far as the news were looked at
-        engine.watch(self)
-
-    def add(self, requests: list[dict[str, Any]]) -> None:
-        """Queue checked requests, each under the number that it has among all requests."""
-        engine = self.engine
-        engine.line_up()
-        with engine.lock:
-            engine.leave_line()
-            numbers = count(engine.num_requests)
-            for request in requests:
-                request["request_id"] = str(next(numbers))
-                while not engine.is_free(request):
-                    request["request_id"] = str(next(numbers))
-            self.unfinished.update(engine.add(requests, self))
-
-    def advance(self) -> list[Sequence]:
-        """Run a step, unless other threads' steps have brought news; the sequences with news."""
-        engine = self.engine
-        engine.line_up()
-        with engine.lock:
-            engine.leave_line()
-            if not self.news:
-                engine.run_step()
-            if not self.news:
-                self._check_more_can_come()
-            news = list(self.news)
-            self.news.clear()
-            self.read(news)
-            self.unfinished.difference_update(seq for seq in news if seq.is_finished)
-        return news
-
-    def _check_more_can_come(self) -> None:
-        self.engine.check_open()
-        if not self.engine.core.has_work:
-            raise RuntimeError(
-                f"{len(self.unfinished)} requests of this call are unfinished, but the engine has "
-                f"nothing left to run: its scheduler has lost them"
-            )
-
-    def read(self, seqs: list[Sequence]) -> None:
-        """Look at sequences with news before another thread can run the next step."""
-
-    def make_outputs(self) -> list[RequestOutput]:
-        """One output a prompt, in order, with all its answers."""
-        return [RequestOutput.of(seq) for seq in self.seqs if seq.index == 0]
-
-    def close(self) -> None:
-        self.engine.abort(self.seqs)
-
-
-class TextStream(Call, Iterator[TextPiece]):
-    """What `LLM.stream` returns: yields TextPieces, which unpack as (prompt's index, new text).
-
-    Where a prompt has several answers, a piece's `output_index` says which of them it continues.
-    Closing the stream aborts what has not finished. So does dropping the last reference to it, at
-    the start of the next step. The texts of one step come in the order of the prompts, and those
-    of one prompt in the order of its answers.
-    """
-
-    def __init__(self, llm: "LLM"):
-        super().__init__(llm.llm_engine)
-        self._llm = llm  # an LLM that is dropped closes its engine
-        self._pieces: deque[TextPiece] = deque()
-        self._sent: dict[Sequence, int] = {}  # characters
-        self._prompt: dict[Sequence, int] = {}  # the index of its prompt
-
-    def add(self, requests: list[dict[str, Any]]) -> None:
-        super().add(requests)
-        firsts = [seq for seq in self.seqs if seq.index == 0]
-        self._prompt = {seq: i for i, first in enumerate(firsts) for seq in first.siblings}
-
-    def read(self, seqs: list[Sequence]) -> None:
-        seqs = sorted(seqs, key=lambda seq: (self._prompt[seq], seq.index))
-        for seq, text in zip(seqs, read_texts(seqs, certain_text), strict=True):
-            if new := text[self._sent.get(seq, 0) :]:
-                self._pieces.append(TextPiece(self._prompt[seq], new, seq.index))
-                self._sent[seq] = len(text)
-
-    def __next__(self) -> TextPiece:
-        try:
-            while self.unfinished and not self._pieces:
-                self.advance()
-        except BaseException:
-            self.close()
-            raise
-        if not self._pieces:
-            raise StopIteration
-        return self._pieces.popleft()
-
-    @property
-    def outputs(self) -> list[RequestOutput] | None:
-        """One output a prompt, in order, once all have ended; until then None."""
-        return self.make_outputs() if all(seq.is_finished for seq in self.seqs) else None
-
-    def close(self) -> None:
-        self.unfinished.clear()
-        self._pieces.clear()
-        super().close()
-
-
-def certain_text(seq: Sequence) -> str:
-    return seq.detokenizer.text if seq.detokenizer else ""
-
-
 class LLM:
-    """A model ready to generate. Keyword arguments are those of `EngineArgs`.
+    """A model that is ready to generate. The keyword arguments are those of `EngineArgs`.
 
-    Raises TypeError or ValueError naming the argument for anything it cannot honour.
+    Raises TypeError or ValueError, which names the argument, for anything that it cannot honour.
     """
 
     def __init__(self, model: str, *, chat_template: Any = None, **kwargs: Any):
@@ -182,16 +64,18 @@ class LLM:
         use_tqdm: bool | Callable[..., tqdm] = True,
         **options: Any,
     ) -> list[RequestOutput]:
-        """One output a prompt, in order.
+        """Return one output for each prompt, in order.
 
         prompts: a string, a list of token ids, {"prompt": ...}, {"prompt_token_ids": ...}, or a
-        list of any of these. sampling_params: one for all, a list with one each, or None for the
-        model's own defaults. use_tqdm: False for no progress bar, or what makes one in place of
-        tqdm. options: those of vLLM's method, with its defaults. Everything is checked before
-        anything is queued.
+        list of any of these.
+        sampling_params: one for all prompts, a list with one for each, or None for the model's own
+        defaults.
+        use_tqdm: whether to show a progress bar, or a function that makes one as tqdm does.
+        options: those of vLLM's method, with its defaults.
+        Raises TypeError or ValueError before any prompt is queued if one cannot be honoured.
         """
         check_options("generate", options, vllm_defaults.GENERATE)
-        make_bar = bar_maker(use_tqdm, self.llm_engine.ranks.rank)
+        make_bar = make_bar_factory(use_tqdm, self.llm_engine.ranks.rank)
         call = Call(self.llm_engine)
         try:
             call.add(self._make_requests(prompts, sampling_params))
@@ -221,8 +105,9 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation (a list of {"role", "content"}) or a list of them.
 
-        The template gets add_generation_prompt, continue_final_message, tools and whatever
-        chat_template_kwargs holds. The other parameters of vLLM's method take its defaults alone.
+        The template receives add_generation_prompt, continue_final_message, tools and the contents
+        of chat_template_kwargs. The other parameters of vLLM's method take only their defaults.
+        Raises TypeError or ValueError for a conversation that does not fit the template.
         """
         options["lora_request"] = lora_request
         options["chat_template_content_format"] = chat_template_content_format
@@ -245,11 +130,12 @@ class LLM:
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def stream(self, prompts: Any, sampling_params: Params = None) -> TextStream:
-        """Text as it comes: an iterator of pieces, whose `outputs` is the list of RequestOutputs
-        when it has ended. Other calls may be made between two pieces.
+        """Return an iterator of the pieces of text, as they are written.
 
         Each piece unpacks as (prompt's index, new text). With `n` above 1 the answers to a prompt
         are written at the same time, and `piece.output_index` says which of them it continues.
+        After the last piece, the stream's `outputs` is the list of RequestOutputs. Other calls may
+        be made between two pieces.
         """
         requests = self._make_requests(prompts, sampling_params)
         stream = TextStream(self)
@@ -259,7 +145,7 @@ class LLM:
     # -- prompts ---------------------------------------------------------------------------------
 
     def _make_requests(self, prompts: Any, params: Any) -> list[dict[str, Any]]:
-        """Check all prompts; they get their names when they are queued."""
+        """Return a checked request for each prompt. It gets its id when it is queued."""
         prompts = self._as_list(prompts)
         if not isinstance(params, (list, tuple)):
             params = [params] * len(prompts)
@@ -269,7 +155,7 @@ class LLM:
         return [self.llm_engine.make_request("", *pair) for pair in pairs]
 
     def _as_list(self, prompts: Any) -> list:
-        """A list of prompts, of one prompt or many. A flat list of ints is one prompt."""
+        """Return one prompt or many as a list of prompts. A flat list of ints is one prompt."""
         if isinstance(prompts, (str, dict)):
             return [prompts]
         if not isinstance(prompts, (list, tuple)):
@@ -278,22 +164,25 @@ class LLM:
         return [list(prompts)] if is_one else list(prompts)
 
     def _template(self, conversation: list, options: dict[str, Any]) -> dict[str, Any]:
-        """The conversation as a prompt; the template writes the special tokens, and no one else."""
+        """Return a conversation as a prompt.
+
+        The template writes the special tokens, so the tokenizer must not add any.
+        """
         text = chat.apply_chat_template(conversation, options, self.get_tokenizer())
-        ids = self.llm_engine.encode(text, add_special_tokens=False)
+        ids = self.llm_engine.input_processor.encode(text, add_special_tokens=False)
         return {"prompt": text, "prompt_token_ids": ids}
 
     def get_tokenizer(self) -> Any:
         return self.llm_engine.get_tokenizer()
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """The parameters of a prompt that comes without any: see `generation_config`."""
+        """Return the parameters of a prompt that comes without any (see `generation_config`)."""
         return self.llm_engine.get_default_sampling_params()
 
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, reset_connector: bool = False
     ) -> bool:
-        """As `LLMEngine.reset_prefix_cache`."""
+        """Forget the keys and values of all prompts. See `LLMEngine.reset_prefix_cache`."""
         return self.llm_engine.reset_prefix_cache(reset_running_requests, reset_connector)
 
     # -- the end ---------------------------------------------------------------------------------
@@ -313,10 +202,10 @@ class LLM:
         self.close()
 
 
-def bar_maker(use_tqdm: Any, rank: int) -> Callable[..., Any]:
-    """What makes a progress bar: tqdm, what the caller gave for it, or a bar that is not shown.
+def make_bar_factory(use_tqdm: Any, rank: int) -> Callable[..., Any]:
+    """Return a function that makes a progress bar: tqdm, the caller's own, or a hidden bar.
 
-    Raises TypeError for what is neither a bool nor callable.
+    Raises TypeError if use_tqdm is neither a bool nor callable.
     """
     if not isinstance(use_tqdm, bool) and not callable(use_tqdm):
         raise TypeError(f"use_tqdm must be of type bool, or callable as tqdm is, got {use_tqdm!r}")
@@ -326,7 +215,7 @@ def bar_maker(use_tqdm: Any, rank: int) -> Callable[..., Any]:
 
 
 def signature_of_llm() -> inspect.Signature:
-    """What `help(LLM)` shows: the arguments of EngineArgs, by name after the model."""
+    """Return what `help(LLM)` shows: the model, then the arguments of EngineArgs by name."""
     own = inspect.signature(LLM.__init__).parameters
     given = inspect.signature(EngineArgs).parameters
     named = [p.replace(kind=p.KEYWORD_ONLY) for name, p in given.items() if name != "model"]

@@ -73,7 +73,7 @@ def seconds(calls: list[Callable[[], Any]]) -> dict[str, float]:
 
 def measure_queue(model: str | None, count: int) -> dict[str, Any]:
     """Queue `count` requests, then time adds and steps."""
-    from nanovllm.llm import Call
+    from nanovllm.frontend.streaming import Call
 
     engine = start(model)
     call = Call(engine)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from course.serving import ask
 from course.storyteller import LONG_SYSTEM
 from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.sequence import Sequence as Request
-from nanovllm.llm_engine import LLMEngine
 from nanovllm.sampling_params import SamplingParams
 
 ANIMALS = ("fox", "frog", "robot", "rabbit", "king", "mouse", "dragon", "bear")

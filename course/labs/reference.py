@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from course.serving import ask
+from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.sequence import Sequence
-from nanovllm.llm_engine import LLMEngine
 
 TIE = 1e-4  # logits in float32 differ by less, however they are computed
 CLOSE = 1e-3  # what logits may differ by: absolute, and as a share

@@ -25,7 +25,7 @@ from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.checkpoint.hub import find_model
 from nanovllm.checkpoint.weights import resolve_dtype
 from nanovllm.config import EngineArgs
-from nanovllm.llm_engine import resolve_args
+from nanovllm.engine.arg_utils import resolve_args
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from course.stages.common import Recorder, Stage
 from course.workload import LadderWorkload
 from nanovllm.config import EngineArgs
+from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.scheduler import Batch, Scheduler
 from nanovllm.engine.sequence import Sequence
-from nanovllm.llm_engine import LLMEngine
 from nanovllm.outputs import StepRecord
 from nanovllm.sampling_params import SamplingParams
 

@@ -9,8 +9,7 @@ A table is made when the first request needs it, because 512 rows of 151,936 ent
 doubles when it is full, up to max_num_seqs rows. Steps without such requests do not touch it.
 """
 
-from collections.abc import Callable, Container, Iterable
-from itertools import chain
+from collections.abc import Container, Iterable
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,6 @@ from nanovllm.metadata import (
     TOKEN_ROW,
     Adjustments,
 )
-from nanovllm.sampling_params import SamplingParams
 
 INITIAL_ROWS = 16  # that a table has when it is made; row 0 belongs to no request
 Entries = list[tuple[Iterable[int], Any]]  # ids, and what is added: one number, or one for each
@@ -164,54 +162,3 @@ def ends_of_bad_words(bad_word_ids: list[list[int]], output: list[int]) -> set[i
         for *first, last in bad_word_ids
         if not first or output[-len(first) :] == first
     }  # fmt: skip
-
-
-# -- checking a request --------------------------------------------------------------------------
-
-
-def encode_bad_words(
-    words: list[str], encode: Callable[[str], list[int]], vocab_size: int
-) -> list[list[int]]:
-    """Return each bad word's token ids, as spelt at the beginning and in the middle of a text.
-
-    As in vLLM, the spelling after a space counts if it has as many tokens and begins with another
-    token. Raises ValueError for an id beyond the model's vocabulary.
-    """
-    found: list[list[int]] = []
-    for word in words:
-        bare, spaced = encode(word.lstrip()), encode(" " + word.lstrip())
-        found.append(bare)
-        if len(spaced) == len(bare) and spaced[0] != bare[0]:
-            found.append(spaced)
-        for token_id in chain(bare, spaced):
-            if not 0 <= token_id < vocab_size:
-                raise ValueError(
-                    f"bad_words={words!r:.200} has the token id {token_id} in {word!r}, but the "
-                    f"model's vocabulary has {vocab_size} ids"
-                )
-    return found
-
-
-def check_adjustments(
-    params: SamplingParams, bad_word_ids: list[list[int]], end_ids: Iterable[int], vocab_size: int
-) -> None:
-    """Raise ValueError for ids beyond the vocabulary, and if no token at all could be sampled."""
-    for name, ids in (
-        ("logit_bias", params.logit_bias or ()),
-        ("allowed_token_ids", params.allowed_token_ids or ()),
-    ):
-        for token_id in ids:
-            if token_id >= vocab_size:
-                raise ValueError(
-                    f"every token id of {name} must be between 0 and {vocab_size - 1:,}, "
-                    f"got {token_id!r}"
-                )
-    if params.allowed_token_ids is None:
-        return
-    forbidden = ends_of_bad_words(bad_word_ids, [])
-    forbidden.update(end_ids if params.min_tokens else ())
-    if forbidden.issuperset(params.allowed_token_ids):
-        raise ValueError(
-            f"allowed_token_ids={params.allowed_token_ids!r:.200} must have a token that bad_words "
-            f"and min_tokens={params.min_tokens} do not forbid, because else none can be drawn"
-        )

@@ -244,10 +244,10 @@ show_source(s.update, s.remove_finished, s.abort, s.roll_back)
 # The loop around it, and a step's record in `engine.trace`:
 
 # %%
-from nanovllm.engine.engine import EngineCore
+from nanovllm.engine.core import EngineCore
 from nanovllm.outputs import StepRecord
 
-show_source(EngineCore.plain_step, EngineCore._launch, EngineCore._take_in, StepRecord)
+show_source(EngineCore.plain_step, EngineCore.launch, EngineCore.complete_step, StepRecord)
 
 # %% [markdown]
 # ## The engine's own steps

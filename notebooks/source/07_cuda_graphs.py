@@ -7,7 +7,7 @@
 # | Difficulty | hard |
 # | Hardware | any laptop |
 # | Needs | lessons 01, 05 and 06 |
-# | Ends in | `nanovllm/engine/input_batch.py`, `nanovllm/engine/cuda_graphs.py`, `nanovllm/engine/model_runner.py`, `nanovllm/engine/memory.py`, `nanovllm/engine/engine.py` |
+# | Ends in | `nanovllm/engine/input_batch.py`, `nanovllm/engine/cuda_graphs.py`, `nanovllm/engine/model_runner.py`, `nanovllm/engine/memory.py`, `nanovllm/engine/core.py` |
 
 # %% [markdown]
 # ## What hurts now
@@ -302,7 +302,7 @@ show(*loops({"plain": loop(3, 5, 4, False), "overlapped": loop(3, 5, 4, True)}, 
 # **Predict**: four stories end by themselves. How many rows are computed in vain?
 
 # %%
-from nanovllm.engine.engine import EngineCore
+from nanovllm.engine.core import EngineCore
 
 show_source(EngineCore.plain_step, EngineCore.overlapped_step)
 rows = {}

@@ -7,7 +7,7 @@
 # | Difficulty | hard |
 # | Hardware | any laptop |
 # | Needs | lessons 01, 02, 05 and 07 |
-# | Ends in | `nanovllm/distributed/ranks.py`, `nanovllm/layers/linear.py`, `nanovllm/llm_engine.py` |
+# | Ends in | `nanovllm/distributed/ranks.py`, `nanovllm/layers/linear.py`, `nanovllm/engine/llm_engine.py` |
 
 # %% [markdown]
 # ## What hurts now
@@ -259,9 +259,10 @@ assert [json.loads(message)[0] for message in messages] == ["add"] * 3 + ["step"
 # </details>
 
 # %%
-from nanovllm.llm_engine import LLMEngine, run_worker
+from nanovllm.engine.llm_engine import LLMEngine
+from nanovllm.engine.worker import run_command, run_worker
 
-show_source(Ranks.broadcast, LLMEngine._on_all_ranks, LLMEngine._share_and_act, run_worker)
+show_source(Ranks.broadcast, LLMEngine.on_all_ranks, LLMEngine.advance, run_worker, run_command)
 
 # %% [markdown]
 # Commands go through a key-value store, and each is signed, since any process of this machine can write there; tensors through gloo, or with a GPU a rank **NCCL**, NVIDIA's library, which

@@ -14,8 +14,9 @@ from counting_engine import engine_of
 from reference import reference_logits
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.engine.adjustments import AdjustmentTables, encode_bad_words, ends_of_bad_words
+from nanovllm.engine.adjustments import AdjustmentTables, ends_of_bad_words
 from nanovllm.engine.sequence import Sequence
+from nanovllm.frontend.input_processor import encode_bad_words
 from nanovllm.layers import adjustments
 from nanovllm.metadata import IN_PROMPT, STOP
 

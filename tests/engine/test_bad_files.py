@@ -8,7 +8,6 @@ from collections import Counter
 from contextlib import nullcontext
 from copy import deepcopy as copy_of
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,13 +16,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams
+from nanovllm import LLM, EngineArgs, SamplingParams
 from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.checkpoint.generation_config import make_default_params, read_generation_config
 from nanovllm.checkpoint.safetensors_files import find_weight_files
 from nanovllm.checkpoint.tokenizer import load_tokenizer, tokenizer_errors
 from nanovllm.checkpoint.weights import parameters_by_name
 from nanovllm.frontend.detokenizer import Detokenizer
+from nanovllm.frontend.input_processor import InputProcessor
 
 INDEX = "model.safetensors.index.json"
 FUZZED = 200  # examples each
@@ -343,7 +343,7 @@ def damaged(rng, good):
 def use_tokenizer(folder):
     """Load it as the engine does, encode a text and decode some ids."""
     tokenizer = load_tokenizer(EngineArgs(str(folder)), folder)
-    LLMEngine.encode(SimpleNamespace(get_tokenizer=lambda: tokenizer), PROMPTS[0])
+    InputProcessor(tokenizer, {}, frozenset(), 0, 0).encode(PROMPTS[0])
     detokenizer = Detokenizer(tokenizer, SamplingParams())
     for token_id in PROMPTS[1]:
         detokenizer.append(token_id)

@@ -67,13 +67,13 @@ def check_consistent(engine, where="") -> None:
     assert set(manager.free_block_ids) == {b.block_id for b in manager.blocks if b.ref_count == 0}
     cached = {b.hash: b.block_id for b in manager.blocks if b.hash is not None}
     assert manager.hash_to_block_id == cached
-    assert not engine._acting.locked(), where
+    assert not engine.acting.locked(), where
     got = []
-    other = threading.Thread(target=lambda: got.append(engine.lock.acquire(timeout=5)))
+    other = threading.Thread(target=lambda: got.append(engine.turns.lock.acquire(timeout=5)))
     other.start()
     other.join()
     assert got == [True], "this thread has kept the lock"
-    engine.lock = threading.RLock()  # the thread that had it is gone
+    engine.turns.lock = threading.RLock()  # the thread that had it is gone
 
 
 def check_idle(engine) -> None:
@@ -83,7 +83,7 @@ def check_idle(engine) -> None:
     scheduler = engine.core.scheduler
     assert not scheduler.waiting
     assert not scheduler.running
-    assert not engine.core.launched
+    assert not engine.core.in_flight
     assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
 
 
@@ -236,7 +236,7 @@ def test_close_can_be_interrupted_anywhere_and_called_again():
             next(stream)
             interrupted(seed, 1200, llm.close)
             llm.close()
-            assert llm.llm_engine._released
+            assert llm.llm_engine.released
             assert llm.llm_engine.core.runner is None
             assert [o.outputs[0].finish_reason for o in stream.outputs] == ["abort"] * 3
 

@@ -17,7 +17,7 @@ from nanovllm import EngineArgs
 from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.distributed.consistency import check_facts, collect_facts
 from nanovllm.distributed.python_command import pinned_folders, python_command
-from nanovllm.llm_engine import resolve_args
+from nanovllm.engine.arg_utils import resolve_args
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTES_WHERE = """

@@ -1,5 +1,6 @@
 """The front door: vLLM's interface, streaming, what is refused, and that nothing stays behind."""
 
+import traceback
 from dataclasses import fields
 
 import pytest
@@ -257,3 +258,19 @@ def test_two_ranks_equal_one(llm, folder):
         with pytest.raises(RuntimeError):
             two.generate(PROMPTS, params, use_tqdm=False)
     assert worker.poll() is not None
+
+
+def test_five_calls_lead_from_generate_to_schedule(llm, monkeypatch):
+    scheduler, chains = llm.llm_engine.core.scheduler, []
+    plain = scheduler.schedule
+
+    def schedule():
+        names = [frame.name for frame in traceback.extract_stack()]
+        chains.append(names[names.index("generate") + 1 :])
+        return plain()
+
+    monkeypatch.setattr(scheduler, "schedule", schedule)
+    llm.generate(PROMPTS, greedy(), use_tqdm=False)
+    assert set(map(tuple, chains)) == {
+        ("advance", "advance", "step", "overlapped_step", "schedule")
+    }

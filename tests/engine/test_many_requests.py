@@ -15,10 +15,10 @@ from small_requests import greedy
 
 from nanovllm import SamplingParams
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.engine import EngineCore
+from nanovllm.engine.core import EngineCore
+from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.waiting_queue import WaitingQueue
-from nanovllm.llm_engine import LLMEngine
 
 OPTIONS = {"max_model_len": 32, "num_gpu_blocks_override": 24, "block_size": 4, "max_num_seqs": 3}
 FEW, MANY = 20, 1000

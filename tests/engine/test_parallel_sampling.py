@@ -607,7 +607,7 @@ def test_an_ended_request_that_an_interrupt_left_behind_takes_no_name():
         engine.add_request("a", [1], sampled(2))
         new = engine.parents["a"]
         assert new is not old[0].parent
-        engine._forget_ended_parents(old)
+        engine.parents.forget_ended(old)
         assert engine.parents == {"a": new}
         engine.abort_request(["a", "b"])
         check_idle(engine)

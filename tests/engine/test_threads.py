@@ -12,6 +12,8 @@ from counting_engine import counting_tokenizer, llm_of
 from counting_model import VOCAB, expected_output
 from small_requests import greedy
 
+from nanovllm.frontend.turns import MAX_YIELDS, YIELD_SECONDS, Turns
+
 THREADS, CALLS = 4, 40
 OPTIONS = {"max_model_len": 64, "num_gpu_blocks_override": 24, "block_size": 4, "max_num_seqs": 6}
 
@@ -209,9 +211,9 @@ def test_ctrl_c_reaches_a_thread_that_waits_for_its_turn():
         engine, held = llm.llm_engine, threading.Event()
 
         def hold():
-            with engine.lock:
+            with engine.turns.lock:
                 held.set()
-                while not engine._lined_up:
+                while not engine.turns.waiting:
                     time.sleep(0.001)
                 time.sleep(0.05)  # from the line to the lock
                 _thread.interrupt_main()
@@ -224,3 +226,28 @@ def test_ctrl_c_reaches_a_thread_that_waits_for_its_turn():
             llm.generate([4], greedy(3), use_tqdm=False)
         other.join()
         check_idle(engine)
+
+
+@pytest.fixture
+def naps(monkeypatch):
+    """How long this thread has let others go first, a number for each time, without waiting."""
+    naps = []
+    monkeypatch.setattr(time, "sleep", naps.append)
+    return naps
+
+
+def test_a_thread_lets_a_waiting_one_go_first_but_not_for_ever(naps):
+    turns = Turns()
+    turns.waiting.add(-1)  # a thread that was interrupted and never takes its turn
+    with turns.take():
+        assert naps == [YIELD_SECONDS] * MAX_YIELDS
+        assert turns.waiting == {-1}
+
+
+def test_a_thread_that_has_the_turn_takes_it_again_at_once(naps):
+    """It must not let others go first while it holds the lock that they wait for."""
+    turns = Turns()
+    with turns.take():
+        turns.waiting.add(-1)
+        with turns.take():
+            assert not naps

@@ -205,7 +205,7 @@ def test_the_options_join_those_of_a_plain_parser_and_of_a_group():
 
 
 def test_the_kinds_of_prompts_are_dicts(llm):
-    ids = llm.llm_engine.encode("A fox")
+    ids = llm.llm_engine.input_processor.encode("A fox")
     prompts = [
         inputs.TokensPrompt(prompt_token_ids=ids, prompt="A fox", token_type_ids=None),
         inputs.TextPrompt(prompt="A fox", multi_modal_data=None, cache_salt=None),
@@ -342,9 +342,9 @@ def test_a_request_may_be_as_long_as_yarn_stretches_the_model(tiny_model):
 
 
 def test_the_end_token_is_no_stop_reason_and_another_one_is(llm):
-    engine = llm.llm_engine
+    processor = llm.llm_engine.input_processor
     first = llm.generate("Once", PARAMS, use_tqdm=False)[0].outputs[0].token_ids[0]
-    eos_ids, tokenizer = engine.eos_ids, engine.tokenizer
+    eos_ids, tokenizer = processor.eos_ids, processor.tokenizer
     own_eos = tokenizer.eos_token_id
 
     def end(**options):
@@ -353,7 +353,7 @@ def test_the_end_token_is_no_stop_reason_and_another_one_is(llm):
         return answer.finish_reason, answer.stop_reason
 
     try:
-        engine.eos_ids = eos_ids | {first}  # as generation_config.json can name more
+        processor.eos_ids = eos_ids | {first}  # as generation_config.json can name more
         assert end() == ("stop", first)
         tokenizer.eos_token_id = first
         assert end() == ("stop", None)
@@ -361,7 +361,7 @@ def test_the_end_token_is_no_stop_reason_and_another_one_is(llm):
         text = tokenizer.decode([first])
         assert end(stop=[text], include_stop_str_in_output=True) == ("stop", text)
     finally:
-        engine.eos_ids, tokenizer.eos_token_id = eos_ids, own_eos
+        processor.eos_ids, tokenizer.eos_token_id = eos_ids, own_eos
     assert end(ignore_eos=True) == ("length", None)
 
 

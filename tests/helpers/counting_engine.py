@@ -26,6 +26,7 @@ import course.labs.rank_lab  # noqa: F401  (it prepares the process for ranks as
 from nanovllm import LLM, EngineArgs, LLMEngine
 from nanovllm.checkpoint import weights
 from nanovllm.distributed.ranks import Ranks
+from nanovllm.engine.worker import run_command
 from nanovllm.layers.attention import store_kv
 from nanovllm.metadata import AttentionMetadata
 
@@ -110,7 +111,7 @@ def counting_engine(ranks: Ranks | None = None, **options: Any) -> LLMEngine:
         **options,
     )
     engine = LLMEngine(args, ranks=ranks)
-    engine.tokenizer = counting_tokenizer()
+    engine.input_processor.tokenizer = counting_tokenizer()
     return engine
 
 
@@ -123,8 +124,8 @@ def engine_of(size: int, **options: Any) -> Iterator[LLMEngine]:
     def follow(rank: int) -> None:
         try:
             engine = counting_engine(Ranks(rank, size, store), **options)
-            while (said := engine.ranks.broadcast(None))[0] != "close":
-                engine.act(said)
+            while run_command(engine, *engine.ranks.broadcast(None)):
+                pass
             assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
         except BaseException as error:
             failures.append(error)

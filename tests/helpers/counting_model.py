@@ -10,7 +10,7 @@ from torch import Tensor
 from nanovllm.config import EngineArgs
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.engine import EngineCore
+from nanovllm.engine.core import EngineCore
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
@@ -89,7 +89,7 @@ def make_sequence(name: str, prompt: list[int], max_tokens: int, stop_ids=frozen
 def check_blocks(core: EngineCore) -> None:
     """Reference counts are the tables' counts; free blocks are those that nobody holds."""
     manager = core.scheduler.block_manager
-    seqs = set(core.scheduler.running) | {r.seq for s in core.launched for r in s.batch}
+    seqs = set(core.scheduler.running) | {r.seq for s in core.in_flight for r in s.batch}
     held = [block_id for seq in seqs for block_id in seq.block_table]
     assert [block.ref_count for block in manager.blocks] == [
         held.count(block.block_id) for block in manager.blocks
