@@ -49,7 +49,7 @@ def draw(rows: list[Record] | None = None) -> Picture:
         bar(p, TOP + i * ROW, row, part=requests_of(row) < whole)
     part = [row for row in rows if requests_of(row) < whole]
     notes = [
-        f"hatched: stage {r.stage:02} ran {requests_of(r)} of the {whole} requests" for r in part
+        f"hatched: lesson {r.stage:02} ran {requests_of(r)} of the {whole} requests" for r in part
     ]
     p.text((20, bottom + 48), "; ".join(notes), 15, "start", INK)
     return p
