@@ -126,7 +126,9 @@ def _problem_with(requirement: Any) -> str | None:
     """Say why the installed version of a package does not fit, and how to repair it."""
     package, wanted, version = requirement.name, requirement.specifier, _version(requirement.name)
     repair = (
-        "run `make install`, or see the README" if is_clone() else f'pip install "{requirement}"'
+        "run `make install`, or see docs/install.md"
+        if is_clone()
+        else f'pip install "{requirement}"'
     )
     if version is None:
         return None if package in HELPFUL else f"{package} is not installed: {repair}"

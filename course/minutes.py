@@ -1,7 +1,7 @@
 """How long the course takes: each lesson's card beside an estimate, and the exercises.
 
     course minutes            the table, with words, lines and cells
-    course minutes --write    the sums into README.md, between its MINUTES marks
+    course minutes --write    the sums into docs/lessons.md, between its MINUTES marks
 
 The estimate is counted from the stored pages: reading at a steady pace, code line by line, a look
 at what each cell shows, time to think at each *Predict*, and one run. Its paces are assumptions,
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "lessons.md"  # which shows the sums
 CARD = re.compile(r"^\| Minutes \| (\d+) \|$", re.MULTILINE)
 HOW_HARD = re.compile(r"^\| Difficulty \| (easy|medium|hard) \|$", re.MULTILINE)
 EXERCISE = re.compile(r"^# \*\w+, (\d+) minutes\*$", re.MULTILINE)  # in solutions/NN_topic.py
@@ -116,7 +117,7 @@ def hours(minutes: int) -> str:
 
 
 def summary(lessons: list[Lesson]) -> str:
-    """The README's table."""
+    """Return the table of PAGE."""
     rows = [f"| {x.stem[:2]} | {x.card} | {x.exercises or 'none'} |" for x in lessons]
     reading, doing = sum(x.card for x in lessons), sum(x.exercises for x in lessons)
     return "\n".join(
@@ -129,9 +130,9 @@ def summary(lessons: list[Lesson]) -> str:
     )
 
 
-def between_marks(readme: str) -> str:
-    """What stands in the README between the two marks."""
-    return readme.split(MARKS[0])[1].split(MARKS[1])[0].strip()
+def between_marks(page: str) -> str:
+    """Return what a page holds between the two marks."""
+    return page.split(MARKS[0])[1].split(MARKS[1])[0].strip()
 
 
 def write_summary(path: Path, lessons: list[Lesson]) -> None:
@@ -158,13 +159,13 @@ def table(lessons: list[Lesson]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--write", action="store_true", help="write the sums into README.md")
+    parser.add_argument("--write", action="store_true", help="write the sums into docs/lessons.md")
 
 
 def main(args: argparse.Namespace) -> int:
     lessons = read_lessons()
     print(table(lessons))
     if args.write:
-        write_summary(ROOT / "README.md", lessons)
-        print("README.md: written")
+        write_summary(PAGE, lessons)
+        print("docs/lessons.md: written")
     return 0

@@ -107,9 +107,10 @@ def test_ci_runs_what_make_test_runs():
     assert "make test" in (ROOT / ".ci/run").read_text()
 
 
-def test_every_make_target_of_the_readme_exists():
+def test_every_make_target_of_the_front_page_and_the_docs_exists():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z-]+)\b", code_of("README.md")))
+    pages = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+    named = {name for page in pages for name in re.findall(r"\bmake ([a-z-]+)\b", code_of(page))}
     assert {"run", "test", "lab"} <= named <= targets
 
 

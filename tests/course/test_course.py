@@ -90,8 +90,9 @@ def default_params() -> SamplingParams:
     return SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens, seed=0)
 
 
-def test_the_readmes_example_of_run_is_a_request_for_a_story():
-    [arguments] = re.findall(r"make run ARGS='\"(.*?)\"", (ROOT / "README.md").read_text())
+def test_the_example_of_run_is_a_request_for_a_story():
+    page = (ROOT / "docs/install.md").read_text()
+    [arguments] = re.findall(r"make run ARGS='\"(.*?)\"", page)
     assert "story" in arguments
 
 

@@ -25,9 +25,15 @@ def test_every_lesson_states_its_exercises_minutes(lesson):
     assert (lesson.exercises > 0) == (lesson.stem != "00_tour")
 
 
-def test_the_readme_has_the_sums():
+def test_the_page_of_the_lessons_has_the_sums():
+    page = minutes.PAGE.read_text(encoding="utf-8")
+    assert minutes.between_marks(page) == minutes.summary(LESSONS), "run: course minutes --write"
+
+
+def test_the_front_page_has_the_sum_in_hours():
+    total = sum(lesson.card + lesson.exercises for lesson in LESSONS)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert minutes.between_marks(readme) == minutes.summary(LESSONS), "run: course minutes --write"
+    assert f"[about {total / 60:.0f} hours]" in readme
 
 
 def test_longer_pages_take_longer():

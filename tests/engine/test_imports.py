@@ -6,6 +6,7 @@ parts below it, so no folder imports one that imports it.
 
 import ast
 import io
+import re
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,3 +171,12 @@ def test_no_file_is_too_long():
 def test_comments_docstrings_and_blank_lines_are_no_code():
     source = '"""Two\nlines."""\n\n# a comment\nx = [\n    1,  # one\n]\ntext = """a\nb"""\n'
     assert code_lines(source) == 5
+
+
+def test_the_architecture_page_lists_the_parts_in_this_order():
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = re.findall(r"^\| ((?:`\w+/?`(?:, )?)+) \|", page, flags=re.MULTILINE)
+    listed = [re.findall(r"`(\w+/?)`", cell) for cell in table]
+    assert [{name.rstrip("/") for name in names} for names in listed] == ORDER
+    folders = {name.rstrip("/") for names in listed for name in names if name.endswith("/")}
+    assert folders == {part for part in LEVELS if (ENGINE / part).is_dir()}
