@@ -13,8 +13,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanovllm import EngineArgs, LLMEngine, llm_engine
-from nanovllm.engine import adjustments, input_batch, memory, model_runner, prompt_logprobs
+from nanovllm import EngineArgs, LLMEngine
+from nanovllm.engine import (
+    adjustments,
+    input_batch,
+    llm_engine,
+    memory,
+    model_runner,
+    prompt_logprobs,
+)
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.layers.backend import TORCH_BACKEND
 
