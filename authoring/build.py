@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from authoring.execute import run_notebook
+from course.clone import ROOT
 from course.pages.jobs import Job, all_jobs, built, stored_page, was_worked_in, write_notebook
-from course.pages.source import ROOT, code_digest
+from course.pages.source import code_digest
 
 COMMAND = "python -m authoring.build"
 

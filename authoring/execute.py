@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from course.pages.source import ROOT, code_digest, first_line, missing_requirement
+from course.clone import ROOT
+from course.pages.source import code_digest, first_line, missing_requirement
 
 CELL_SECONDS = 1800  # a limit for what hangs; a busy machine takes many times as long
 

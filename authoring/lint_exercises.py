@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from course.clone import ROOT
 from course.pages.exercise_cells import HEADING, count_lines, name_of, regions_of
-from course.pages.source import ROOT, read_source
+from course.pages.source import read_source
 
 Found = Iterator[tuple[int | None, str]]
 KINDS = {"Predict", "Implement", "Break and fix"}

@@ -55,13 +55,16 @@ def lint_alt_text(notebook: Notebook, path: Path) -> Found:
             if tag == "img" and not (attributes.get("alt") or "").strip():
                 yield index, "an <img> has no alt text"
             if tag == "svg" and not (attributes.get("aria-label") or "").strip():
-                yield index, "an inline <svg> has no aria-label; course.display.show gives one"
+                yield index, "an inline <svg> has no aria-label; course.show.display.show gives one"
     for index, cell in enumerate(notebook.cells):
         for output in cell.get("outputs", []):
             for kind in set(PICTURES) & set(output.get("data", {})):
-                yield index, f"shows an {kind} without alt text: course.display.show(figure, alt)"
+                yield (
+                    index,
+                    f"shows an {kind} without alt text: course.show.display.show(figure, alt)",
+                )
             if WIDGET in output.get("data", {}):
-                yield index, "a live widget is empty in a stored page: course.display.steps"
+                yield index, "a live widget is empty in a stored page: course.show.display.steps"
 
 
 def lint_images_are_local(notebook: Notebook, path: Path) -> Found:

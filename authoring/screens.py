@@ -20,7 +20,7 @@ from typing import Any
 
 from authoring.lab import browser, jupyterlab, why_not
 from course.bench import local_path
-from course.pages.source import ROOT
+from course.clone import ROOT
 
 RUN_SECONDS = 1800
 

@@ -30,8 +30,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from course.benchmarks import against_transformers, attention, measure, queue, sampling, serving
-from course.benchmarks.workloads import WORKLOADS
+from course.benchmarks import against_transformers, attention, queue, sampling, serving
+from course.measure import engine_runs as measure
+from course.measure.workloads import WORKLOADS
 
 SUBJECTS = (*WORKLOADS, "sampling", "serving", "attention", "queue", "transformers")
 # Whose an argument is, if it is not everybody's

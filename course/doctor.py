@@ -17,8 +17,8 @@ from typing import Any
 from course import machine
 from course.clone import ROOT, is_clone
 from course.lessons import FILES_OF_LESSON
-from course.models import VARIABLE, is_downloaded, own_model
-from course.smollm2 import FOLDER, PACKAGE, cache_dir, is_complete
+from course.models.choice import VARIABLE, is_downloaded, own_model
+from course.models.smollm2 import FOLDER, PACKAGE, cache_dir, is_complete
 
 DISTRIBUTION = "nanovllm-course"
 HELPFUL = {
@@ -230,7 +230,7 @@ def _describe_lessons() -> None:
     """What each lesson will use here: the GPU, or what takes its place."""
     import torch
 
-    from course.models import measured_model, text_model
+    from course.models.choice import measured_model, text_model
 
     print("  What the lessons use here:")
     _say("text", text_model().says.removeprefix("Text: "))

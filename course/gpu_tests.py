@@ -25,7 +25,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from course import gpu_report, machine
-from course.random_model import random_model_dir
+from course.models.random_model import random_model_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "gpu-results"

@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
 
 def draw(file: Path, shipped: bool) -> None:
     """The recorded ladder as a picture; the same records give the same bytes of SVG."""
-    from course import plots
+    from course.show import plots
 
     plots.use_style()
     rows = [row for row in plots.load() if not shipped or row.origin == "shipped"]
@@ -60,9 +60,9 @@ def measure(args: argparse.Namespace) -> None:
     import torch
     from tqdm.auto import tqdm
 
-    from course.models import has_gpu, measured_model
-    from course.records import OWN, record
+    from course.models.choice import has_gpu, measured_model
     from course.stages import STAGES, compare
+    from course.stages.records import OWN, record
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -98,7 +98,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def work_of(stage: Any, args: argparse.Namespace) -> Any:
-    from course.workload import ladder_workload
+    from course.measure.ladder_workload import ladder_workload
 
     workload = ladder_workload(stage.vocab_size, stage.device.type)
     return stage.part_of(workload.first(args.requests or len(workload.prompts)))
@@ -107,7 +107,7 @@ def work_of(stage: Any, args: argparse.Namespace) -> Any:
 def recorded(stage: Any, job: Any, args: argparse.Namespace) -> Any:
     """This machine's record of the stage on this workload, if there is one of as many runs."""
     from course import machine
-    from course.records import OWN, read
+    from course.stages.records import OWN, read
 
     here = machine.describe(stage.device.type), machine.versions(), stage.folder.name, str(job)
     for row in read(args.json or OWN, "yours"):

@@ -1,6 +1,6 @@
 """Processes that the course starts: they run this process's copy of the course.
 
-module_command("course.random_model", "qwen3-8b")     # for subprocess.run
+module_command("course.models.random_model", "qwen3-8b")     # for subprocess.run
 with spawned_safely(): ...                            # around multiprocessing's "spawn"
 
 `python -m` and multiprocessing put the working folder first on the new process's `sys.path`. A

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from course.bench import local_path
-from course.exercises import ROOT, Place, all_places, lesson_of
+from course.checks.exercises import Place, all_places, lesson_of
+from course.clone import ROOT
 from course.files import locked, write_whole
 
 FILE = ROOT / ".course" / "progress.json"
@@ -82,7 +83,7 @@ def run_again(place: Place) -> str | None:
     """
     from course.checks import CheckFailed, NotRunHere
     from course.checks.core import run_check
-    from course.exercises import NotThere, load
+    from course.checks.exercises import NotThere, load
 
     try:
         with redirect_stdout(io.StringIO()):
@@ -181,7 +182,7 @@ def picture(places: list[Place], passed: Passed) -> tuple[str, str]:
 
 def show_progress() -> None:
     """The picture, in a notebook."""
-    from course.display import show
+    from course.show.display import show
 
     show(*picture(all_places(), load_passed(FILE)))
 

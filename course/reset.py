@@ -9,7 +9,8 @@ well.
 import argparse
 from pathlib import Path
 
-from course.exercises import ROOT, lesson_of
+from course.checks.exercises import lesson_of
+from course.clone import ROOT
 from course.files import locked
 from course.pages.jobs import all_jobs, built, was_worked_in, write_notebook
 

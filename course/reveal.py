@@ -6,7 +6,7 @@ course reveal 03 slot_mapping     one
 
 import argparse
 
-from course.exercises import all_places, code_of, lesson_of
+from course.checks.exercises import all_places, code_of, lesson_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

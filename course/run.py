@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     import torch
 
-    from course.models import pick_model
+    from course.models.choice import pick_model
     from nanovllm import LLM, SamplingParams
 
     params = SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens, seed=0)
@@ -55,7 +55,7 @@ def usual_threads(model: str) -> int:
     """
     import torch
 
-    from course.models import CHECKPOINTS
+    from course.models.choice import CHECKPOINTS
 
     own = Path(model).expanduser().resolve().is_relative_to(CHECKPOINTS)
     return 1 if own else torch.get_num_threads()

@@ -9,7 +9,7 @@ seqs = ask(engine, prompts, count=8)      # the requests: tokens, block tables, 
 from collections.abc import Sequence as Several
 from typing import Any
 
-from course.models import own_model
+from course.models.choice import own_model
 from nanovllm.config import EngineArgs
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.llm_engine import LLMEngine

@@ -9,7 +9,7 @@
 import torch
 
 from course.checks import lesson02
-from course.learner import stage_with
+from course.checks.learner import stage_with
 from course.stages.common import greedy
 
 torch.set_grad_enabled(False)

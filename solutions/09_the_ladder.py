@@ -8,7 +8,7 @@
 import torch
 
 from course.checks import lesson09
-from course.learner import joined, own_pieces
+from course.checks.learner import joined, own_pieces
 from course.serving import start_engine
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Scheduler

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
-from course.svg import Picture
+from course.show.svg import Picture
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
 PICTURES: dict[str, Callable[[], Picture]] = {

@@ -1,7 +1,7 @@
 """figures/course_map.svg: the ten lessons, and the files of nanovllm/ each of them ends in."""
 
 from course.lessons import FILES_OF_LESSON
-from course.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Picture
+from course.show.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Picture
 
 TITLE = "Ten lessons, and the files of nanovllm/ they end in"
 COLOURS = {

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from course.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, Picture
+from course.show.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, Picture
 
 ALT = (
     "The decoder from bottom to top. Token ids, one per token, are looked up in the embedding and "

@@ -1,6 +1,6 @@
 """figures/kernel_grid.svg: four programs copy four tokens' rows into their slots."""
 
-from course.svg import BLUE, GREEN, GREY, ORANGE, SKY, Picture
+from course.show.svg import BLUE, GREEN, GREY, ORANGE, SKY, Picture
 
 TITLE = "One program, one token"
 ALT = (

@@ -1,6 +1,6 @@
 """figures/kv_cache.svg: prefill and decode as rows of one causal table, over one cache."""
 
-from course.svg import BLUE, GREEN, GREY, INK, ORANGE, Picture
+from course.show.svg import BLUE, GREEN, GREY, INK, ORANGE, Picture
 
 TITLE = "Prefill fills the cache, decode reads it and adds one token"
 ALT = (

@@ -1,6 +1,6 @@
 """figures/one_step.svg: the scheduler's two lists, and the step it cuts from them."""
 
-from course.svg import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, Picture
+from course.show.svg import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, Picture
 
 TITLE = "One step: running requests first, then waiting ones"
 ALT = (

@@ -1,6 +1,6 @@
 """figures/paged_blocks.svg: a request's tokens, its block table, and the blocks in memory."""
 
-from course.svg import BLUE, GREY, ORANGE, Picture
+from course.show.svg import BLUE, GREY, ORANGE, Picture
 
 TITLE = "A block table says where a token's keys and values lie"
 ALT = (

@@ -1,6 +1,6 @@
 """figures/prefix_tree.svg: three prompts cut into blocks, and the tree their chained keys make."""
 
-from course.svg import BLUE, GREEN, GREY, ORANGE, Box, Picture
+from course.show.svg import BLUE, GREEN, GREY, ORANGE, Box, Picture
 
 TITLE = "Keys that chain: equal keys mean equal text from the first token on"
 ALT = (

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from course.svg import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, Box, Picture
+from course.show.svg import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, Box, Picture
 
 TITLE = "The way of one request"
 ALT = (

@@ -2,7 +2,7 @@
 
 import itertools
 
-from course.svg import BLUE, GREEN, GREY, ORANGE, VERMILLION, Box, Picture
+from course.show.svg import BLUE, GREEN, GREY, ORANGE, VERMILLION, Box, Picture
 
 TITLE = "Column, then row: one all-reduce a half layer"
 ALT = (

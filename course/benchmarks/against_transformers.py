@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from course import machine
-from course.models import pick_model
+from course.models.choice import pick_model
 
 PROMPT_TOKENS = (16, 128)
 OUTPUT_TOKENS = (16, 128)

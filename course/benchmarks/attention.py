@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from course import machine
-from course.benchmarks.roofline import cpu_seconds, cuda_seconds, read_bandwidth
+from course.measure.roofline import cpu_seconds, cuda_seconds, read_bandwidth
 
 BLOCK_SIZE, HEADS, KV_HEADS, HEAD_DIM = 16, 16, 8, 128
 ROUND_BYTES = {"cuda": 2**30, "cpu": 2**27}  # keys and values of all caches together, at least

@@ -33,8 +33,8 @@ from course.benchmarks.attention import (
     round_seconds,
     shapes,
 )
-from course.benchmarks.roofline import BUFFER_BYTES, read_bandwidth, seconds_of
-from course.timing import Timing
+from course.measure.roofline import BUFFER_BYTES, read_bandwidth, seconds_of
+from course.measure.timing import Timing
 from nanovllm.layers import attention
 from nanovllm.layers.backend import (
     TORCH_BACKEND,
@@ -69,7 +69,7 @@ def store_versions() -> dict[str, Callable]:
     """Functions as `attention.store_kv`."""
     found = {"torch": attention.store_kv}
     if can_run_triton():
-        from course.labs import toy_kernels as toy
+        from course.benchmarks import toy_kernels as toy
         from nanovllm.kernels import store
 
         found |= {
@@ -83,7 +83,7 @@ def rope_versions() -> dict[str, Callable]:
     """Functions as `attention.rope_store`."""
     found = {"torch": attention.rope_store}
     if can_run_triton():
-        from course.labs import toy_kernels as toy
+        from course.benchmarks import toy_kernels as toy
         from nanovllm.kernels import store
 
         found |= {"three kernels": toy.norm_rope_store, "the engine's, fused": store.rope_store}
@@ -94,7 +94,7 @@ def decode_versions() -> dict[str, Backend]:
     """Backends that differ in their decode attention."""
     found = {"torch": TORCH_BACKEND}
     if can_run_triton():
-        from course.labs import toy_kernels as toy
+        from course.benchmarks import toy_kernels as toy
 
         found["a program a head"] = replace(TORCH_BACKEND, decode_attention=toy.attend_whole)
         found["split"] = replace(TORCH_BACKEND, decode_attention=attend_split)
@@ -108,7 +108,7 @@ def attend_split(
     query: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: PhaseMetadata, scale: float
 ) -> Tensor:
     """The lesson's split attention, with as many parts as keep this GPU busy."""
-    from course.labs import toy_kernels as toy
+    from course.benchmarks import toy_kernels as toy
 
     longest = metadata.block_tables.shape[1] * k_cache.shape[1]
     parts = choose_splits(query.shape[0] * query.shape[1], longest, processors(query.device))

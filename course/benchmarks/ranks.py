@@ -24,8 +24,9 @@ from typing import Any
 
 from course import machine
 from course.bench import fraction, local_path, positive
-from course.benchmarks import all_reduce, measure
-from course.random_model import SHAPES
+from course.benchmarks import all_reduce
+from course.measure import engine_runs as measure
+from course.models.random_model import SHAPES
 
 GREEDY = {"temperature": 0.0, "max_tokens": 64, "ignore_eos": True}
 SMALL = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 8, "use_tqdm_on_load": False}
@@ -82,8 +83,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def model_folder(shape: str) -> Path:
-    from course.models import own_model
-    from course.random_model import random_model_dir
+    from course.models.choice import own_model
+    from course.models.random_model import random_model_dir
 
     return own_model() if shape == OWN else random_model_dir(shape)
 
@@ -98,7 +99,7 @@ def check_small_model(sizes: list[int]) -> list[dict[str, Any]]:
     """
     import torch
 
-    from course.models import own_model
+    from course.models.choice import own_model
 
     prompts = [[1 + (7 * i + j) % 1000 for j in range(3 + 2 * i)] for i in range(8)]
     expected, _ = greedy(str(own_model()), prompts, 1)

@@ -13,8 +13,8 @@ import statistics
 import time
 from typing import Any
 
-from course.benchmarks import measure as workload_bench
-from course.benchmarks.workloads import PLAIN, QWEN3, Workload
+from course.measure import engine_runs as workload_bench
+from course.measure.workloads import PLAIN, QWEN3, Workload
 
 # The fields of SamplingParams that a row of the table sets. To measure another parameter, add a
 # row; every ratio is to the first one.

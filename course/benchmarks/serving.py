@@ -29,8 +29,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from course.benchmarks import measure as workload_bench
-from course.benchmarks.workloads import QWEN3
+from course.measure import engine_runs as workload_bench
+from course.measure.workloads import QWEN3
 
 PROMPT_TOKENS = (8, 3000)
 OUTPUT_TOKENS = (1, 800)

@@ -28,9 +28,9 @@ import torch
 
 from course import machine
 from course.bench import command_line, local_path, positive
-from course.models import measured_model, own_model
+from course.measure.timing import measure
+from course.models.choice import measured_model, own_model
 from course.processes import spawned_safely
-from course.timing import measure
 from nanovllm import LLM, SamplingParams
 
 PROMPT = 64  # tokens

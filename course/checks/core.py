@@ -20,7 +20,7 @@ from functools import partial, wraps
 from typing import Any
 
 from course.checks.limits import TookTooLong, last_words, time_limit
-from course.exercises import ROOT
+from course.clone import ROOT
 
 SECONDS = 30  # of computing, for one check; see limits.py for waiting
 _comparisons: list[str] = []  # of the check that runs

@@ -162,7 +162,7 @@ def tokenizer_with_bos() -> Any:
     """The course's tokenizer with a BOS, which it puts before every text, and its template, too."""
     from transformers import AutoTokenizer
 
-    from course.models import own_model
+    from course.models.choice import own_model
 
     tokenizer = AutoTokenizer.from_pretrained(own_model())
     tokenizer.add_special_tokens({"bos_token": "<s>"})

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from course.checks import CheckFailed, attempt, check, compare, expect
 from course.checks.engines import three_prompts
-from course.learner import stage_with
+from course.checks.learner import stage_with
+from course.measure.ladder_workload import LadderWorkload
 from course.serving import start_engine
 from course.stages import Recorder
-from course.workload import LadderWorkload
 
 # -- a cache's size ------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from course.checks import CheckFailed, attempt, check, compare, expect
 from course.drawings.step_drawings import padding
-from course.labs.toy_decoder import LONGEST, ToyDecoder
-from course.models import has_gpu
+from course.models.choice import has_gpu
+from course.models.toy_decoder import LONGEST, ToyDecoder
 
 
 @check

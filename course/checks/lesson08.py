@@ -10,7 +10,7 @@ from torch.nn.functional import linear, silu
 from course.checks import attempt, check, compare, expect
 from course.checks.loads import Load
 from course.labs.rank_lab import on_ranks
-from course.models import own_model
+from course.models.choice import own_model
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.engine.scheduler import Scheduler
 

@@ -8,7 +8,7 @@ from typing import Any
 from course.checks import CheckFailed, attempt, check, expect
 from course.checks.core import plain
 from course.checks.engines import check_answers, three_prompts
-from course.learner import own_pieces
+from course.checks.learner import own_pieces
 from course.serving import ask, start_engine
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Scheduler

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from course.exercises import ROOT
+from course.clone import ROOT
 
 WAITS, WALL = 2, 20  # in limits: waiting, and all in all
 HELD = 120.0  # seconds for which the watcher may get no turn

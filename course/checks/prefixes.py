@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from course.learner import manager_with, scheduler_with
+from course.checks.learner import manager_with, scheduler_with
 from course.serving import ask, start_engine
 from nanovllm.engine.sequence import Sequence
 

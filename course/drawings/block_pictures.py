@@ -9,7 +9,7 @@ fig = waste_plot(sizes, {"long": [...]}, {"long": [...]})
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from course.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Picture
+from course.show.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Picture
 
 Cell = tuple[str, str]  # who holds a place ("" if nobody), and its kind
 COLOURS = {"A": BLUE, "B": ORANGE, "C": GREEN, "D": PURPLE, "E": SKY}
@@ -126,7 +126,7 @@ def waste_plot(
     shares: Mapping[str, Sequence[float]],
 ) -> Any:
     """Empty tokens a request, and the share of held memory that is empty, against block size."""
-    from course.plots import BLACK, figure
+    from course.show.plots import BLACK, figure
 
     fig, (left, right) = figure("Empty places in held blocks", "counted, on any machine", 2)
     expected = [(size - 1) / 2 for size in sizes]
@@ -148,7 +148,7 @@ def waste_plot(
 
 def held_plot(runs: Mapping[str, Sequence[tuple[int, int]]], room: int) -> Any:
     """Of each run, places held and places live at every step."""
-    from course.plots import BLUE, ORANGE, figure
+    from course.show.plots import BLUE, ORANGE, figure
 
     fig, axes = figure("Places held, and live", "counted, on any machine", len(runs), height=3.2)
     longest = max(map(len, runs.values()))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from course.svg import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, Picture
+from course.show.svg import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, Picture
 
 KINDS = {  # what places of a row hold: colour, and the letter that says the same
     "prompt, live": (BLUE, "P"),
@@ -123,7 +123,7 @@ def pass_times(sizes: Sequence[int], ms: Sequence[float], reading: float, comput
     reading: ms to read all weights once; computing: ms of one token's arithmetic.
     """
     from course import machine
-    from course.plots import figure
+    from course.show.plots import figure
 
     fig, axes = figure("Time of one pass", machine.describe())
     axes.plot(sizes, ms, label="measured")
@@ -139,7 +139,7 @@ def pass_times(sizes: Sequence[int], ms: Sequence[float], reading: float, comput
 def next_token_times(lengths: Sequence[int], times: Sequence[tuple[float, float]]) -> Any:
     """Milliseconds of one more token by stages 01 and 02, and how many times faster 02 is."""
     from course import machine
-    from course.plots import GREEN, figure
+    from course.show.plots import GREEN, figure
 
     fig, (left, right) = figure("One more token", machine.describe(), columns=2)
     left.plot(lengths, times, label=["stage 01: compute all", "stage 02: compute one"])

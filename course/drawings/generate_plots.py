@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from course.plots import BLACK, BLUE, MARKERS, ORANGE, VERMILLION, figure
+from course.show.plots import BLACK, BLUE, MARKERS, ORANGE, VERMILLION, figure
 
 DROPPED = {"color": "white", "edgecolor": "#888888", "hatch": "///"}
 AGAIN = {"facecolor": "#FCF0D6", "edgecolor": ORANGE, "hatch": "///"}

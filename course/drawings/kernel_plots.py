@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from course.records import SHIPPED
-from course.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Picture
+from course.show.svg import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Picture
+from course.stages.records import SHIPPED
 
 RECORDED = SHIPPED / "h200_kernel_ladder.json"
 FLASH = SHIPPED / "h200_attention_flash.json"  # a run of its own, on another card of the kind

@@ -1,6 +1,6 @@
 """Drawings of a prefix cache: a pool of blocks at one moment, and what a cache saved.
 
-frame = pool_frame(pool, tables, contents)        # an SVG's text, for course.display.steps
+frame = pool_frame(pool, tables, contents)        # an SVG's text, for course.show.display.steps
 frames, queues, tables = play(pool, prompts, enter, leave)      # STORY, told to a pool
 fig = turns(prompts, found)                       # tokens of a chat's turns
 fig = hit_rates(blocks, rates, needed)            # against the size of the cache
@@ -9,10 +9,10 @@ fig = hit_rates(blocks, rates, needed)            # against the size of the cach
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from course.plots import BLUE as BAR
-from course.plots import ORANGE as SAVED
-from course.plots import figure
-from course.svg import BLUE, GREY, INK, ORANGE, Picture
+from course.show.plots import BLUE as BAR
+from course.show.plots import ORANGE as SAVED
+from course.show.plots import figure
+from course.show.svg import BLUE, GREY, INK, ORANGE, Picture
 
 STORY = {  # the toy pool's events: a request enters (+) or leaves (-), and what that does
     "+A": "A takes 0, 1, 2; two of them are full, and cached",

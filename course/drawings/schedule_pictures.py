@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from course.svg import BLUE, FONT, GREY, ORANGE, SKY, Picture
+from course.show.svg import BLUE, FONT, GREY, ORANGE, SKY, Picture
 
 Row = tuple[str, int, int]  # request, first position, tokens computed
 Steps = Sequence[Sequence[Row]]
@@ -204,7 +204,7 @@ def token_times(times: Mapping[str, tuple[Sequence[float], float]], machine: str
 
     times: seconds since a long prompt arrived, and its TTFT. The longest gap until then is marked.
     """
-    from course.plots import VERMILLION, figure
+    from course.show.plots import VERMILLION, figure
 
     fig, axes = figure("When the tokens of a running request come", machine, height=2.3)
     for y, (moments, ttft) in enumerate(times.values()):
@@ -225,7 +225,7 @@ def token_times(times: Mapping[str, tuple[Sequence[float], float]], machine: str
 
 def load_curves(points: Sequence[Any], capacity: float, machine: str) -> Any:
     """TTFT and TPOT against throughput, a point an arrival rate; a star marks the knee."""
-    from course.plots import BLACK, figure
+    from course.show.plots import BLACK, figure
 
     fig, panels = figure("Throughput against waiting", machine, columns=2, height=3.6)
     knee = max(points, key=lambda p: p.power)

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from course import plots
-from course.records import SHIPPED
-from course.svg import GREY, ORANGE, SKY, Picture
+from course.show import plots
+from course.show.svg import GREY, ORANGE, SKY, Picture
+from course.stages.records import SHIPPED
 
 RECORDED = SHIPPED / "h100_step_ladder.json"
 GROUPS = ("product", "attention", "RoPE and store", "norm, gate", "sampling", "other")

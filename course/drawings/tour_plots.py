@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from course import plots
-from course.benchmarks.roofline import Peaks
+from course.measure.roofline import Peaks
+from course.show import plots
 
 Point = tuple[Any, float, float, float]  # label, bytes, FLOPs and seconds of one step
 

@@ -6,8 +6,8 @@ next_token_ms(stage_01, stage_02, 900)  # of a text of 900 tokens: all again, or
 
 import torch
 
+from course.measure.timing import measure
 from course.stages import ContiguousCache, Recompute
-from course.timing import measure
 
 
 def pass_ms(stage: ContiguousCache, n: int) -> float:

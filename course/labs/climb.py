@@ -12,11 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from course import plots
-from course.benchmarks.roofline import Peaks, Work, count_work
-from course.records import SHIPPED
+from course.measure.ladder_workload import LadderWorkload
+from course.measure.roofline import Peaks, Work, count_work
+from course.show import plots
 from course.stages import STAGES, Stage, StageResult
-from course.workload import LadderWorkload
+from course.stages.records import SHIPPED
 
 # Output tokens a second on one H200, lowest and highest of several runs: measured before this
 # engine was written, with FlashAttention-3, Qwen3-0.6B's shape in bfloat16.

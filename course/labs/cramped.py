@@ -7,8 +7,8 @@ stage.leaked                  # blocks that nobody gave back
 
 import random
 
+from course.measure.ladder_workload import LadderWorkload
 from course.stages import ContinuousBatching
-from course.workload import LadderWorkload
 
 ROWS, TOKENS = 5, 24  # requests that may run at once; tokens a step may compute
 

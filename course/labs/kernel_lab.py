@@ -83,7 +83,7 @@ def decodes_here() -> Iterator[str]:
     from course import machine
     from course.benchmarks.attention import measure_shape, shapes
     from course.benchmarks.kernel_ladder import DECODE_SCALE, decode_versions
-    from course.benchmarks.roofline import read_bandwidth
+    from course.measure.roofline import read_bandwidth
 
     on_gpu, peak = device.type == "cuda", read_bandwidth(device)
     dtype = torch.bfloat16 if on_gpu else torch.float32

@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from course import machine
 from course.drawings.generate_plots import OverlappedCost, StepCost
+from course.measure.ladder_workload import LadderWorkload
+from course.measure.timing import measure
 from course.stages import Recompute, Recorder
-from course.timing import measure
-from course.workload import LadderWorkload
 from nanovllm.checkpoint.tokenizer import load_tokenizer
 from nanovllm.config import EngineArgs
 from nanovllm.layers import attention

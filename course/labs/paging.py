@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from course.benchmarks.roofline import kv_bytes_per_token
+from course.measure.ladder_workload import LadderWorkload
+from course.measure.roofline import kv_bytes_per_token
+from course.measure.timing import measure
 from course.stages import ContiguousCache, PagedStatic, Recorder
 from course.stages.paged import live_tokens
-from course.timing import measure
-from course.workload import LadderWorkload
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.sequence import Sequence
 from nanovllm.models.model_config import ModelConfig

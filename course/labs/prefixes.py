@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from course.models.storyteller import LONG_SYSTEM
 from course.serving import ask
-from course.storyteller import LONG_SYSTEM
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.sequence import Sequence as Request

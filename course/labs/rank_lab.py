@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from course import plots
-from course.records import SHIPPED
+from course.show import plots
+from course.stages.records import SHIPPED
 
 # torch records collectives for all groups of a process in one place, which in 2.11 two threads
 # corrupt: crashes, and waits without end. So nothing is recorded where ranks are threads.

@@ -16,8 +16,8 @@ import torch
 
 from course import machine
 from course.drawings.tour_plots import Point
-from course.random_model import hollow_model
-from course.timing import measure
+from course.measure.timing import measure
+from course.models.random_model import hollow_model
 from nanovllm import LLM, SamplingParams
 from nanovllm.outputs import RequestOutput
 

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from course.clone import ROOT
 from course.files import write_whole
 from course.pages.exercise_cells import exercises_in, transform
-from course.pages.source import ROOT, cell_ids, code_digest, read_source
-from course.reading import TITLE, up_to_date
+from course.pages.source import cell_ids, code_digest, read_source
+from course.show.reading import TITLE, up_to_date
 
 
 @dataclass(frozen=True)

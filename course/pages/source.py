@@ -25,7 +25,6 @@ from typing import Any
 
 from course.pages.exercise_cells import TAG
 
-ROOT = Path(__file__).resolve().parents[2]
 TAGS = {"nbval-check-output"}
 FOLDS = {"source_hidden", "outputs_hidden"}
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}

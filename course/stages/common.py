@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 import torch
 
 from course import machine
-from course.benchmarks.measure import check_counts
-from course.benchmarks.roofline import kv_bytes_per_token
-from course.timing import synchronize
-from course.workload import LadderWorkload
+from course.measure.engine_runs import check_counts
+from course.measure.ladder_workload import LadderWorkload
+from course.measure.roofline import kv_bytes_per_token
+from course.measure.timing import synchronize
 from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.checkpoint.hub import find_model
 from nanovllm.checkpoint.weights import resolve_dtype

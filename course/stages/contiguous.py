@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from course.measure.ladder_workload import LadderWorkload
 from course.stages.common import Recorder, greedy
 from course.stages.recompute import DecoderStage
-from course.workload import LadderWorkload
 from nanovllm.layers.attention import masked_attention
 from nanovllm.layers.backend import TORCH_BACKEND
 from nanovllm.metadata import AttentionMetadata, PhaseMetadata

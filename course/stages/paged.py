@@ -6,8 +6,8 @@ a scheduler of their own: it forms a batch, and lets nobody in until all of it i
 
 from typing import Any, ClassVar
 
+from course.measure.ladder_workload import LadderWorkload
 from course.stages.common import Recorder, Stage
-from course.workload import LadderWorkload
 from nanovllm.config import EngineArgs
 from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.scheduler import Batch, Scheduler

@@ -6,8 +6,8 @@ One request at a time. After n tokens the model has computed 1 + 2 + ... + n of 
 import torch
 from torch import Tensor
 
+from course.measure.ladder_workload import LadderWorkload
 from course.stages.common import Recorder, Stage, greedy
-from course.workload import LadderWorkload
 from nanovllm.checkpoint.weights import load_model
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.layers.backend import TORCH_BACKEND, Backend

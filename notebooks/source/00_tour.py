@@ -25,12 +25,13 @@ from pathlib import Path
 
 import torch
 
-from course import machine, plots
-from course.display import show
+from course import machine
 from course.drawings import tour_plots
 from course.labs import tour_lab
-from course.models import measured_model, own_model
-from course.reading import show_source
+from course.models.choice import measured_model, own_model
+from course.show import plots
+from course.show.display import show
+from course.show.reading import show_source
 from nanovllm import LLM, SamplingParams
 
 torch.set_num_threads(1)  # timings of one thread vary least
@@ -160,8 +161,8 @@ assert len(refused) == 4
 # again. A small one stays in the processor's caches, a large one comes from memory. **Predict** the curve.
 
 # %%
-from course.peaks import record_peaks
-from course.timing import machine_peaks
+from course.measure.peaks import record_peaks
+from course.measure.timing import machine_peaks
 
 llm.close()
 device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -21,12 +21,13 @@
 import torch
 import torch.nn.functional as F
 
-from course import machine, plots
-from course.display import show
+from course import machine
 from course.drawings import generate_plots
 from course.labs import naive_lab
-from course.models import measured_model, own_model
-from course.reading import show_source
+from course.models.choice import measured_model, own_model
+from course.show import plots
+from course.show.display import show
+from course.show.reading import show_source
 from course.stages import Recompute
 
 torch.set_num_threads(1)
@@ -412,8 +413,8 @@ show(generate_plots.step_and_answer(costs, clock, len(prompt), machines))
 # Now the workload of every stage (on a GPU here 4 of 64 requests; one after another, hence TTFT).
 
 # %%
-from course import records
-from course.workload import ladder_workload
+from course.measure.ladder_workload import ladder_workload
+from course.stages import records
 
 workload = measured.part_of(ladder_workload(measured.vocab_size, measured.device.type))
 print(measured_model(), workload, records.measured(measured, workload), sep="\n")

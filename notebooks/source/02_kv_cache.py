@@ -22,11 +22,11 @@ import textwrap
 import torch
 from transformers import AutoTokenizer
 
-from course import plots
-from course.models import own_model
+from course.measure.ladder_workload import LadderWorkload
+from course.models.choice import own_model
+from course.show import plots
 from course.stages import ContiguousCache, Recompute
 from course.stages.common import greedy
-from course.workload import LadderWorkload
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
@@ -137,8 +137,8 @@ assert same == [True] * 40 + [False] * (len(ids) - 40)
 # **Store** a token's key and value in two tables, then **read** them: a token sees itself too.
 
 # %%
-from course.display import show, steps
 from course.drawings.cache_pictures import token_frame
+from course.show.display import show, steps
 
 k_cache, v_cache = torch.zeros(2, 4, 4).double()
 frames, new_rows = [], []
@@ -163,9 +163,9 @@ assert torch.allclose(torch.cat(new_rows), out)
 # Below the **ridge**, FLOP/s over bytes/s, where lesson 00's roof bends, memory limits a pass; above it arithmetic does.
 
 # %%
-from course.benchmarks.roofline import layer_weights
-from course.models import measured_model
-from course.timing import machine_peaks
+from course.measure.roofline import layer_weights
+from course.measure.timing import machine_peaks
+from course.models.choice import measured_model
 
 timed = ContiguousCache(measured_model().path)
 timed.prepare(job)
@@ -252,7 +252,7 @@ assert decode_mask.sum(-1).flatten().tolist() == [3, 5]
 # Every layer stores with the engine's `rope_store`; then `attend` reads nothing but the cache.
 
 # %%
-from course.reading import show_source
+from course.show.reading import show_source
 from course.stages import contiguous
 from nanovllm.layers import attention as ops
 
@@ -333,8 +333,8 @@ show(next_token_times(lengths, times), f"Times faster with a cache, by tokens so
 # tokens a second?
 
 # %%
-from course.records import measured
-from course.workload import ladder_workload
+from course.measure.ladder_workload import ladder_workload
+from course.stages.records import measured
 
 for used in (old, cached, timed, again):
     used.release()  # so that their weights are not counted as a stage's memory

@@ -19,9 +19,9 @@
 # %% tags=["nbval-check-output"]
 import torch
 
-from course import plots
 from course.labs.paging import rows_history, short_answers
-from course.models import measured_model
+from course.models.choice import measured_model
+from course.show import plots
 from course.stages import ContiguousCache
 
 torch.set_num_threads(1)
@@ -62,8 +62,8 @@ assert needed == 1129
 # **Predict**: how many are free? Does E get its 10?
 
 # %%
-from course.display import show, steps
 from course.drawings.block_pictures import block_strip, count, reserved_cells, strip
+from course.show.display import show, steps
 
 memory = [None] * 32  # who has reserved each place
 
@@ -181,7 +181,7 @@ assert torch.equal(paged, attention(q, K, V))
 # first; `query_start_loc` says whose is which. (`max_query_len`, `plan`, `num_heads`: lesson 06.)
 
 # %%
-from course.reading import show_source
+from course.show.reading import show_source
 from nanovllm.layers import attention as ops
 from nanovllm.metadata import AttentionMetadata, PhaseMetadata
 
@@ -385,8 +385,8 @@ show(fig, "Stage 02 holds all places and fills an eighth; stage 03 holds little 
 # step it gathers, that is copies, all keys and values. **Predict**: which is faster?
 
 # %%
-from course.records import measured, record
-from course.workload import ladder_workload
+from course.measure.ladder_workload import ladder_workload
+from course.stages.records import measured, record
 
 workload = ladder_workload(stage_03.vocab_size)
 print(workload, measured_model(), sep="\n")

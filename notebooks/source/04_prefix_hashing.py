@@ -20,9 +20,9 @@
 # %%
 import torch
 
-from course import plots
 from course.labs.prefixes import num_common, questions
 from course.serving import ask, start_engine
+from course.show import plots
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
@@ -203,8 +203,8 @@ def leave(pool, table):
 # **Predict**: which blocks does D take? How many does A find the second time?
 
 # %%
-from course.display import show, steps
 from course.drawings.prefix_pictures import STORY, play
+from course.show.display import show, steps
 
 toys |= {"D": [*range(20, 38)], "A again": toys["A"]}
 frames, queues, tables = play(Pool(6), toys, enter, leave)
@@ -261,7 +261,7 @@ assert ruined > 0
 # the blocks that are full.
 
 # %%
-from course.reading import show_source
+from course.show.reading import show_source
 from nanovllm.engine import block_manager as module
 
 m = BlockManager
@@ -334,7 +334,7 @@ assert found == 336  # its own 21 blocks, from the run before
 # %%
 from course import machine
 from course.labs.prefixes import second_requests
-from course.models import has_gpu, measured_model
+from course.models.choice import has_gpu, measured_model
 
 where = {"model": measured_model().path, "device": "cuda" if has_gpu() else "cpu"}
 cached, uncached = start_engine(**where), start_engine(enable_prefix_caching=False, **where)
@@ -394,9 +394,9 @@ assert (share_of[100], share_of[220]) == (0, 0.8)
 # Stage 04 is stage 03 with `enable_prefix_caching=True`. **Predict**: what does that do to live memory, and to TTFT?
 
 # %%
-from course.records import measured, record
+from course.measure.ladder_workload import ladder_workload
 from course.stages import PagedStatic, PrefixCache
-from course.workload import ladder_workload
+from course.stages.records import measured, record
 
 stage_03, stage_04 = PagedStatic(where["model"]), PrefixCache(where["model"])
 workload = ladder_workload(stage_04.vocab_size)

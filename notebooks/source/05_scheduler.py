@@ -19,12 +19,13 @@
 # %%
 import torch
 
-from course import machine, plots
-from course.display import show
+from course import machine
 from course.drawings import schedule_pictures as pictures
-from course.models import own_model
+from course.measure.ladder_workload import ladder_workload
+from course.models.choice import own_model
+from course.show import plots
+from course.show.display import show
 from course.stages import ContinuousBatching, PrefixCache
-from course.workload import ladder_workload
 
 torch.set_num_threads(1)
 plots.use_style()
@@ -220,7 +221,7 @@ assert (len(seq.token_ids), seq.num_scheduled, seq.num_computed) == (9, 8, 8)
 # `num_unscheduled` is our `known - computed` (`max(1, ...)`: lesson 07).
 
 # %%
-from course.reading import show_source
+from course.show.reading import show_source
 from nanovllm.engine import sequence
 
 print(sequence.__doc__)
@@ -256,9 +257,9 @@ show_source(EngineCore.plain_step, EngineCore.launch, EngineCore.complete_step, 
 # what do steps 1 and 2 compute?
 
 # %%
-from course.display import steps
-from course.load import start
+from course.labs.load import start
 from course.serving import queue, run
+from course.show.display import steps
 
 tight = {"max_num_seqs": 3, "max_num_batched_tokens": 8, "block_size": 4}
 engine = start(own_model(), **tight, num_gpu_blocks_override=9, max_model_len=36)
@@ -318,8 +319,8 @@ print(ask_and_compare(engine, workload.prompts[0][:20], count=16)[1])
 # **Predict** from the chart: how many times stage 04's throughput, if all steps took the same time?
 
 # %%
-from course.models import measured_model
-from course.records import measured, record
+from course.models.choice import measured_model
+from course.stages.records import measured, record
 
 model = measured_model().path
 job = ladder_workload(PrefixCache(model).vocab_size)
@@ -348,7 +349,7 @@ show(figure, figure.alt_text)
 # (1,024). **Predict**: which way has the longer gap between their tokens? How many steps are the chunks?
 
 # %%
-from course.load import interrupted
+from course.labs.load import interrupted
 
 device = ContinuousBatching(model).args.device
 length, budget = (900, 64) if device == "cpu" else (8_000, 1024)
@@ -373,7 +374,7 @@ show(figure, "Tokens of a running request: one long gap in one step, small gaps 
 # capacity, TPOT or TTFT?
 
 # %%
-from course.load import sweep, users
+from course.labs.load import sweep, users
 
 room = {"device": device, "max_model_len": 128, "num_gpu_blocks_override": 128}
 engine = start(model, **room, max_num_seqs=8, max_num_batched_tokens=128)

@@ -21,11 +21,11 @@
 # %%
 import torch
 
-from course import plots
-from course.display import show
 from course.drawings.kernel_plots import bars, makespan, recorded, timetable
 from course.labs.kernel_lab import agree, call, device, has_triton, launch, tl, triton, where
-from course.reading import show_from, show_source
+from course.show import plots
+from course.show.display import show
+from course.show.reading import show_from, show_source
 
 torch.set_num_threads(1)
 plots.use_style()
@@ -161,7 +161,7 @@ from nanovllm.layers import attention
 
 show_from("nanovllm/kernels/store.py", "store_kv_kernel", "store_kv")
 if has_triton:
-    from course.labs import toy_kernels as toy
+    from course.benchmarks import toy_kernels as toy
     from nanovllm.kernels import store
 qkv = torch.randn(5, 10, 6, device=device)  # 6 query heads, 2 key heads, 2 value heads; 6 numbers
 parts = qkv[:, 6:8], qkv[:, 8:]
@@ -263,7 +263,7 @@ assert abs(state[2] / state[1] - whole) < 1e-4
 # One program for each sequence and query head walks over its context in tiles of 32 tokens.
 
 # %%
-show_from("course/labs/toy_kernels.py", "attend_range", "whole_kernel")
+show_from("course/benchmarks/toy_kernels.py", "attend_range", "whole_kernel")
 lengths = torch.tensor([10, 3, 37], dtype=torch.int32, device=device)
 tables = torch.randperm(30, device=device).view(3, 10).int()
 k_cache, v_cache = torch.randn(2, 30, 4, 2, 8, device=device)  # 30 blocks of 4, 2 KV heads of 8
@@ -305,7 +305,7 @@ right = online_softmax_step(-inf, 0, 0, (2, 5), (30, 40))
 higher = max(left[0], right[0])
 total, acc = (sum(part[i] * exp(part[0] - higher) for part in (left, right)) for i in (1, 2))
 assert abs(acc / total - whole) < 1e-4
-show_from("course/labs/toy_kernels.py", "split_kernel", "merge_kernel")
+show_from("course/benchmarks/toy_kernels.py", "split_kernel", "merge_kernel")
 result = agree(call(lambda: toy.attend_split(*data, num_splits=3)), wanted)
 
 # %% [markdown]
@@ -377,10 +377,10 @@ print(tokens[6:].tolist())
 # Stage 06 is stage 05 with our kernels. **Predict**: what do they gain on a GPU, and on a CPU?
 
 # %%
-from course.models import measured_model
-from course.records import record
+from course.measure.ladder_workload import ladder_workload
+from course.models.choice import measured_model
 from course.stages import ContinuousBatching, TritonKernels
-from course.workload import ladder_workload
+from course.stages.records import record
 
 job = ladder_workload(ContinuousBatching(measured_model().path).vocab_size)
 for kind in (ContinuousBatching, TritonKernels):

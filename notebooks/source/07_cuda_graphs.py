@@ -21,13 +21,13 @@
 # %%
 import torch
 
-from course import plots
-from course.display import show
 from course.drawings.step_drawings import ladder, loops, padding, recorded, timelines
 from course.labs.recording import Recording
 from course.labs.two_loops import four_stories, order, uploads
-from course.models import has_gpu, own_model
-from course.reading import show_source
+from course.models.choice import has_gpu, own_model
+from course.show import plots
+from course.show.display import show
+from course.show.reading import show_source
 
 torch.set_num_threads(1)
 plots.use_style()
@@ -347,8 +347,8 @@ show_source(InputBatch.update, AsyncModelRunnerOutput)
 # Tokens must be stage 02's, up to near ties. (Lesson 02 checked those against transformers.)
 
 # %%
+from course.measure.ladder_workload import LadderWorkload
 from course.stages import ContiguousCache, ContinuousBatching, compare
-from course.workload import LadderWorkload
 
 
 class Overlapped(ContinuousBatching):
@@ -391,10 +391,10 @@ show(*ladder(report))
 # gain over stage 06: in tokens a second, and in TTFT?
 
 # %%
-from course.models import measured_model
-from course.records import record
+from course.measure.ladder_workload import ladder_workload
+from course.models.choice import measured_model
 from course.stages import GraphsAndOverlap
-from course.workload import ladder_workload
+from course.stages.records import record
 
 stage = (GraphsAndOverlap if has_gpu() else ContinuousBatching)(measured_model().path)
 result = stage.run(ladder_workload(stage.vocab_size))

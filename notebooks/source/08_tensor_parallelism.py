@@ -23,11 +23,11 @@ import json
 
 import torch
 
-from course import plots
-from course.display import show
 from course.labs.rank_lab import all_reduce_curves, curves_in_words, on_ranks, recorded
-from course.models import own_model
-from course.reading import show_source
+from course.models.choice import own_model
+from course.show import plots
+from course.show.display import show
+from course.show.reading import show_source
 
 torch.set_num_threads(1)
 plots.use_style()
@@ -234,7 +234,7 @@ show_source(VocabParallelEmbedding, Ranks.all_reduce_argmax)
 # **Predict**: three requests for 4 tokens each. Which messages? How large is a step's?
 
 # %%
-from course.load import start
+from course.labs.load import start
 from course.serving import queue, run
 
 engine = start(own_model(), tensor_parallel_size=2, max_model_len=64)
@@ -276,9 +276,9 @@ show_source(Ranks.broadcast, LLMEngine.on_all_ranks, LLMEngine.advance, run_work
 
 # %%
 from course.labs.reference import ask_and_compare
+from course.measure.ladder_workload import LadderWorkload
 from course.serving import start_engine
 from course.stages import ContiguousCache, ContinuousBatching, TwoRanks, compare
-from course.workload import LadderWorkload
 
 for units in (4, 1280, 4096, 301):
     shards = [Ranks(rank, 3).shard(units) for rank in range(3)]
@@ -378,8 +378,8 @@ for report in reports:
 # weights in float32. Do two processes help?
 
 # %%
-from course.records import record
-from course.workload import ladder_workload
+from course.measure.ladder_workload import ladder_workload
+from course.stages.records import record
 
 stages = ContinuousBatching(own_model(), device="cpu"), TwoRanks(own_model(), device="cpu")
 job = ladder_workload(stages[0].vocab_size, device="cpu")

@@ -25,15 +25,16 @@ from pathlib import Path
 
 import torch
 
-from course import plots
-from course.benchmarks import against_transformers, roofline
-from course.benchmarks.roofline import Peaks, Work, measure_peaks
-from course.display import show
+from course.benchmarks import against_transformers
 from course.labs import climb
-from course.models import has_gpu, measured_model, own_model
-from course.reading import show_source
+from course.measure import roofline
+from course.measure.ladder_workload import LadderWorkload, ladder_workload
+from course.measure.roofline import Peaks, Work, measure_peaks
+from course.models.choice import has_gpu, measured_model, own_model
+from course.show import plots
+from course.show.display import show
+from course.show.reading import show_source
 from course.stages import STAGES, compare
-from course.workload import LadderWorkload, ladder_workload
 
 torch.set_num_threads(1)
 plots.use_style()

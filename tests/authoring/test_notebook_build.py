@@ -12,7 +12,7 @@ from authoring.build import differences
 from authoring.execute import run_notebook
 from course.pages.jobs import Job, built, was_worked_in, write_notebook
 from course.pages.source import read_source
-from course.reading import source_of
+from course.show.reading import source_of
 from nanovllm.models.decoder import Decoder
 
 SOURCE = """# %% [markdown]

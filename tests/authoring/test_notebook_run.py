@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHECK = {"tags": ["nbval-check-output"]}
 WIDGET = "import ipywidgets\n\nipywidgets.IntSlider()"
 FIGURE = """from matplotlib import pyplot as plt
-from course.display import show
+from course.show.display import show
 figure, axes = plt.subplots()
 show(figure, alt="Empty axes")
 plt.plot([1, 2])"""

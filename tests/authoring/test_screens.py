@@ -13,14 +13,15 @@ from planted import write
 from authoring import lab
 from authoring.execute import run_notebook
 from authoring.screens import Lesson, copy_course
-from course.pages.source import KERNELSPEC, ROOT
+from course.clone import ROOT
+from course.pages.source import KERNELSPEC
 
 pytestmark = pytest.mark.skipif(bool(lab.why_not()), reason=str(lab.why_not()))
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="200" height="50">'
 SVG += '<rect width="99" height="9"/></svg>'
 STEPS = f"""from IPython.display import HTML
-from course.display import show, steps
+from course.show.display import show, steps
 frame = {SVG!r}
 steps([frame, frame, frame], ["one", "two", "three"], "A bar")"""
 MARKDOWN = """# What survives

@@ -13,10 +13,13 @@ import torch
 import xxhash
 from patience import HANGS
 
-from course import bench, random_model
-from course.benchmarks import attention, measure, queue, roofline, sampling, serving
-from course.benchmarks.workloads import SAMPLING, WORKLOADS, make_workload, number_runs
+from course import bench
+from course.benchmarks import attention, queue, sampling, serving
 from course.cli import main
+from course.measure import engine_runs as measure
+from course.measure import roofline
+from course.measure.workloads import SAMPLING, WORKLOADS, make_workload, number_runs
+from course.models import random_model
 from nanovllm.layers.backend import TORCH_BACKEND
 
 VOCAB = 151_936
@@ -415,7 +418,7 @@ needs_triton = pytest.mark.skipif(
 )
 INTERPRETED = """
 import torch
-from course.benchmarks.read_kernel import read
+from course.measure.read_kernel import read
 source, sums = torch.arange(2.0 * 4 * 16), torch.zeros(2)
 read(source, sums, tile=16, tiles=4, warps=1)
 assert sums.tolist() == [sum(range(64)), sum(range(64, 128))], sums
@@ -435,7 +438,7 @@ def test_the_read_kernel_compiles_for_gpus(capability):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from course.benchmarks.read_kernel import SHAPES, read_kernel
+    from course.measure.read_kernel import SHAPES, read_kernel
 
     types = {"source": "*fp32", "sums": "*fp32", "TILE": "constexpr", "TILES": "constexpr"}
     for tile, tiles, warps in SHAPES:

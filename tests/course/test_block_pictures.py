@@ -1,6 +1,5 @@
 """Drawings of reserved memory and of blocks: what a cell is said to hold is what the tables say."""
 
-from course.display import svg_of
 from course.drawings.block_pictures import (
     block_cells,
     count,
@@ -9,6 +8,7 @@ from course.drawings.block_pictures import (
     strip,
     waste_plot,
 )
+from course.show.display import svg_of
 
 OWNERS = ["A", "A", "A", None, "B", "B"]
 

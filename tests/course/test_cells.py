@@ -4,8 +4,8 @@ import ast
 
 import pytest
 
-from course.cells import definitions, plain_python
-from course.exercises import define
+from course.checks.cells import definitions, plain_python
+from course.checks.exercises import define
 
 
 def names_of(source):

@@ -12,7 +12,7 @@ from course import progress
 from course.checks import CheckFailed, attempt, check, compare, expect, limits, need
 from course.checks.core import run_check
 from course.checks.lesson09 import near
-from course.exercises import ROOT
+from course.clone import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from course import plots
-from course.benchmarks.roofline import Peaks
 from course.cli import main
 from course.labs import climb
-from course.workload import LadderWorkload, ladder_workload
+from course.measure.ladder_workload import LadderWorkload, ladder_workload
+from course.measure.roofline import Peaks
+from course.show import plots
 
 FIGURES = Path(__file__).resolve().parents[2] / "figures"
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from course import cli, clone, doctor, models, run
+from course import cli, clone, doctor, run
 from course.cli import main
-from course.models import own_model
+from course.models import choice
+from course.models.choice import own_model
 from course.run import PROMPTS, as_chat, stream_answers, usual_threads
 from nanovllm import LLM, SamplingParams
 
@@ -137,7 +138,7 @@ def no_clone(monkeypatch, tmp_path):
     """As from a wheel: the packages lie in a folder without the course's other files."""
     monkeypatch.delenv("COURSE_MODEL")
     monkeypatch.setattr(clone, "ROOT", tmp_path)
-    monkeypatch.setattr(models, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(choice, "CHECKPOINTS", tmp_path / "checkpoints")
 
 
 NEED_A_CLONE = [
@@ -218,13 +219,13 @@ def test_doctor_tries_the_courses_own_model(monkeypatch, tmp_path, capsys):
     shutil.copytree(own_model(), copy)
     weights = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    monkeypatch.setattr(models, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(choice, "CHECKPOINTS", tmp_path)
     assert main(["doctor"]) == 1
     assert "problem: the course's own model does not work" in capsys.readouterr().out
 
 
 def test_doctor_finds_a_clone_without_the_model(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(models, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(choice, "CHECKPOINTS", tmp_path)
     assert main(["doctor"]) == 1
     assert "Restore it: git checkout" in capsys.readouterr().out
 

@@ -11,12 +11,15 @@ import matplotlib
 import pytest
 
 from authoring import pictures
-from course import doctor, machine, models, plots, records, timing
+from course import doctor, machine
 from course.cli import build_parser, main
 from course.lessons import FILES_OF_LESSON
-from course.stages import Recompute
-from course.svg import Picture
-from course.workload import ladder_workload
+from course.measure import timing
+from course.measure.ladder_workload import ladder_workload
+from course.models import choice
+from course.show import plots
+from course.show.svg import Picture
+from course.stages import Recompute, records
 
 matplotlib.use("agg")
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,44 +78,44 @@ def own(tmp_path, monkeypatch):
     """A checkpoint of the course's own, and no variable set."""
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "config.json").write_text("{}")
-    monkeypatch.setattr(models, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(choice, "CHECKPOINTS", tmp_path)
     monkeypatch.delenv("COURSE_MODEL", raising=False)
     return str(tmp_path / "small")
 
 
 def test_on_a_cpu_everything_runs_the_courses_own_model(own, monkeypatch):
-    monkeypatch.setattr(models, "has_gpu", lambda: False)
-    assert models.pick_model() == models.text_model().path == models.measured_model().path == own
+    monkeypatch.setattr(choice, "has_gpu", lambda: False)
+    assert choice.pick_model() == choice.text_model().path == choice.measured_model().path == own
 
 
 def test_on_a_gpu_text_and_measuring_differ_and_say_so(own, monkeypatch):
-    monkeypatch.setattr(models, "has_gpu", lambda: True)
-    monkeypatch.setattr(models, "random_model_dir", lambda: Path("/made/random"))
-    monkeypatch.setattr(models, "is_downloaded", lambda model: False)
-    assert models.text_model().path == own
-    assert models.measured_model().path == "/made/random"
-    assert "a random model of Qwen3-0.6B's shape" in str(models.measured_model())
-    monkeypatch.setattr(models, "is_downloaded", lambda model: True)
-    assert models.text_model().path == "Qwen/Qwen3-0.6B"
+    monkeypatch.setattr(choice, "has_gpu", lambda: True)
+    monkeypatch.setattr(choice, "random_model_dir", lambda: Path("/made/random"))
+    monkeypatch.setattr(choice, "is_downloaded", lambda model: False)
+    assert choice.text_model().path == own
+    assert choice.measured_model().path == "/made/random"
+    assert "a random model of Qwen3-0.6B's shape" in str(choice.measured_model())
+    monkeypatch.setattr(choice, "is_downloaded", lambda model: True)
+    assert choice.text_model().path == "Qwen/Qwen3-0.6B"
 
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_one_variable_decides_for_everything(own, monkeypatch, gpu):
-    monkeypatch.setattr(models, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(choice, "has_gpu", lambda: gpu)
     monkeypatch.setenv("COURSE_MODEL", "some/model")
-    chosen = [models.pick_model(), models.text_model().path, models.measured_model().path]
+    chosen = [choice.pick_model(), choice.text_model().path, choice.measured_model().path]
     assert chosen == ["some/model"] * 3
-    assert models.pick_model("named") == "named"
+    assert choice.pick_model("named") == "named"
 
 
 def test_a_tilde_in_a_models_path_is_the_users_home(own, monkeypatch, tmp_path):
     """No shell replaces it in `make run MODEL=~/x` inside quotes, nor in `--model=~/x`."""
-    monkeypatch.setattr(models, "has_gpu", lambda: False)
+    monkeypatch.setattr(choice, "has_gpu", lambda: False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("COURSE_MODEL", "~/mine")
-    chosen = [models.pick_model(), models.text_model().path, models.measured_model().path]
+    chosen = [choice.pick_model(), choice.text_model().path, choice.measured_model().path]
     assert chosen == [str(tmp_path / "mine")] * 3
-    assert models.pick_model("~/named") == str(tmp_path / "named")
+    assert choice.pick_model("~/named") == str(tmp_path / "named")
 
 
 def test_a_tilde_in_a_file_that_a_command_writes_is_the_users_home(monkeypatch, tmp_path):
@@ -138,7 +141,7 @@ def test_make_passes_its_variable_on():
 
 
 def test_nothing_is_asked_of_the_hub():
-    assert not models.is_downloaded("nobody/never-made-such-a-model")
+    assert not choice.is_downloaded("nobody/never-made-such-a-model")
 
 
 def test_doctor_says_what_each_lesson_uses(monkeypatch, capsys):

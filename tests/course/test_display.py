@@ -6,7 +6,7 @@ import re
 import pytest
 from matplotlib import pyplot as plt
 
-from course import display
+from course.show import display
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
 

@@ -10,7 +10,8 @@ import pytest
 from authoring import build
 from authoring.build import differences
 from authoring.lints import lint
-from course import checks, exercises, progress, reset
+from course import checks, progress, reset
+from course.checks import exercises
 from course.cli import main
 from course.pages import jobs
 from course.pages.exercise_cells import count_lines, solution_of, stub_of

@@ -19,7 +19,7 @@ import torch
 
 from course.checks import CheckFailed, NotRunHere
 from course.checks.core import run_check
-from course.exercises import all_places, code_of, define, load, preamble_of
+from course.checks.exercises import all_places, code_of, define, load, preamble_of
 from course.pages.exercise_cells import name_of
 from course.pages.jobs import all_jobs, built
 from course.progress import check_of
@@ -45,7 +45,7 @@ def needs_a_run(request):
 @pytest.fixture
 def with_solutions(monkeypatch):
     """What an exercise loads of earlier ones are the solutions, as in a notebook of solutions/."""
-    monkeypatch.setattr("course.exercises.here", lambda: "solutions")
+    monkeypatch.setattr("course.checks.exercises.here", lambda: "solutions")
 
 
 def run_it(place, defined):

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from course import files, peaks, progress, records
-from course.benchmarks.roofline import Peaks
+from course import files, progress
 from course.files import write_whole
+from course.measure import peaks
+from course.measure.roofline import Peaks
+from course.stages import records
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,7 @@ import torch
 from course.drawings import generate_plots
 from course.drawings.generate_plots import OverlappedCost, StepCost
 from course.labs import naive_lab
-from course.models import own_model
+from course.models.choice import own_model
 from course.stages import Recompute
 
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from course import reading
 from course.drawings import kernel_plots
+from course.show import reading
 
 
 def row(microseconds: float, num_bytes: int) -> dict:

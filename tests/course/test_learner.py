@@ -7,9 +7,9 @@ import pytest
 
 from course.checks import CheckFailed, lesson09
 from course.checks.engines import ENDINGS, answers_of, check_endings, endings_of, right_answers
+from course.checks.exercises import load
+from course.checks.learner import PIECES, joined, manager_with, own_piece, scheduler_with
 from course.checks.lesson05 import with_a_failed_step
-from course.exercises import load
-from course.learner import PIECES, joined, manager_with, own_piece, scheduler_with
 from course.stages.paged import StaticScheduler
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Scheduler
@@ -127,7 +127,7 @@ METHODS = {
 
 
 def test_a_piece_that_passes_its_check_is_the_learners(monkeypatch, capsys):
-    monkeypatch.setattr("course.exercises.here", lambda: "solutions")
+    monkeypatch.setattr("course.checks.exercises.here", lambda: "solutions")
     scheduler = own_piece("05", "my_scheduler")
     assert scheduler.__name__ == "MyScheduler"
     assert capsys.readouterr().out == "05 my_scheduler: yours\n"
@@ -140,7 +140,7 @@ def test_a_piece_that_does_not_pass_is_left_to_the_engine(monkeypatch, capsys):
 
         return check
 
-    monkeypatch.setattr("course.exercises.here", lambda: "solutions")
+    monkeypatch.setattr("course.checks.exercises.here", lambda: "solutions")
     monkeypatch.setattr("course.progress.check_of", fails)
     assert own_piece("05", "my_scheduler") is None
     assert "the engine's own, as yours does not pass: no loop ends" in capsys.readouterr().out
@@ -148,8 +148,8 @@ def test_a_piece_that_does_not_pass_is_left_to_the_engine(monkeypatch, capsys):
 
 @pytest.mark.parametrize("source", ["class MyScheduler(:", "class MyScheduler(Schedule): ..."])
 def test_a_page_half_written_is_left_to_the_engine(source, monkeypatch, capsys):
-    monkeypatch.setattr("course.exercises.here", lambda: "solutions")
-    monkeypatch.setattr("course.exercises.code_of", lambda *_: source)
+    monkeypatch.setattr("course.checks.exercises.here", lambda: "solutions")
+    monkeypatch.setattr("course.checks.exercises.code_of", lambda *_: source)
     assert own_piece("05", "my_scheduler") is None
     said = capsys.readouterr().out
     assert re.search("the engine's own, as yours does not run: (Syntax|Name)Error: ", said)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from course import machine, records
+from course import machine
 from course.drawings.schedule_pictures import num_again
 from course.labs import paging
 from course.labs.cramped import Cramped, cramped_workload
@@ -17,9 +17,9 @@ from course.labs.reference import (
     logits_along,
     num_certain,
 )
-from course.models import own_model
+from course.models.choice import own_model
 from course.serving import ask, start_engine
-from course.stages import ContiguousCache, PagedStatic
+from course.stages import ContiguousCache, PagedStatic, records
 from nanovllm.engine.block_manager import BlockManager
 
 

@@ -12,14 +12,14 @@ import pytest
 from nbformat.v4 import new_notebook
 from planted import code, write
 
-from course import random_model
+from course.models import random_model
 
 ROOT = Path(__file__).resolve().parents[2]
 IN_A_KERNEL = [
     "import sys\nfor stream in (sys.stdout, sys.stderr):\n"
     "    try:\n        stream.fileno()\n    except OSError:\n        continue\n"
     "    raise AssertionError('this kernel has real files, so it shows nothing')",
-    "from course.random_model import random_model_dir\nmodel = random_model_dir('hollow')",
+    "from course.models.random_model import random_model_dir\nmodel = random_model_dir('hollow')",
     "from nanovllm import LLM, SamplingParams\nparams = SamplingParams(max_tokens=2)\n"
     "with LLM(model, max_model_len=64, device='cpu') as llm:\n"
     "    llm.generate(['a', 'b'], params)",

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from course.benchmarks import all_reduce, ranks
-from course.random_model import QWEN3_8B, write_quickly
+from course.models.random_model import QWEN3_8B, write_quickly
 
 
 def test_all_reduce_on_two_processes():

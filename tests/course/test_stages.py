@@ -7,9 +7,9 @@ import torch
 from reference import assert_same_greedy, greedy_reference
 
 from course.lessons import FILES_OF_LESSON
+from course.measure.ladder_workload import LadderWorkload, ladder_workload
 from course.stages import STAGES, ContiguousCache, PagedStatic, Recompute, compare
 from course.stages.common import Stage
-from course.workload import LadderWorkload, ladder_workload
 from nanovllm.layers.backend import TORCH_BACKEND
 
 VOCAB = 290  # of the tiny model's 300, without those that end a text

@@ -8,7 +8,7 @@ from reference import assert_same_greedy, greedy_reference
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from course.models import own_model
+from course.models.choice import own_model
 from nanovllm import LLM, SamplingParams
 
 FOLDER = Path(__file__).resolve().parents[2] / "checkpoints" / "storyteller"

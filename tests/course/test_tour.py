@@ -6,11 +6,12 @@ import matplotlib
 import pytest
 from transformers.utils import logging
 
-from course import peaks, random_model
-from course.benchmarks.roofline import Peaks
 from course.drawings import tour_plots
 from course.labs import tour_lab
-from course.models import own_model
+from course.measure import peaks
+from course.measure.roofline import Peaks
+from course.models import random_model
+from course.models.choice import own_model
 from nanovllm import LLM, SamplingParams
 from nanovllm.checkpoint.config_json import read_model_config
 

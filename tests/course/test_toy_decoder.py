@@ -3,7 +3,7 @@
 import torch
 
 from course.labs.recording import Recording
-from course.labs.toy_decoder import ToyDecoder
+from course.models.toy_decoder import ToyDecoder
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ import torch
 from patience import HANGS
 from small_requests import PROMPTS, greedy
 
-from course import smollm2
+from course.models import smollm2
 from nanovllm import LLM, SamplingParams
 from nanovllm.checkpoint import hub
 from nanovllm.engine.model_runner import AsyncModelRunnerOutput

@@ -133,8 +133,8 @@ def test_arguments_follow_the_code():
 
 
 def test_a_module_is_run_as_a_command_from_this_copy(hostile, tmp_path):
-    """As course.random_model is, whose process would import the working folder's json.py."""
-    command = module_command("course.random_model", "--help")
+    """As course.models.random_model is, whose process would import the working folder's json.py."""
+    command = module_command("course.models.random_model", "--help")
     done = subprocess.run(command, cwd=hostile, capture_output=True, text=True, check=True)
     assert "random_model" in done.stdout
     assert str(ROOT) in " ".join(command)

@@ -12,7 +12,7 @@ import pytest
 from tqdm import tqdm
 
 from authoring import vllm_table
-from course.models import own_model
+from course.models.choice import own_model
 from nanovllm import LLM, EngineArgs, LLMEngine, SamplingParams, inputs
 from nanovllm.utils.argparse_utils import FlexibleArgumentParser
 from nanovllm.validation import vllm_defaults

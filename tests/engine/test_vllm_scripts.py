@@ -12,7 +12,7 @@ import sys
 import pytest
 
 import nanovllm
-from course.models import own_model
+from course.models.choice import own_model
 
 SCRIPTS = {}  # name -> (pattern of what it prints, script, words of its command line)
 

@@ -10,11 +10,10 @@ pytest.importorskip("triton", reason="Triton has no build for this system")
 
 from test_kernels_compile import MEMORY, JITFunction, Recorder, compile_for
 
-from course.benchmarks import kernel_ladder
-from course.cells import definitions
+from course.benchmarks import kernel_ladder, toy_kernels
+from course.checks.cells import definitions
+from course.checks.exercises import code_of, define
 from course.drawings import kernel_plots
-from course.exercises import code_of, define
-from course.labs import toy_kernels
 from nanovllm.kernels import store
 from nanovllm.layers.backend import TORCH_BACKEND
 

@@ -131,7 +131,7 @@ def drift(record: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     from course import machine
-    from course.models import pick_model
+    from course.models.choice import pick_model
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a folder or Hugging Face id; the course's own without it")

@@ -14,7 +14,7 @@ from typing import Any
 
 from checkpoints.storyteller.recipe import grid
 from checkpoints.storyteller.recipe.outline import with_article
-from course.storyteller import LONG_SYSTEM
+from course.models.storyteller import LONG_SYSTEM
 
 Story = dict[str, Any]  # a line of a shard: a plan's fields, and the text
 

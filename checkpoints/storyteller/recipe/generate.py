@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_engine(args: argparse.Namespace, options: dict[str, Any], start: float) -> int:
     """Write shards in this process; gives the number of failures, which is none."""
-    from course.smollm2 import smollm2_dir
+    from course.models.smollm2 import smollm2_dir
     from nanovllm import LLM
 
     with LLM(args.model or str(smollm2_dir()), use_tqdm_on_load=False, **options) as llm:
@@ -83,7 +83,7 @@ def run_shards(llm: Any, args: argparse.Namespace, start: float) -> None:
 
 def run_workers(args: argparse.Namespace, start: float) -> int:
     """Start the workers, tell now and then how far they are, wait for all; how many failed."""
-    from course.smollm2 import smollm2_dir
+    from course.models.smollm2 import smollm2_dir
 
     args.model = args.model or str(smollm2_dir())  # made once, not by every worker
     left = args.minutes - (time.perf_counter() - start) / 60

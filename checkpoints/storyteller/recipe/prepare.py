@@ -21,8 +21,8 @@ from checkpoints.storyteller.recipe.filters import words_of
 from checkpoints.storyteller.recipe.grid import is_held_out
 from checkpoints.storyteller.recipe.pack import encode, pack
 from checkpoints.storyteller.recipe.tokenizer import save_tokenizer, train_tokenizer
+from course.models.storyteller import LONG_SYSTEM
 from course.processes import spawned_safely
-from course.storyteller import LONG_SYSTEM
 
 LENGTH = 1024  # tokens a row, and the model's context
 RARE = (4, 20_000)  # a rare word is in fewer than 4 stories, or in fewer than one of 20,000

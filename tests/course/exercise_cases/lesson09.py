@@ -1,6 +1,6 @@
 """Wrong and right answers to lesson 09's exercises."""
 
-from course.learner import joined
+from course.checks.learner import joined
 from course.serving import start_engine
 from exercise_cases import Case
 from nanovllm.engine.block_manager import BlockManager

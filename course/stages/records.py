@@ -18,11 +18,11 @@ from typing import Any
 
 from course import machine
 from course.bench import command_line
+from course.clone import ROOT
 from course.files import locked, write_whole
+from course.measure.ladder_workload import LadderWorkload
 from course.stages.common import Stage, StageResult, mean, mib
-from course.workload import LadderWorkload
 
-ROOT = Path(__file__).resolve().parent.parent
 OWN = ROOT / ".course" / "stages.json"
 SHIPPED = ROOT / "figures" / "data"  # stages_*.json, one file a machine
 NUMBERS = (

@@ -3,9 +3,9 @@
 Speed depends on shapes, not on what the weights know. A model is made once, from a fixed seed,
 with a small byte-level tokenizer, in the user's cache (0.6B: 1.2 GB; 8B: 16.4 GB):
 
-    python -m course.random_model     # prints the folder; makes it if need be, in under a minute
-    python -m course.random_model qwen3-8b
-    python -m course.random_model hollow      # next to no weights: to try the rest in a second
+    python -m course.models.random_model    # prints the folder; makes it if missing, in a minute
+    python -m course.models.random_model qwen3-8b
+    python -m course.models.random_model hollow    # next to no weights: to try the rest
 """
 
 import argparse
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from course import machine
+from course.models.smollm2 import cache_dir
 from course.processes import module_command
-from course.smollm2 import cache_dir
 
 FOLDER = "qwen3-0.6b-random-1"  # another recipe, another number
 SEED = 0
@@ -75,7 +75,7 @@ def random_model_dir(name: str = "qwen3-0.6b") -> Path:
     folder = cache_dir() / SHAPES[name][0]
     if folder.exists():
         return folder
-    command = module_command("course.random_model", name)
+    command = module_command("course.models.random_model", name)
     options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     lines = []
     env = machine.environment() | {"PYTHONUNBUFFERED": "1"}

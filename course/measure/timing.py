@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from course.benchmarks.roofline import Peaks, measure_peaks
+from course.measure.roofline import Peaks, measure_peaks
 
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 

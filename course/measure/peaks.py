@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from course import machine
-from course.benchmarks.roofline import Peaks
 from course.files import locked, write_whole
-from course.records import OWN as STAGES
+from course.measure.roofline import Peaks
+from course.stages.records import OWN as STAGES
 
 OWN = STAGES.with_name("peaks.json")
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from course.measure.ladder_workload import LadderWorkload
 from course.serving import queue, run, start_engine
 from course.stages.paged import PLAIN
 from course.workload import LadderWorkload

@@ -19,9 +19,9 @@ from typing import Any
 
 from torch import Tensor
 
-from course.models import own_model
+from course.measure.ladder_workload import LadderWorkload
+from course.models.choice import own_model
 from course.stages import ContiguousCache, contiguous
-from course.workload import LadderWorkload
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Batch, Scheduler
 from nanovllm.engine.sequence import Sequence
@@ -129,7 +129,7 @@ def own_piece(number: str, name: str) -> Any:
     """The class or function of one exercise, or None; prints which it is, and why."""
     from course.checks import CheckFailed
     from course.checks.core import run_check
-    from course.exercises import all_places, load
+    from course.checks.exercises import all_places, load
     from course.progress import check_of
 
     places = [p for p in all_places() if (p.number, p.exercise.name) == (number, name)]

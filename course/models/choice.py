@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from course.clone import ROOT
-from course.random_model import FOLDER as RANDOM
-from course.random_model import random_model_dir
-from course.smollm2 import cache_dir
+from course.models.random_model import FOLDER as RANDOM
+from course.models.random_model import random_model_dir
+from course.models.smollm2 import cache_dir
 
 CHECKPOINTS = ROOT / "checkpoints"
 VARIABLE = "COURSE_MODEL"

@@ -18,7 +18,7 @@ cores.
 import random
 from dataclasses import dataclass, replace
 
-from course.benchmarks.workloads import Workload
+from course.measure.workloads import Workload
 
 SHARED = 256  # tokens of the system prompt
 OWN = (16, 64)  # tokens of a request's own prompt
@@ -66,7 +66,7 @@ class LadderWorkload(Workload):
 def ladder_workload(vocab_size: int, device: str = "auto", seed: int = 0) -> LadderWorkload:
     """The workload for a device ("cpu", "cuda"; "auto": the GPU if there is one)."""
     if device == "auto":
-        from course.models import has_gpu
+        from course.models.choice import has_gpu
 
         device = "cuda" if has_gpu() else "cpu"
     device = "cpu" if device == "cpu" else "cuda"

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from course.clone import ROOT
+
 TITLE = re.compile(r"^# (\S+\.py): ([\w.]+)$", re.MULTILINE)
 BOX = "border-left: 3px solid #0072B2; padding: 4px 12px; background: #F8F8F8; color: #222222"
 

@@ -16,7 +16,7 @@ from typing import Any
 def show(figure: Any, alt: str | None = None) -> None:
     """Display a matplotlib figure, an SVG's text or an SVG file; `alt` says what is seen in it.
 
-    A figure of course.drawings or course.plots says it itself, in its `alt_text`.
+    A figure of course.drawings or course.show.plots says it itself, in its `alt_text`.
     """
     words = getattr(figure, "alt_text", "") if alt is None else alt
     _display(_image(figure, words), words)

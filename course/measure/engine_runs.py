@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from course import machine
-from course.benchmarks.roofline import Peaks, Work, count_work, measure_peaks
-from course.benchmarks.workloads import PLAIN, SAMPLING, Workload, make_workload, number_runs
+from course.measure.roofline import Peaks, Work, count_work, measure_peaks
+from course.measure.workloads import PLAIN, SAMPLING, Workload, make_workload, number_runs
 
 MAX_MODEL_LEN = 4096
 ON_GPU = {"max_num_seqs": 512, "max_num_batched_tokens": 16_384}
@@ -77,8 +77,8 @@ def without_folder(value: Any) -> Any:
 
 def model_for(named: str | None, cuda: bool) -> str:
     """The model named; else on a GPU the random one, on a CPU the course's own."""
-    from course.models import pick_model
-    from course.random_model import random_model_dir
+    from course.models.choice import pick_model
+    from course.models.random_model import random_model_dir
 
     return str(random_model_dir()) if cuda and not named else pick_model(named)
 
@@ -283,7 +283,7 @@ def print_report(report: dict[str, Any]) -> None:
         for label, name, unit, style in ROWS:
             if (name := f"{name}_prefix_read_once") in medians[0]:
                 print_row(label, [format(m[name] / unit, style) for m in medians])
-    print("Shares are in percent; course/benchmarks/roofline.py says what is counted.")
+    print("Shares are in percent; course/measure/roofline.py says what is counted.")
 
 
 def spread(result: dict[str, Any]) -> str:

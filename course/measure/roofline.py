@@ -135,7 +135,7 @@ def _ways_to_read(buffer: Any) -> list[Callable[[], Any]]:
     ways: list[Callable[[], Any]] = [buffer.sum]
     if buffer.is_cuda:
         try:
-            from course.benchmarks.read_kernel import ways_to_read
+            from course.measure.read_kernel import ways_to_read
         except ModuleNotFoundError:  # no triton: what torch's own sum reaches is shown
             return ways
         ways += ways_to_read(buffer)

@@ -1,0 +1,1 @@
+"""How fast and how large: timings, rooflines, the workloads, and what this machine can do."""

@@ -1,0 +1,1 @@
+"""What a lesson shows: plots, pictures, tables and listings of source."""
