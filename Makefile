@@ -12,7 +12,7 @@
 # find it done. Variables, all optional:
 #   PYTHON=python3.12   the Python to make .venv with (3.11 to 3.14)
 #   MODEL=...           for run and lab: a model's folder or Hugging Face id; it sets COURSE_MODEL
-#   ARGS=...            for run: more arguments of `course run`; for test-gpu: of course.gpu_tests,
+#   ARGS=...            for run: more arguments of `course run`; for test-gpu: of authoring.gpu_tests,
 #                       which hands those that are pytest's to the lessons
 #   USE_PYTHON=python3  for test-gpu: a Python that has all packages. Nothing is installed, and .venv
 #                       is neither made nor used
@@ -69,9 +69,9 @@ smoke: $(STAMP)
 
 test-gpu: test-gpu-all
 
-# The parts are those of course/gpu_tests.py.
+# The parts are those of authoring/gpu_tests.py.
 test-gpu-%: $(if $(USE_PYTHON),,$(STAMP))
-	@$(or $(USE_PYTHON),$(BIN)/python) -m course.gpu_tests $* $(ARGS)
+	@$(or $(USE_PYTHON),$(BIN)/python) -m authoring.gpu_tests $* $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
@@ -109,7 +109,7 @@ clean:
 # folder that was installed into. If .venv has left it, because the clone was renamed, moved or
 # copied, its scripts and the notebooks' imports still name the old folder and are repaired first.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	@index="$$(TORCH='$(TORCH)' TORCH_INDEX='$(TORCH_INDEX)' $(BIN)/python -m course.torch_build)" || exit 1; \
+	@index="$$(TORCH='$(TORCH)' TORCH_INDEX='$(TORCH_INDEX)' $(BIN)/python -m authoring.torch_build)" || exit 1; \
 	test -z "$$index" || $(PIP) install -c constraints.txt --index-url "$$index" torch
 	$(PIP) install --quiet -c constraints.txt setuptools
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[course,dev]'
@@ -121,7 +121,7 @@ endif
 
 .PHONY: repair
 repair:
-	@$(BIN)/python -m course.moved_venv
+	@$(BIN)/python -m authoring.moved_venv
 
 # The model that wrote the small one's stories, and a second real model for the tests.
 $(SMOLLM2): $(STAMP)

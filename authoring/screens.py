@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from authoring.lab import browser, jupyterlab, why_not
-from course.bench import local_path
+from course.arguments import local_path
 from course.clone import ROOT
 
 RUN_SECONDS = 1800

@@ -1,8 +1,9 @@
 """The course's command line: `course run`, `course bench` and others; --help shows them all.
 
-Each command is a module with a line of help (the first of its docstring), `add_arguments(parser)`
-and `main(args) -> int`. To add one, write the module and name it in COMMANDS. Modules are imported
-here, so they leave slow imports (torch, transformers) to their functions.
+Each command is a module of commands/ with a line of help (the first of its docstring),
+`add_arguments(parser)` and `main(args) -> int`. To add one, write the module and name it in
+COMMANDS. A command of commands, as `bench` is, adds its own in `add_arguments` and has no `main`.
+Modules are imported here, so they leave slow imports (torch, transformers) to their functions.
 """
 
 import argparse
@@ -11,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from course import bench, doctor, ladder, minutes, progress, reset, reveal, run
+from course.arguments import add_command
 from course.clone import need_clone
+from course.commands import bench, doctor, ladder, progress, reset, reveal, run
 
 COMMANDS: dict[str, ModuleType] = {
     "run": run,
@@ -22,7 +24,6 @@ COMMANDS: dict[str, ModuleType] = {
     "progress": progress,
     "reset": reset,
     "reveal": reveal,
-    "minutes": minutes,
 }
 ANYWHERE = {"run", "bench", "doctor"}  # the other commands read and write files of a clone
 READER_LEFT = 128 + 13  # the status that a shell gives a program which SIGPIPE, signal 13, ended
@@ -32,16 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="course", description="Rebuild nano-vLLM, step by step.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, module in COMMANDS.items():
-        summary = (module.__doc__ or "").strip().splitlines()[0]
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.add_argument("--debug", action="store_true", help="show an error's traceback")
-        module.add_arguments(command)
-        command.set_defaults(main=module.main)
+        add_command(commands, name, module)
     return parser
 
 
@@ -53,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         try:
-            return run_command(build_parser().parse_args(arguments))
+            given = bench.with_benchmark(list(sys.argv[1:] if arguments is None else arguments))
+            return run_command(build_parser().parse_args(given))
         finally:
             sys.stdout.flush()  # now, because an error while Python exits can no longer be caught
     except BrokenPipeError:

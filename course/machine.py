@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -56,6 +57,11 @@ def environment() -> dict[str, str]:
     """
     path = [str(Path(__file__).resolve().parent.parent), *filter(None, [os.getenv("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed; it has no build for macOS and Windows."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def resident_bytes() -> int:

@@ -10,8 +10,11 @@ import torch
 from tiny_models import TinyModel
 from transformers.utils import logging
 
+from course.rank_threads import record_nothing
+
 torch.set_num_threads(1)
 logging.disable_progress_bar()
+record_nothing()  # before any test's group: the tests of one process run ranks as threads, too
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """How long does an all-reduce take, by size? One process a rank, through the engine's own `Ranks`.
 
-    python -m course.benchmarks.all_reduce --ranks 2 --json FILE
+    course bench all_reduce --ranks 2 --json FILE
 
 With a GPU a rank: NCCL, bfloat16, up to 64 MiB, captured in a CUDA graph as decode steps are, timed
 by events. Otherwise gloo on the CPU, float32, up to 16 MiB, timed by the clock, one thread a rank.
@@ -8,36 +8,17 @@ Sums are checked first. `bus bandwidth` is 2 (n - 1) / n times bytes over second
 must send, and receive, at least.
 """
 
-import argparse
-import json
-import os
 import statistics
-import sys
 import time
 from typing import Any
 
 from course import machine
-from course.bench import local_path, positive
 
 SMALLEST = 2**10
 LARGEST = {"nccl": 2**26, "gloo": 2**24}
 WORKER = "from course.benchmarks.all_reduce import worker; worker()"
 REPEATS = 20
 CAPTURED = 20  # all-reduces in a graph
-
-
-def main() -> int:
-    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # NVLink multicast can hang a shared host
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ranks", default=2, type=positive)
-    parser.add_argument("--largest", type=positive, metavar="BYTES")
-    parser.add_argument("--json", type=local_path, metavar="FILE")
-    args = parser.parse_args()
-    report = measure(args.ranks, args.largest)
-    print_report(report)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
 
 
 # -- processes ---------------------------------------------------------------------------------
@@ -154,7 +135,7 @@ def summarise(size: int, seconds: list[float]) -> dict[str, Any]:
 
 def describe(num_ranks: int, backend: str, dtype: Any, device: str) -> dict[str, Any]:
     return {
-        "command": f"python -m course.benchmarks.all_reduce --ranks {num_ranks}",
+        "command": f"course bench all_reduce --ranks {num_ranks}",
         "ranks": num_ranks,
         "backend": backend,
         "dtype": str(dtype).removeprefix("torch."),
@@ -182,7 +163,3 @@ def print_report(report: dict[str, Any]) -> None:
         cells = "{:>12}{:>10}{:>10}".format(*micros)
         bus = 2 * (n - 1) / n * row["bytes"] / row["seconds"] / 1e9
         print(f"{row['bytes'] // 1024:>8,}{cells}{bus:>10.2f}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

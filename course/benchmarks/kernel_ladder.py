@@ -1,6 +1,6 @@
 """Lesson 06's kernels, version by version: how many bytes a second does each move?
 
-    python -m course.benchmarks.kernel_ladder --json figures/data/h200_kernel_ladder.json
+    course bench kernel_ladder --json figures/data/h200_kernel_ladder.json
 
 Three ladders, each from plain torch to the engine's own kernel: storing keys and values; norm, RoPE
 and store; decode attention. Every version is first checked against torch, then timed as
@@ -9,8 +9,6 @@ GPU's cache, and the median of many replays. Without a GPU only torch's versions
 shapes; under TRITON_INTERPRET=1 all are checked.
 """
 
-import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from course import machine
-from course.bench import local_path
 from course.benchmarks.attention import (
     BLOCK_SIZE,
     HEAD_DIM,
@@ -279,6 +276,7 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * half.nbytes / seconds_of(lambda: other.copy_(half), device)
 
 
+@torch.inference_mode()
 def measure_all() -> dict[str, Any]:
     """Check, then time; what is printed and recorded."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -289,7 +287,6 @@ def measure_all() -> dict[str, Any]:
     all_bytes = kv_bytes + HEADS * HEAD_DIM * dtype.itemsize
     head = SimpleNamespace(device=device, dtype=dtype)
     return {
-        "command": "python -m course.benchmarks.kernel_ladder",
         "machine": machine.describe(device.type),
         "versions": machine.versions(),
         "dtype": str(dtype).removeprefix("torch."),
@@ -316,18 +313,3 @@ def print_report(report: dict[str, Any]) -> None:
                     f"  {name:<22}{row['microseconds']:>12,.1f} us"
                     f"{row['bytes_per_second'] / 1e9:>10,.0f} GB/s{note}"
                 )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=local_path, help="write the report here")
-    args = parser.parse_args()
-    with torch.inference_mode():
-        report = measure_all()
-    print_report(report)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """The reference workloads on 1, 2, ... ranks: tokens a second, memory a rank, all-reduce's share.
 
-    python -m course.benchmarks.ranks --ranks 1,2 --shape qwen3-0.6b --json FILE
+    course bench ranks --ranks 1,2 --shape qwen3-0.6b --json FILE
 
 First of all two checks on the course's own small model in float32: each number of ranks gives one
 rank's greedy tokens, and with a GPU a rank the captured steps hold the collectives. Then all-reduce
@@ -13,44 +13,20 @@ for the embedding. What the ranks' samplers exchange is not in it.
 
 import argparse
 import itertools
-import json
 import os
 import statistics
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from course import machine
-from course.bench import fraction, local_path, positive
 from course.benchmarks import all_reduce
 from course.measure import engine_runs as measure
-from course.models.random_model import SHAPES
 
 GREEDY = {"temperature": 0.0, "max_tokens": 64, "ignore_eos": True}
 SMALL = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 8, "use_tqdm_on_load": False}
 OWN = "storyteller"  # a shape too: the course's own model
-
-
-def main() -> int:
-    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # NVLink multicast can hang a shared host
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ranks", default=[1, 2], type=numbers, metavar="1,2")
-    parser.add_argument("--shape", default="qwen3-0.6b", choices=[*SHAPES, OWN])
-    parser.add_argument("--workloads", default="W1,W2", type=lambda text: text.split(","))
-    parser.add_argument("--runs", default=3, type=positive, help="counted, of each workload")
-    parser.add_argument("--scale", type=fraction, help="of requests and lengths (GPU: 1)")
-    parser.add_argument("--json", type=local_path, metavar="FILE")
-    args = parser.parse_args()
-    report = compare(args)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
-
-
-def numbers(text: str) -> list[int]:
-    return [positive(part) for part in text.split(",")]
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
@@ -59,8 +35,6 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
     cuda = torch.cuda.is_available()
     report: dict[str, Any] = {
-        "command": f"python -m course.benchmarks.ranks --ranks {','.join(map(str, args.ranks))}"
-        f" --shape {args.shape}",
         "shape": args.shape,
         "machine": f"{torch.cuda.device_count()} x {machine.describe()}"
         if cuda
@@ -239,7 +213,3 @@ def print_engine(result: dict[str, Any]) -> None:
     for step in result["decode_step"]:
         share = f", all-reduce {step['share']:.0%}" if "share" in step else ""
         print(f"  a decode step of {step['rows']} rows: {1e3 * step['seconds']:.3f} ms{share}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """What graphs, the overlapped loop and torch.compile buy: tokens a second at batch 1 and 256.
 
-    python -m course.benchmarks.step_ladder --json figures/data/h100_step_ladder.json
+    course bench step_ladder --json figures/data/h100_step_ladder.json
 
 Lesson 07's ladder, from a step that is launched kernel by kernel to one that is captured, planned
 ahead, or compiled. Each engine first gives the greedy tokens of the first one, in float32, on the
@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import random
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +26,6 @@ from typing import Any
 import torch
 
 from course import machine
-from course.bench import command_line, local_path, positive
 from course.measure.timing import measure
 from course.models.choice import measured_model, own_model
 from course.processes import spawned_safely
@@ -60,29 +58,12 @@ GROUPS = {  # part of a kernel's name -> what it does; the first that fits
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="a folder (default: as lessons measure)")
-    parser.add_argument("--batches", default=[1, 256], type=positive, nargs="+", metavar="N")
-    parser.add_argument("--tokens", default=128, type=positive, metavar="N", help="a request")
-    parser.add_argument("--runs", default=3, type=positive, metavar="N")
-    parser.add_argument("--json", type=local_path, metavar="FILE")
-    args = parser.parse_args()
-    report = ladder(args)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
-    return 0
-
-
 def ladder(args: argparse.Namespace) -> dict[str, Any]:
     """All that is recorded; each part is printed as soon as it is known."""
     cuda = torch.cuda.is_available()
     names = [name for name in VARIANTS if cuda or "captured" not in name]
     model = args.model or str(measured_model().path)
     report: dict[str, Any] = {
-        "command": command_line(sys.argv[1:]).replace(
-            "course", "python -m course.benchmarks.step_ladder", 1
-        ),
         "machine": machine.describe("cuda" if cuda else "cpu"),
         "versions": machine.versions(),
         "model": Path(model).name,
@@ -207,7 +188,3 @@ def group_of(kernel: str) -> str:
     """What a kernel does, by its name."""
     name = kernel.lower()
     return next((group for part, group in GROUPS.items() if part in name), "other")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,7 +1,7 @@
 """The kernels of lesson 06: small forms of those in `nanovllm/kernels/`, to read and to time.
 
 Each is one program run many times at once. They work on any shape, are checked against torch, and
-leave out what makes the engine's own fast or general: `course.benchmarks.kernel_ladder` times both.
+leave out what makes the engine's own fast or general: `course bench kernel_ladder` times both.
 """
 
 import torch

@@ -20,6 +20,7 @@ from functools import partial, wraps
 from typing import Any
 
 from course.checks.limits import TookTooLong, last_words, time_limit
+from course.checks.notes import note_pass
 from course.clone import ROOT
 
 SECONDS = 30  # of computing, for one check; see limits.py for waiting
@@ -143,8 +144,6 @@ def check(function: Any = None, *, slow: str = "Does a loop end?") -> Callable[.
             raise CheckFailed(f"This check could not run, so nothing is shown. {said}") from error
         if not _comparisons:
             raise CheckFailed("This check compared nothing, so nothing is shown.")
-        from course.progress import note_pass
-
         print(f"Passed: {len(_comparisons)} comparisons. {note_pass(number, name)}")
 
     return checked

@@ -12,8 +12,10 @@ from torch import Tensor
 from course.checks import CheckFailed, attempt, check, compare, expect, need
 from course.checks.core import plain
 from course.checks.engines import answers_of
-from course.labs.kernel_lab import device, has_triton
+from course.machine import has_triton
+from course.models.choice import has_gpu
 
+device = torch.device("cuda" if has_gpu() else "cpu")
 TRITON = "Triton (it has builds for Linux; Windows has it in WSL)"
 
 
@@ -115,7 +117,7 @@ class Stored:
 
 @check(slow="Does a loop end? Or does it copy number by number? Take all lanes at once.")
 def check_my_store(store_kv: Any) -> None:
-    need(has_triton, TRITON)
+    need(has_triton(), TRITON)
     check_one_token(Stored(store_kv, [5]))
     check_three_tokens(Stored(store_kv, [7, 3, 0]))
     skipped = Stored(store_kv, [4, -1, 9])
@@ -210,7 +212,7 @@ def offsets_of(
 
 
 def tell_offsets(kernel: Any) -> None:
-    if not has_triton:
+    if not has_triton():
         print("not run here: it needs Triton")
         return
     blocks, places = [5, 131_071, 131_072, 262_145], [3, 15, 0, 2]
@@ -222,7 +224,7 @@ def tell_offsets(kernel: Any) -> None:
 
 @check
 def check_offsets(offset_kernel: Any) -> None:
-    need(has_triton, TRITON)
+    need(has_triton(), TRITON)
 
     def run(blocks: list[int], places: list[int], stride: int = 4096, size: int = 1024) -> Any:
         named = partial(offsets_of, offset_kernel)

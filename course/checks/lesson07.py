@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from course.checks import CheckFailed, attempt, check, compare, expect
-from course.drawings.step_drawings import padding
 from course.models.choice import has_gpu
-from course.models.toy_decoder import LONGEST, ToyDecoder
+from course.models.toy_decoder import LONGEST, ToyDecoder, padding
 
 
 @check

@@ -9,8 +9,8 @@ from torch.nn.functional import linear, silu
 
 from course.checks import attempt, check, compare, expect
 from course.checks.loads import Load
-from course.labs.rank_lab import on_ranks
 from course.models.choice import own_model
+from course.rank_threads import on_ranks
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.engine.scheduler import Scheduler
 

@@ -23,7 +23,7 @@ Report = Mapping[str, Any]
 
 
 def recorded(file: Path = RECORDED, flash: Path = FLASH) -> dict[str, Any]:
-    """The shipped report of `course.benchmarks.kernel_ladder`, FlashAttention's rows included."""
+    """The shipped report of `course bench kernel_ladder`, FlashAttention's rows included."""
     report = json.loads(file.read_text())
     for shape, row in json.loads(flash.read_text())["shapes"].items():
         report["decode"][shape].setdefault("FlashAttention", row)

@@ -1,6 +1,6 @@
-"""Lesson 07's pictures, and the padding of a captured step.
+"""Lesson 07's pictures.
 
-report = recorded()         # the shipped run of course.benchmarks.step_ladder, on a GPU
+report = recorded()         # the shipped run of `course bench step_ladder`, on a GPU
 show(*timelines(report))    # a step's kernels, launched one by one and replayed
 show(*loops({"plain": begun}, plan=3, run=5))      # host and device on one clock
 """
@@ -21,7 +21,7 @@ Report = Mapping[str, Any]
 
 
 def recorded(file: Path = RECORDED) -> dict[str, Any]:
-    """The shipped report of `course.benchmarks.step_ladder`."""
+    """The shipped report of `course bench step_ladder`."""
     return json.loads(file.read_text())
 
 
@@ -114,9 +114,3 @@ def loops(
     p.alt = f"Host and device, step by step, with {plan:g} ms to plan and {run:g} to run one. "
     p.alt += f"{'; '.join(words)}."
     return p.svg(), p.alt
-
-
-def padding(sizes: Sequence[int], batch: int) -> int | None:
-    """Rows that a batch is padded with: up to the smallest size that holds it; None: none does."""
-    fitting = [size for size in sizes if size >= batch]
-    return min(fitting) - batch if fitting else None

@@ -3,11 +3,12 @@
     from course.labs.kernel_lab import agree, device, launch, tl, triton    # before Triton itself
 
 With a GPU kernels are compiled. Without one they run in the interpreter, which must be asked for
-before Triton is first imported: importing this module does. Without Triton (it has no build for
-macOS and Windows) a kernel is only defined; `launch` says so and `agree` shows the twin's result.
+before Triton is first imported: `triton` and `tl` of this module ask for it and then import Triton.
+Importing the module alone changes nothing. Without Triton (it has no build for macOS and Windows) a
+kernel is only defined; `launch` says so and `agree` shows the twin's result.
 """
 
-import importlib.util
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -17,25 +18,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from course import machine
+
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-has_triton = importlib.util.find_spec("triton") is not None
+has_triton = machine.has_triton()
 
 
-def ask_for_interpreter() -> None:
-    """Make Triton interpret its kernels. RuntimeError if it was imported without that."""
+def prepare() -> None:
+    """Make Triton interpret its kernels where there is no GPU, before Triton is first imported.
+
+    RuntimeError if Triton was imported without its interpreter.
+    """
+    if not has_triton or device.type != "cpu":
+        return
     if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError("Triton was imported before its interpreter was asked for: restart")
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-if has_triton:
-    if device.type == "cpu":
-        ask_for_interpreter()
-    import triton
-    import triton.language as tl
-else:
-    triton: Any = SimpleNamespace(jit=lambda kernel: kernel)  # type: ignore[no-redef]
-    tl: Any = SimpleNamespace(constexpr=None)  # type: ignore[no-redef]
+def __getattr__(name: str) -> Any:
+    """Import Triton when `triton` or `tl` is first asked of this module, after `prepare`."""
+    if name not in ("triton", "tl"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not has_triton:
+        without = {"triton": SimpleNamespace(jit=lambda kernel: kernel)}
+        return without.get(name, SimpleNamespace(constexpr=None))
+    prepare()
+    return importlib.import_module({"triton": "triton", "tl": "triton.language"}[name])
 
 
 def where() -> str:
@@ -80,7 +89,6 @@ def decodes_here() -> Iterator[str]:
     On a GPU every version of `kernel_ladder` in bfloat16; elsewhere torch's alone, in float32 and
     on shapes a sixteenth as large. The share is of the bandwidth that a reading kernel reaches.
     """
-    from course import machine
     from course.benchmarks.attention import measure_shape, shapes
     from course.benchmarks.kernel_ladder import DECODE_SCALE, decode_versions
     from course.measure.roofline import read_bandwidth

@@ -1,112 +1,23 @@
-"""For the lesson on ranks: ranks as threads of one process, recorded measurements, and a drawing.
+"""For the lesson on ranks: recorded measurements, in words and as drawings.
 
-on_ranks(2, lambda ranks: ranks.all_reduce(x[ranks.rank]))      # each rank's result
 all_reduce_curves(reports, machine)                             # time against size
 engines_in_words(recorded("ranks")[0])                          # what real GPUs did
 """
 
 import json
-import os
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from course.show import plots
 from course.stages.records import SHIPPED
 
-# torch records collectives for all groups of a process in one place, which in 2.11 two threads
-# corrupt: crashes, and waits without end. So nothing is recorded where ranks are threads.
-os.environ["TORCH_FR_BUFFER_SIZE"] = "0"  # read when the first group of the process computes
-
-
-class Meeting:
-    """Where ranks that are threads meet before each collective.
-
-    A collective that a rank never enters makes the others wait without end. Here we need no clock
-    to see that: a rank that has ended enters nothing any more, and the others are told so.
-    """
-
-    def __init__(self, size: int):
-        self.entered: list[list[str]] = [[] for _ in range(size)]  # names of collectives, by rank
-        self.ended: set[int] = set()
-        self.changed = threading.Condition()
-
-    def enter(self, rank: int, name: str) -> None:
-        """Wait for all ranks to enter; RuntimeError if one never will, or enters another one."""
-        with self.changed:
-            self.entered[rank].append(name)
-            self.changed.notify_all()
-            at = len(self.entered[rank]) - 1
-
-            def missing() -> list[int]:
-                return [other for other, names in enumerate(self.entered) if len(names) <= at]
-
-            self.changed.wait_for(lambda: not missing() or self.ended & {*missing()})
-            if missing():
-                raise RuntimeError(f"rank {rank} waits in {name}, which {missing()} never enters")
-            if len({names[at] for names in self.entered}) > 1:
-                raise RuntimeError(f"ranks enter {[names[at] for names in self.entered]} at once")
-
-    def end(self, rank: int) -> None:
-        with self.changed:
-            self.ended.add(rank)
-            self.changed.notify_all()
-
-
-def on_ranks(size: int, function: Callable[[Any], Any]) -> list[Any]:
-    """function(ranks) on every rank of a gloo group, each a thread; the results by rank.
-
-    Threads can run a function that was defined in a notebook's cell, and processes cannot. A rank
-    that enters a collective which another rank never enters gets a RuntimeError.
-    """
-    import torch
-    import torch.distributed as dist
-
-    from nanovllm.distributed.ranks import Ranks
-
-    class MeetingRanks(Ranks):
-        def all_reduce(self, x: Any) -> Any:
-            meeting.enter(self.rank, "all_reduce")
-            return super().all_reduce(x)
-
-        def all_gather(self, x: Any) -> Any:
-            meeting.enter(self.rank, "all_gather")
-            return super().all_gather(x)
-
-        def broadcast(self, message: Any) -> Any:
-            meeting.enter(self.rank, "broadcast")
-            return super().broadcast(message)
-
-    store, results, failures = dist.HashStore(), [None] * size, []
-    meeting = Meeting(size)
-
-    def run(rank: int) -> None:
-        try:
-            ranks = MeetingRanks(rank, size, store)
-            ranks.init_process_group(torch.device("cpu"))
-            with torch.inference_mode():
-                results[rank] = function(ranks)
-        except BaseException as error:
-            failures.append(error)
-        finally:
-            meeting.end(rank)
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-    return results
-
 
 def recorded(command: str, folder: Path = SHIPPED) -> list[dict[str, Any]]:
-    """Shipped reports of `python -m course.benchmarks.<command>`: "all_reduce" or "ranks"."""
-    reports = (json.loads(file.read_text()) for file in sorted(folder.glob("*.json")))
-    called = f"course.benchmarks.{command} "
-    return [r for r in reports if isinstance(r, dict) and called in r.get("command", "")]
+    """Shipped reports of `course bench <command>`: "all_reduce" or "ranks"."""
+    reports = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    named = [report for report in reports if isinstance(report, dict)]
+    called = ["course", "bench", command]
+    return [report for report in named if report.get("command", "").split()[:3] == called]
 
 
 def engines_in_words(report: dict[str, Any]) -> str:

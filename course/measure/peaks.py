@@ -9,11 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from course import machine
+from course.clone import ROOT
 from course.files import locked, write_whole
 from course.measure.roofline import Peaks
-from course.stages.records import OWN as STAGES
 
-OWN = STAGES.with_name("peaks.json")
+OWN = ROOT / ".course" / "peaks.json"
 
 
 def record_peaks(peaks: Peaks, name: str | None = None, file: Path = OWN) -> None:

@@ -3,13 +3,22 @@
     model = ToyDecoder(rows=8)
     next_ids = model(ids, positions)      # one token a row, [n] int64 each; n at most `rows`
 
-It asks the device for nothing, so that a step of it can be captured.
+It asks the device for nothing, so that a step of it can be captured. `padding` says how many rows
+are added to a batch, so that it has a captured size.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 VOCABULARY, SIZE, LONGEST = 97, 16, 32
+
+
+def padding(sizes: Sequence[int], batch: int) -> int | None:
+    """Rows that a batch is padded with: up to the smallest size that holds it; None: none does."""
+    fitting = [size for size in sizes if size >= batch]
+    return min(fitting) - batch if fitting else None
 
 
 class ToyDecoder:

@@ -19,10 +19,10 @@ Sources in solutions/ hold exercises, and may say more: see exercise_cells.py.
 
 import hashlib
 from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from course.machine import has_triton
 from course.pages.exercise_cells import TAG
 
 TAGS = {"nbval-check-output"}
@@ -35,10 +35,6 @@ def has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 REQUIREMENTS = {

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from course import machine
-from course.bench import command_line
+from course.arguments import command_line
 from course.clone import ROOT
 from course.files import locked, write_whole
 from course.measure.ladder_workload import LadderWorkload

@@ -21,10 +21,11 @@
 # %%
 import torch
 
-from course.drawings.step_drawings import ladder, loops, padding, recorded, timelines
+from course.drawings.step_drawings import ladder, loops, recorded, timelines
 from course.labs.recording import Recording
 from course.labs.two_loops import four_stories, order, uploads
 from course.models.choice import has_gpu, own_model
+from course.models.toy_decoder import padding
 from course.show import plots
 from course.show.display import show
 from course.show.reading import show_source

@@ -23,8 +23,9 @@ import json
 
 import torch
 
-from course.labs.rank_lab import all_reduce_curves, curves_in_words, on_ranks, recorded
+from course.labs.rank_lab import all_reduce_curves, curves_in_words, recorded
 from course.models.choice import own_model
+from course.rank_threads import on_ranks
 from course.show import plots
 from course.show.display import show
 from course.show.reading import show_source
@@ -350,7 +351,7 @@ assert gains["Qwen3-0.6B"] < 1 < gains["Qwen3-8B"] < 2
 #
 # </details>
 #
-# What two H100s did, recorded by `python -m course.benchmarks.ranks`: W1 is 256 requests at once, 100 to 1,024
+# What two H100s did, recorded by `course bench ranks`: W1 is 256 requests at once, 100 to 1,024
 # tokens in and 100 to 1,024 out; W2 a single one. **Predict**: which of them gains more?
 
 # %%

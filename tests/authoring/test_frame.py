@@ -179,7 +179,7 @@ def test_make_installs_again_where_the_environment_was_moved(tmp_path):
     assert run_make("-q", "install", cwd=tmp_path).returncode == 0
     moved = tmp_path.rename(tmp_path.with_name("another name"))
     assert run_make("-q", "install", cwd=moved).returncode == 1
-    assert "course.moved_venv" in run_make("-n", "install", cwd=moved).stdout
+    assert "authoring.moved_venv" in run_make("-n", "install", cwd=moved).stdout
 
 
 def test_the_makefile_writes_down_where_it_installed():

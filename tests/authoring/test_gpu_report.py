@@ -2,7 +2,7 @@
 
 import pytest
 
-from course import gpu_report
+from authoring import gpu_report
 
 CASES = {
     "good": '<testcase classname="notebooks.a" name="Cell 0" time="1.5"><system-out/></testcase>',
@@ -83,5 +83,5 @@ def test_several_files_make_one_report(parts, code, lines, tmp_path, capsys):
 
 def test_a_file_from_elsewhere_is_refused(tmp_path):
     (tmp_path / "other.xml").write_text("<testsuites/>")
-    with pytest.raises(ValueError, match=r"other.xml is not a result that course.gpu_tests"):
+    with pytest.raises(ValueError, match=r"other.xml is not a result that authoring.gpu_tests"):
         gpu_report.main([str(tmp_path / "other.xml")])

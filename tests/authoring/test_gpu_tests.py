@@ -16,8 +16,8 @@ from nbformat.v4 import new_notebook
 from planted import code, write
 from test_notebook_run import nbval_flags
 
-from course import gpu_tests
-from course.gpu_tests import Part
+from authoring import gpu_tests
+from authoring.gpu_tests import Part
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {part.name: part for part in gpu_tests.all_parts()}
@@ -98,14 +98,14 @@ def dry_make(*arguments: str, cwd: Path) -> str:
 def test_a_given_python_is_used_and_nothing_is_installed(target, tmp_path):
     plan = dry_make(target, "USE_PYTHON=some-python", "ARGS=--seconds 9", cwd=tmp_path)
     name = target.removeprefix("test-gpu-").replace("test-gpu", "all")
-    assert plan == f"some-python -m course.gpu_tests {name} --seconds 9\n"
+    assert plan == f"some-python -m authoring.gpu_tests {name} --seconds 9\n"
 
 
 def test_without_a_given_python_the_environment_is_made_first(tmp_path):
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()
     *before, last = dry_make("test-gpu-engine-1", cwd=tmp_path).splitlines()
-    assert last.strip() == ".venv/bin/python -m course.gpu_tests engine-1"
+    assert last.strip() == ".venv/bin/python -m authoring.gpu_tests engine-1"
     assert any("pip" in line and "install" in line for line in before)
 
 

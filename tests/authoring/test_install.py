@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import nanovllm
-from course import moved_venv, torch_build
+from authoring import moved_venv, torch_build
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 import yaml
 
-from course import torch_build
+from authoring import torch_build
 from course.clone import ROOT
 
 PAGE = (ROOT / "docs/platforms.md").read_text()

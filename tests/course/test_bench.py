@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ import torch
 import xxhash
 from patience import HANGS
 
-from course import bench
-from course.benchmarks import attention, queue, sampling, serving
-from course.cli import main
+from course import arguments
+from course.benchmarks import attention, queue
+from course.cli import build_parser, main
+from course.clone import ROOT
+from course.commands import bench
 from course.measure import engine_runs as measure
 from course.measure import roofline
 from course.measure.workloads import SAMPLING, WORKLOADS, make_workload, number_runs
@@ -181,7 +184,7 @@ def test_an_engine_that_gives_too_few_tokens_is_found_out():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["W4"], "not 'W4'"),
+        (["W4"], "got 'W4'"),
         (["--scale", "0"], "above 0"),
         (["--scale", "2"], "above 0"),
         (["--scale", "1/0"], "above 0"),
@@ -205,59 +208,97 @@ def test_bad_arguments_are_refused(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_comparison_runs_alone(capsys):
-    assert main(["bench", "W1", "attention"]) == 2
-    assert "attention runs alone" in capsys.readouterr().err
+def test_a_benchmark_among_the_workloads_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "W1", "attention"])
+    assert "must be one of W1, W2, W3, W5, got 'attention'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "given",
     [
-        (
-            "transformers --engine block_size=32",
-            "--engine belongs to the reference workloads, sampling and serving, not to tr",
-        ),
-        ("transformers --scale 1/8", "--scale belongs to the reference workloads, sampling, "),
-        ("attention --model /nope", "serving, queue and transformers, not to attention"),
-        ("W1 --batch 4", "--batch belongs to transformers, not to the reference workloads"),
-        ("serving --runs 2", "--runs belongs to the reference workloads, sampling and trans"),
-        ("sampling --rates 1,2", "--rates belongs to serving, not to sampling"),
-        ("W5 --seed 1", "--seed belongs to serving, not to the reference workloads"),
-        ("serving --settings greedy", "--settings belongs to sampling, not to serving"),
+        "transformers --engine block_size=32",
+        "transformers --scale 1/8",
+        "attention --model /nope",
+        "W1 --batch 4",
+        "serving --runs 2",
+        "sampling --rates 1,2",
+        "sampling --batch 4",  # no short form of --batch-sizes
+        "W5 --seed 1",
+        "serving --settings greedy",
+        "queue --dtype float32",
+        "kernel_ladder --ranks 2",
     ],
 )
-def test_an_argument_that_would_be_ignored_is_refused(arguments, message, monkeypatch, capsys):
-    modules = (bench.against_transformers, bench.attention, bench.measure, sampling, serving)
-    for module in modules:
-        for name in {"compare", "measure"} & set(vars(module)):
-            monkeypatch.setattr(module, name, lambda *_: pytest.fail("it was measured"))
-    assert main(["bench", *arguments.split()]) == 2
-    assert message in capsys.readouterr().err
+def test_an_argument_of_another_benchmark_is_none_of_this_one(given, monkeypatch, capsys):
+    for module in bench.BENCHMARKS.values():
+        monkeypatch.setattr(module, "main", lambda args: pytest.fail("it was measured"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *given.split()])
+    assert stopped.value.code == 2
+    [option] = [word for word in given.split() if word.startswith("--")]
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ([], ["workloads"]),
+        (["W1", "W2", "--runs", "2"], ["workloads", "W1", "W2", "--runs", "2"]),
+        (["--runs", "2", "W1"], ["workloads", "--runs", "2", "W1"]),
+        (["sampling", "--runs", "2"], ["sampling", "--runs", "2"]),
+        (["--help"], ["--help"]),
+    ],
+)
+def test_a_command_without_a_benchmark_means_the_workloads(given, meant):
+    assert bench.with_benchmark(["bench", *given]) == ["bench", *meant]
+    assert bench.with_benchmark(["run", *given]) == ["run", *given]
+
+
+@pytest.mark.parametrize("name", bench.BENCHMARKS)
+def test_every_benchmark_has_arguments_of_its_own(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", name, "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"usage: course bench {name}" in shown
+    assert "--json FILE" in shown
+
+
+def recorded_commands():
+    """Every `course bench ...` that a shipped record says it was made by."""
+    for file in sorted((ROOT / "figures/data").glob("*.json")):
+        yield from re.findall(r'"command": "course (bench [^"]+)"', file.read_text())
+
+
+@pytest.mark.parametrize("command", sorted(set(recorded_commands())))
+def test_a_recorded_command_is_still_one(command):
+    assert build_parser().parse_args(bench.with_benchmark(command.split())).main
 
 
 def test_a_record_that_cannot_be_written_is_found_before_measuring(tmp_path, monkeypatch, capsys):
     measured = {}
-    monkeypatch.setattr(bench.attention, "measure", lambda args: measured)
-    monkeypatch.setattr(bench.attention, "print_report", print)
+    monkeypatch.setattr(attention, "measure", lambda args: measured)
+    monkeypatch.setattr(attention, "print_report", print)
     assert main(["bench", "attention", "--json", str(tmp_path / "new/x.json")]) == 0
-    monkeypatch.setattr(bench.attention, "measure", lambda args: pytest.fail("it was measured"))
+    monkeypatch.setattr(attention, "measure", lambda args: pytest.fail("it was measured"))
     (tmp_path / "file").touch()
     assert main(["bench", "attention", "--json", str(tmp_path / "file/x.json")]) == 2
     assert "course bench: " in capsys.readouterr().err
 
 
 def test_an_option_of_the_engine_is_json_or_a_string():
-    assert bench.option("block_size=32") == ("block_size", 32)
-    assert bench.option("enable_prefix_caching=False") == ("enable_prefix_caching", False)
-    assert bench.option("dtype=bfloat16") == ("dtype", "bfloat16")
+    assert arguments.option("block_size=32") == ("block_size", 32)
+    assert arguments.option("enable_prefix_caching=False") == ("enable_prefix_caching", False)
+    assert arguments.option("dtype=bfloat16") == ("dtype", "bfloat16")
 
 
 def test_a_recorded_command_holds_no_path():
     given = "bench W1 --json /home/me/x.json --model /a/b/qwen --scale 1/8 --engine tokenizer=/c/d"
-    assert bench.command_line(given.split()) == (
+    assert arguments.command_line(given.split()) == (
         "course bench W1 --model qwen --scale 1/8 --engine tokenizer=d"
     )
-    assert bench.command_line(["bench", "--json=/x/y", "W2"]) == "course bench W2"
+    assert arguments.command_line(["bench", "--json=/x/y", "W2"]) == "course bench W2"
 
 
 # -- whole runs ----------------------------------------------------------------------------------

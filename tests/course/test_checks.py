@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from course import progress
-from course.checks import CheckFailed, attempt, check, compare, expect, limits, need
+from course.checks import CheckFailed, attempt, check, compare, expect, limits, need, notes
 from course.checks.core import run_check
 from course.checks.lesson09 import near
 from course.clone import ROOT
@@ -170,12 +169,12 @@ def test_a_check_says_which_name_a_cell_no_longer_defines():
 
 
 def test_a_pass_is_noted_only_in_a_notebook_of_exercises(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "ROOT", tmp_path)
+    monkeypatch.setattr(notes, "ROOT", tmp_path)
     file = tmp_path / ".course/progress.json"
     for folder in ("solutions", "exercises"):
         assert not file.exists()
         (tmp_path / folder).mkdir()
         monkeypatch.chdir(tmp_path / folder)
-        said = progress.note_pass("01", "top_p", file)
+        said = notes.note_pass("01", "top_p", file)
     assert said == "Noted: see `course progress`."
-    assert list(progress.load_passed(file)["01"]) == ["top_p"]
+    assert list(notes.load_passed(file)["01"]) == ["top_p"]

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from course import cli, clone, doctor, run
+from course import cli, clone
 from course.cli import main
+from course.commands import doctor, run
+from course.commands.run import PROMPTS, as_chat, stream_answers, usual_threads
 from course.models import choice
 from course.models.choice import own_model
-from course.run import PROMPTS, as_chat, stream_answers, usual_threads
 from nanovllm import LLM, SamplingParams
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,7 +147,6 @@ NEED_A_CLONE = [
     ["progress"],
     ["reset", "03"],
     ["reveal", "03"],
-    ["minutes"],
 ]
 
 

@@ -11,8 +11,9 @@ import matplotlib
 import pytest
 
 from authoring import pictures
-from course import doctor, machine
+from course import machine
 from course.cli import build_parser, main
+from course.commands import doctor
 from course.lessons import FILES_OF_LESSON
 from course.measure import timing
 from course.measure.ladder_workload import ladder_workload

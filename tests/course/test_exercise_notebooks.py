@@ -10,9 +10,10 @@ import pytest
 from authoring import build
 from authoring.build import differences
 from authoring.lints import lint
-from course import checks, progress, reset
-from course.checks import exercises
+from course import checks
+from course.checks import exercises, notes
 from course.cli import main
+from course.commands import progress, reset
 from course.pages import jobs
 from course.pages.exercise_cells import count_lines, solution_of, stub_of
 from course.pages.jobs import Job, all_jobs, built, read_notebook, was_worked_in, write_notebook
@@ -55,9 +56,9 @@ def course(tmp_path, monkeypatch):
     (tmp_path / "exercises").mkdir()
     for job in all_jobs(tmp_path):
         write_notebook(built(job), job.target)
-    for module in (exercises, progress, reset, jobs, build):
+    for module in (exercises, notes, reset, jobs, build):
         monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(progress, "FILE", tmp_path / ".course/progress.json")
+    monkeypatch.setattr(notes, "FILE", tmp_path / ".course/progress.json")
     return tmp_path
 
 
@@ -175,17 +176,17 @@ def test_a_pass_stays_where_its_check_cannot_run(course, monkeypatch, capsys):
         checks.need(False, "an abacus")
 
     place = next(p for p in exercises.all_places() if p.exercise.name == "top_p")
-    progress.save_passed({"01": {"top_p": "2026-01-02"}}, progress.FILE)
+    notes.save_passed({"01": {"top_p": "2026-01-02"}}, notes.FILE)
     monkeypatch.setattr(progress, "check_of", lambda place: check)
-    said = progress.update([place], progress.FILE)
+    said = progress.update([place], notes.FILE)
     assert "it needs an abacus" in said[place]
-    assert progress.load_passed(progress.FILE) == {"01": {"top_p": "2026-01-02"}}
+    assert notes.load_passed(notes.FILE) == {"01": {"top_p": "2026-01-02"}}
 
 
 @pytest.mark.parametrize("text", ["[]", "{x", '{"01": 3}', "", "null"])
 def test_a_record_of_progress_that_is_none_is_named(text, course, capsys):
-    progress.FILE.parent.mkdir()
-    progress.FILE.write_text(text)
+    notes.FILE.parent.mkdir()
+    notes.FILE.write_text(text)
     assert main(["progress"]) == 2
     said = "course progress: .course/progress.json is no record of progress; delete it\n"
     assert capsys.readouterr().err == said
@@ -239,7 +240,7 @@ def solved(course):
     path = course / f"exercises/{LESSON}.ipynb"
     for old, new in PREDICTED.items():
         work_in(path, old, new)
-    progress.save_passed({"01": {"answer_cost": "2026-01-02"}}, progress.FILE)
+    notes.save_passed({"01": {"answer_cost": "2026-01-02"}}, notes.FILE)
     return path
 
 
@@ -290,7 +291,7 @@ def test_what_runs_in_the_notebook_runs_again(change, solved, capsys):
     printed = capsys.readouterr().out
     assert "[x] Predict: the cost of an answer  (passed 2026-01-02)" in printed
     assert "the cost of an answer: " not in printed
-    assert progress.load_passed(progress.FILE) == {"01": {"answer_cost": "2026-01-02"}}
+    assert notes.load_passed(notes.FILE) == {"01": {"answer_cost": "2026-01-02"}}
 
 
 def unknown_name(notebook):
@@ -333,16 +334,16 @@ def test_a_pass_that_cannot_be_confirmed_stays_and_the_reason_is_said(change, so
     assert "its pass stays noted, but this run could not confirm it: " in printed
     assert UNCONFIRMED[change] in printed
     assert "top-p for one row of logits: top_p is still to be written" in printed  # it went on
-    assert progress.load_passed(progress.FILE) == {"01": {"answer_cost": "2026-01-02"}}
+    assert notes.load_passed(notes.FILE) == {"01": {"answer_cost": "2026-01-02"}}
 
 
 def test_a_pass_that_a_notebook_notes_meanwhile_stays(solved, monkeypatch):
     def slow(place):
-        progress.add_pass("02", f"beside_{place.exercise.name}", progress.FILE)
+        notes.add_pass("02", f"beside_{place.exercise.name}", notes.FILE)
 
     monkeypatch.setattr(progress, "run_again", slow)
-    progress.update(exercises.all_places()[:3], progress.FILE)
-    passed = progress.load_passed(progress.FILE)
+    progress.update(exercises.all_places()[:3], notes.FILE)
+    passed = notes.load_passed(notes.FILE)
     assert passed["01"].keys() == {"answer_cost", "top_p", "encode_prompt"}
     assert passed["02"].keys() == {f"beside_{name}" for name in passed["01"]}
 
@@ -354,17 +355,17 @@ def test_an_ended_command_has_noted_what_passed_before(solved, monkeypatch):
 
     monkeypatch.setattr(progress, "run_again", stopped)
     assert main(["progress", "--run", "01"]) == 130
-    assert progress.load_passed(progress.FILE)["01"].keys() == {"answer_cost", "top_p"}
+    assert notes.load_passed(notes.FILE)["01"].keys() == {"answer_cost", "top_p"}
 
 
 def test_a_pass_whose_note_cannot_be_written_is_a_pass(course, monkeypatch):
     monkeypatch.chdir(course / "exercises")
-    progress.FILE.parent.mkdir()
-    progress.FILE.write_text("{half a re")
-    assert "is no record of progress; delete it)" in progress.note_pass("01", "top_p")
-    shutil.rmtree(progress.FILE.parent)
-    progress.FILE.parent.touch()  # a file where a folder is wanted
-    assert progress.note_pass("01", "top_p").startswith("(It could not be noted")
+    notes.FILE.parent.mkdir()
+    notes.FILE.write_text("{half a re")
+    assert "is no record of progress; delete it)" in notes.note_pass("01", "top_p")
+    shutil.rmtree(notes.FILE.parent)
+    notes.FILE.parent.touch()  # a file where a folder is wanted
+    assert notes.note_pass("01", "top_p").startswith("(It could not be noted")
 
 
 def test_a_reset_that_fails_moves_nothing(solved, monkeypatch):

@@ -20,9 +20,9 @@ import torch
 from course.checks import CheckFailed, NotRunHere
 from course.checks.core import run_check
 from course.checks.exercises import all_places, code_of, define, load, preamble_of
+from course.checks.notes import check_of
 from course.pages.exercise_cells import name_of
 from course.pages.jobs import all_jobs, built
-from course.progress import check_of
 
 PLACES = {f"{place.number}-{place.exercise.name}": place for place in all_places()}
 KERNELS = ("06", "09")  # lessons whose exercises are kernels, or run some

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from course import files, progress
+from course import files
+from course.checks import notes
 from course.files import write_whole
 from course.measure import peaks
 from course.measure.roofline import Peaks
@@ -56,7 +57,7 @@ def test_a_write_that_is_cut_off_changes_nothing(where, error, tmp_path, monkeyp
 NOTES = """
 import sys
 from pathlib import Path
-from course.progress import add_pass
+from course.checks.notes import add_pass
 for number in range(25):
     add_pass(sys.argv[1], f"exercise_{number}", Path(sys.argv[2]))
 """
@@ -67,7 +68,7 @@ def test_two_processes_note_passes_and_none_is_lost(tmp_path):
     command = [sys.executable, "-c", NOTES]
     writers = [subprocess.Popen([*command, lesson, file], cwd=ROOT) for lesson in ("01", "02")]
     assert [writer.wait() for writer in writers] == [0, 0]
-    passed = progress.load_passed(file)
+    passed = notes.load_passed(file)
     assert [len(passed[lesson]) for lesson in ("01", "02")] == [25, 25]
     assert [f for f in os.listdir(tmp_path) if not f.endswith(".lock")] == [file.name]
 
@@ -93,4 +94,4 @@ def test_a_lock_that_is_never_given_back_is_an_error_in_one_line(tmp_path, monke
     monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
     file = tmp_path / "progress.json"
     with files.locked(file), pytest.raises(OSError, match=r"progress\.json\.lock"):
-        progress.add_pass("01", "top_p", file)
+        notes.add_pass("01", "top_p", file)

@@ -7,8 +7,8 @@ import subprocess
 import pytest
 import yaml
 
+from course.clone import ROOT
 from course.lessons import FILES_OF_LESSON
-from course.minutes import ROOT
 
 
 def text_of(name: str) -> str:
@@ -20,7 +20,7 @@ def test_the_container_installs_by_the_makefile():
     make, doctor = container["postCreateCommand"].split(" && ")
     plan = subprocess.run([*make.split(), "--dry-run", "--always-make"], cwd=ROOT, check=True,
                           capture_output=True, text=True).stdout  # fmt: skip
-    assert "-m course.torch_build" in plan
+    assert "-m authoring.torch_build" in plan
     assert '--index-url "$index" torch' in plan
     assert "-e '.[course,dev]'" in plan
     assert doctor == ".venv/bin/course doctor"

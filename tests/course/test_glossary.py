@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from course.clone import ROOT
 from course.lessons import FILES_OF_LESSON
-from course.minutes import ROOT
 
 ROW = re.compile(r"^\| ([^|]+) \| ([^|]+) \| (\d\d) \|$", re.MULTILINE)
 TERMS = ROW.findall((ROOT / "course" / "GLOSSARY.md").read_text(encoding="utf-8"))

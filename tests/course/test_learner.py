@@ -141,7 +141,7 @@ def test_a_piece_that_does_not_pass_is_left_to_the_engine(monkeypatch, capsys):
         return check
 
     monkeypatch.setattr("course.checks.exercises.here", lambda: "solutions")
-    monkeypatch.setattr("course.progress.check_of", fails)
+    monkeypatch.setattr("course.checks.notes.check_of", fails)
     assert own_piece("05", "my_scheduler") is None
     assert "the engine's own, as yours does not pass: no loop ends" in capsys.readouterr().out
 

@@ -1,53 +1,53 @@
-"""The minutes on the cards are near an honest estimate, and what is written down adds up."""
+"""The minutes that docs/lessons.md and INSTRUCTOR.md state are those of the cards and exercises."""
 
 import re
 
 import pytest
 
-from course import minutes
-from course.minutes import ROOT, count_words, read_lessons
+from course.clone import ROOT
+from course.pages.source import read_source
 
-LESSONS = read_lessons()
-TOLERANCE = 0.4  # of the estimate: paces differ at least so much between readers
+CARD = re.compile(r"^\| Minutes \| (\d+) \|$", re.MULTILINE)
+EXERCISE = re.compile(r"^# \*\w+, (\d+) minutes\*$", re.MULTILINE)  # in solutions/NN_topic.py
+PAGE = (ROOT / "docs/lessons.md").read_text(encoding="utf-8")
 INSTRUCTOR = ROOT / "exercises" / "INSTRUCTOR.md"
+LESSONS = sorted((ROOT / "notebooks/source").glob("[0-9]*.py"))
 
 
-@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
-def test_the_card_is_near_the_estimate(lesson):
-    off = abs(lesson.card - lesson.estimate)
-    assert off <= TOLERANCE * lesson.estimate, (
-        f"{lesson.stem}: its card says {lesson.card} minutes, the estimate {lesson.estimate:.0f}"
-    )
+def card_minutes(stem: str) -> int:
+    cells = read_source(ROOT / "notebooks/source" / f"{stem}.py").cells
+    [minutes] = CARD.findall("\n".join(cell.source for cell in cells))
+    return int(minutes)
 
 
-@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
-def test_every_lesson_states_its_exercises_minutes(lesson):
-    assert (lesson.exercises > 0) == (lesson.stem != "00_tour")
+def exercise_minutes(stem: str) -> int:
+    source = ROOT / "solutions" / f"{stem}.py"
+    found = EXERCISE.findall(source.read_text(encoding="utf-8")) if source.exists() else []
+    return sum(map(int, found))
 
 
-def test_the_page_of_the_lessons_has_the_sums():
-    page = minutes.PAGE.read_text(encoding="utf-8")
-    assert minutes.between_marks(page) == minutes.summary(LESSONS), "run: course minutes --write"
+CARDS = {path.stem: card_minutes(path.stem) for path in LESSONS}
+EXERCISES = {path.stem: exercise_minutes(path.stem) for path in LESSONS}
+
+
+def test_every_lesson_but_the_tour_states_its_exercises_minutes():
+    assert [stem for stem, minutes in EXERCISES.items() if not minutes] == ["00_tour"]
+
+
+@pytest.mark.parametrize("stem", CARDS)
+def test_the_page_has_the_minutes_of_each_lesson(stem):
+    row = f"| {stem[:2]} | {CARDS[stem]} | {EXERCISES[stem] or 'none'} |"
+    assert row in PAGE.splitlines(), f"docs/lessons.md lacks the row {row}"
 
 
 def test_the_front_page_has_the_sum_in_hours():
-    total = sum(lesson.card + lesson.exercises for lesson in LESSONS)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"[about {total / 60:.0f} hours]" in readme
+    total = sum([*CARDS.values(), *EXERCISES.values()]) / 60
+    assert f"[about {total:.0f} hours]" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_longer_pages_take_longer():
-    lesson = LESSONS[0]
-    for field in ("words", "lines", "shown_lines", "cells", "predictions"):
-        longer = type(lesson)(**{**vars(lesson), field: getattr(lesson, field) + 10})
-        assert longer.estimate > lesson.estimate, field
-
-
-def test_words_are_prose():
-    page = (
-        "See [the file](https://x.y/a/b-c) now.\n\n<details>\n\n| a | b |\n|:--|--:|\n| 1 | 2 |\n"
-    )
-    assert count_words(page) == len(["See", "the", "file", "now", "a", "b", "1", "2"])
+def test_the_page_has_the_sums():
+    hours = [f"{sum(minutes.values()) / 60:.1f} hours" for minutes in (CARDS, EXERCISES)]
+    assert f"| together | {' | '.join(hours)} |" in PAGE.splitlines()
 
 
 def run_sheets() -> dict[str, list[int]]:
@@ -68,9 +68,8 @@ def test_schedules_and_run_sheets_add_up():
         assert sum(rows) == stated, f"{title}: its rows make {sum(rows)} minutes"
 
 
-@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
-def test_a_run_sheet_is_as_long_as_its_lesson_allows(lesson):
+@pytest.mark.parametrize("stem", CARDS)
+def test_a_run_sheet_is_as_long_as_its_lesson_allows(stem):
     """In class a lesson is led, not read: at least half its card, at most a quarter more."""
-    number = lesson.stem[:2]
-    (stated,) = [rows[0] for title, rows in run_sheets().items() if title.startswith(f"{number} ")]
-    assert lesson.card / 2 <= stated <= 1.25 * lesson.card
+    titles = {title[:2]: rows[0] for title, rows in run_sheets().items()}
+    assert CARDS[stem] / 2 <= titles[stem[:2]] <= 1.25 * CARDS[stem]

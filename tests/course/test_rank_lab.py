@@ -14,11 +14,11 @@ from course.labs.rank_lab import (
     curves_in_words,
     engines_in_words,
     gains_in_words,
-    on_ranks,
     rank_curves,
     rank_gains,
     recorded,
 )
+from course.rank_threads import on_ranks
 
 ROOT = rank_lab.SHIPPED.parents[1]
 
@@ -44,7 +44,7 @@ def test_two_different_collectives_at_once_are_an_error():
 
 
 THREADS = {
-    "on_ranks": "import course.labs.rank_lab as r\n"
+    "on_ranks": "import course.rank_threads as r\n"
     "r.on_ranks(2, lambda ranks: ranks.all_reduce_min(1))",
     "counting engine": "from counting_engine import engine_of\nwith engine_of(2):\n    pass",
 }
@@ -63,7 +63,7 @@ def test_collectives_of_threads_are_not_recorded(threads, monkeypatch):
 
 def test_only_reports_of_the_command_are_found(tmp_path):
     for name in ("all_reduce", "ranks", "kernel_ladder"):
-        report = {"command": f"python -m course.benchmarks.{name} --x", "rows": []}
+        report = {"command": f"course bench {name} --x", "rows": []}
         (tmp_path / f"{name}.json").write_text(json.dumps(report))
     (tmp_path / "stages_x.json").write_text("[]")
     assert len(recorded("all_reduce", tmp_path)) == len(recorded("ranks", tmp_path)) == 1

@@ -9,6 +9,7 @@ from course.benchmarks import step_ladder
 from course.drawings import step_drawings
 from course.labs import two_loops
 from course.labs.recording import Recording
+from course.models.toy_decoder import padding
 from course.serving import start_engine
 from nanovllm.sampling_params import SamplingParams
 
@@ -77,7 +78,7 @@ def test_a_mask_that_takes_one_number_is_recorded():
 
 
 def test_a_batch_is_padded_to_the_next_size_or_to_none():
-    assert [step_drawings.padding([1, 4, 8], n) for n in (1, 2, 4, 5, 9)] == [0, 2, 0, 3, None]
+    assert [padding([1, 4, 8], n) for n in (1, 2, 4, 5, 9)] == [0, 2, 0, 3, None]
 
 
 def test_loops_and_uploads_are_watched():

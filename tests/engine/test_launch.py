@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from course.labs.rank_lab import on_ranks
 from course.processes import module_command, spawned_safely
+from course.rank_threads import on_ranks
 from nanovllm import EngineArgs
 from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.distributed.consistency import check_facts, collect_facts

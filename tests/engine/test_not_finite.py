@@ -11,7 +11,7 @@ import torch
 from tiny_models import write_overflowing
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from course.labs.rank_lab import on_ranks
+from course.rank_threads import on_ranks
 from nanovllm import LLM, SamplingParams
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.layers.backend import TORCH_BACKEND

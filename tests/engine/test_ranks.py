@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from patience import HANGS
 from small_requests import PROMPTS, greedy, ids
 
-from course.labs.rank_lab import on_ranks
+from course.rank_threads import on_ranks
 from nanovllm import LLM, EngineArgs
 from nanovllm.checkpoint.config_json import read_model_config
 from nanovllm.distributed import monitor

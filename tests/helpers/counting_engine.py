@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-import course.labs.rank_lab  # noqa: F401  (it prepares the process for ranks as threads)
+from course.rank_threads import record_nothing
 from nanovllm import LLM, EngineArgs, LLMEngine
 from nanovllm.checkpoint import weights
 from nanovllm.distributed.ranks import Ranks
@@ -118,6 +118,7 @@ def counting_engine(ranks: Ranks | None = None, **options: Any) -> LLMEngine:
 @contextmanager
 def engine_of(size: int, **options: Any) -> Iterator[LLMEngine]:
     """An engine of one rank; or rank 0 of several, the others in threads of this process."""
+    record_nothing()
     store, failures = dist.HashStore(), []
     model_folder()  # made before two threads ask for it at once
 

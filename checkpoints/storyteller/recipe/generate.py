@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.storyteller.recipe.shards import add_up, shard_file, write_shard, write_whole
-from course.bench import local_path, option, positive
+from course.arguments import local_path, option, positive
 from course.processes import module_command
 
 SHARD = {"cuda": 2048, "cpu": 64}  # stories drawn for one file

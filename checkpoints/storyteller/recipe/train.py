@@ -27,7 +27,7 @@ import numpy as np
 
 from checkpoints.storyteller.recipe.prepare import LENGTH, Rows, prepare
 from checkpoints.storyteller.recipe.tokenizer import VOCAB_SIZE, save_tokenizer
-from course.bench import local_path, positive
+from course.arguments import local_path, positive
 
 SHAPE: dict[str, Any] = {  # 6.95 million parameters, 13.9 MB in bfloat16
     "vocab_size": VOCAB_SIZE,

@@ -9,71 +9,20 @@ A pass that was noted stays noted. --run adds passes and takes none away, becaus
 pass where this command does not, as with a cell that was run and not saved. It says what it could
 not confirm. The exit status is 0 once the table is printed, whatever is still to be solved.
 
-In a notebook: from course.progress import show_progress; show_progress()
+In a notebook: from course.commands.progress import show_progress; show_progress()
 """
 
 import argparse
 import html
 import io
-import json
 import sys
 from contextlib import redirect_stdout
-from datetime import date
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from course.bench import local_path
+from course.arguments import local_path
+from course.checks import notes
 from course.checks.exercises import Place, all_places, lesson_of
-from course.clone import ROOT
-from course.files import locked, write_whole
-
-FILE = ROOT / ".course" / "progress.json"
-Passed = dict[str, dict[str, str]]  # lesson's number -> exercise -> day
-
-
-def note_pass(number: str, name: str, file: Path | None = None) -> str:
-    """Remember that a check passed on the learner's own code; says what was done about it."""
-    if Path.cwd() != ROOT / "exercises":
-        return "(Noted for `course progress` only in a notebook of exercises/.)"
-    try:
-        add_pass(number, name, file or FILE)
-    except (ValueError, OSError) as error:  # the check has passed all the same
-        return f"(It could not be noted for `course progress`: {error})"
-    return "Noted: see `course progress`."
-
-
-def add_pass(number: str, name: str, file: Path) -> None:
-    """Note today as the day of a pass, unless an earlier day is noted. Other passes stay."""
-    with locked(file):
-        passed = load_passed(file)
-        passed.setdefault(number, {}).setdefault(name, date.today().isoformat())
-        save_passed(passed, file)
-
-
-def load_passed(file: Path) -> Passed:
-    """What was noted in a file; ValueError if it holds something else."""
-    if not file.exists():
-        return {}
-    try:
-        passed = json.loads(file.read_text(encoding="utf-8"))
-        if not all(isinstance(days, dict) for days in passed.values()):
-            raise ValueError("a lesson has no days")
-    except (ValueError, AttributeError) as error:
-        name = f"{file.parent.name}/{file.name}"
-        raise ValueError(f"{name} is no record of progress; delete it") from error
-    return passed
-
-
-def save_passed(passed: Passed, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(passed, indent=2, sort_keys=True) + "\n")
-
-
-def check_of(place: Place) -> Any:
-    """The check of an exercise: course.checks.lesson03.check_slot_mapping."""
-    module = import_module(f"course.checks.lesson{place.number}")
-    return getattr(module, f"check_{place.exercise.name}")
+from course.checks.notes import Passed, add_pass, check_of, load_passed
 
 
 def run_again(place: Place) -> str | None:
@@ -184,7 +133,7 @@ def show_progress() -> None:
     """The picture, in a notebook."""
     from course.show.display import show
 
-    show(*picture(all_places(), load_passed(FILE)))
+    show(*picture(all_places(), load_passed(notes.FILE)))
 
 
 # -- the command ---------------------------------------------------------------------------------
@@ -200,16 +149,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from course.checks.limits import last_words
+    from course.labs import kernel_lab
 
     places = all_places()
     if args.lesson:
         lesson = lesson_of(args.lesson)
         places = [place for place in places if place.lesson == lesson]
     if args.run and "triton" not in sys.modules:  # lesson 06's checks may need its interpreter
-        import_module("course.labs.kernel_lab")
+        kernel_lab.prepare()
     print(last_words(), end="")
-    failures = update(places, FILE) if args.run else {}
-    passed = load_passed(FILE)
+    failures = update(places, notes.FILE) if args.run else {}
+    passed = load_passed(notes.FILE)
     print(table(places, passed))
     for place, problem in failures.items():
         stays = "its pass stays noted, but this run could not confirm it: " * is_done(place, passed)

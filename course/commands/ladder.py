@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from course.bench import local_path, positive
+from course.arguments import local_path, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

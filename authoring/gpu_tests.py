@@ -1,10 +1,10 @@
 """The tests that need an NVIDIA GPU, in parts of under ten minutes each. `make test-gpu` runs this.
 
-    python -m course.gpu_tests              # all parts in order, and a report
-    python -m course.gpu_tests list         # the parts, and what each of them runs
-    python -m course.gpu_tests prepare      # make what the notebooks need before a part is timed
-    python -m course.gpu_tests engine-1     # one part; `engine` runs engine-1 and engine-2
-    python -m course.gpu_tests report       # the report of all parts that have run
+    python -m authoring.gpu_tests              # all parts in order, and a report
+    python -m authoring.gpu_tests list         # the parts, and what each of them runs
+    python -m authoring.gpu_tests prepare      # make what the notebooks need before a part is timed
+    python -m authoring.gpu_tests engine-1     # one part; `engine` runs engine-1 and engine-2
+    python -m authoring.gpu_tests report       # the report of all parts that have run
 
 Each part keeps its result in a file of its own, so that the parts can run in several calls. A part
 uses the Python that runs this module and installs nothing. Arguments that this module does not
@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from course import gpu_report, machine
+from authoring import gpu_report
+from course import machine
 from course.models.random_model import random_model_dir
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +62,7 @@ class Part:
     def command(self, result: Path, extra: Sequence[str] = ()) -> list[str]:
         """The call of pytest that runs this part and writes its results to `result`."""
         nbval = NBVAL if self.has_notebooks else ()
-        pytest = [sys.executable, "-u", "-m", "pytest", "-v", "-p", "course.gpu_tests"]
+        pytest = [sys.executable, "-u", "-m", "pytest", "-v", "-p", "authoring.gpu_tests"]
         return [*pytest, *nbval, *self.options, *extra, f"--junitxml={result}", *self.files]
 
 
@@ -103,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "course.gpu_tests", description=__doc__.splitlines()[0], allow_abbrev=False
+        "authoring.gpu_tests", description=__doc__.splitlines()[0], allow_abbrev=False
     )
     names = {word for part in all_parts() for word in (part.name.split("-")[0], part.name)}
     choices = ["all", "list", "prepare", "report", *sorted(names)]

@@ -1,6 +1,6 @@
 """Repair a virtual environment whose folder was renamed, moved or copied.
 
-    .venv/bin/python -m course.moved_venv
+    .venv/bin/python -m authoring.moved_venv
 
 Console scripts and activation scripts name the folder that the environment was made in. After a
 move they do not start, or they start the Python of another clone. `make install` runs this module

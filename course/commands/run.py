@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from course.bench import positive
+from course.arguments import positive
 
 PROMPTS = [  # requests for stories, because the course's own model refuses all others
     "Tell me a story about a fox who finds a key.",

@@ -1,10 +1,11 @@
 """Reports of pytest in JUnit's XML, as a text to keep: what ran where, what did not, and why.
 
-    python -m course.gpu_report gpu-results/*.xml > figures/data/h200_tests.txt
+    python -m authoring.gpu_report gpu-results/*.xml > figures/data/h200_tests.txt
 
-Each file is the result of one part of the GPU's tests, as course.gpu_tests writes it: its root also
-says on which machine the part ran, how many seconds it took, and with which code pytest ended.
-`python -m course.gpu_tests report` is this report over all parts, and names those that did not run.
+Each file is the result of one part of the GPU's tests, as authoring.gpu_tests writes it: its root
+also says on which machine the part ran, how many seconds it took, and with which code pytest ended.
+`python -m authoring.gpu_tests report` is this report over all parts, and names those that
+did not run.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def result(file: Path) -> Element | None:
         return None
     root = ElementTree.parse(file).getroot()
     if not {"machine", "seconds", "exit"} <= set(root.attrib):
-        raise ValueError(f"{file} is not a result that course.gpu_tests has kept")
+        raise ValueError(f"{file} is not a result that authoring.gpu_tests has kept")
     return root
 
 
