@@ -20,7 +20,6 @@ from typing import Any
 from course.measure.ladder_workload import LadderWorkload
 from course.serving import queue, run, start_engine
 from course.stages.paged import PLAIN
-from course.workload import LadderWorkload
 from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.scheduler import Scheduler
 
