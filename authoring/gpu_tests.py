@@ -17,14 +17,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
-from authoring import gpu_report
 from course import machine
 from course.models.random_model import random_model_dir
 
@@ -40,6 +41,8 @@ print(json.dumps({"gpu": torch.cuda.is_available(), "machine": machine.line()}))
 """
 KERNEL_TESTS = ("kernels", "sampling_kernels", "toy_kernels")
 INTERRUPTED = 2  # as pytest says it
+MEANINGS = {0: "passed", 1: "FAILED", INTERRUPTED: "STOPPED BEFORE ITS END", 5: "FOUND NO TESTS"}
+ENDS = ("passed", "failed", "skipped")
 PATIENCE = 30  # seconds for an interrupted pytest to write its results
 
 
@@ -184,7 +187,7 @@ def run(part: Part, here: str, args: argparse.Namespace) -> int:
     finally:
         seconds = time.monotonic() - start
         keep(result, machine=here, seconds=f"{seconds:.1f}", exit=str(code))
-    print(f"== {part.name}: {seconds:.0f} s, {gpu_report.meaning(code)}", flush=True)
+    print(f"== {part.name}: {seconds:.0f} s, {meaning(code)}", flush=True)
     return code
 
 
@@ -230,8 +233,49 @@ def keep(result: Path, **attributes: str) -> None:
 
 def report(folder: Path) -> int:
     """Print what all parts found. Returns 1 if one has not run, did not end or found a failure."""
-    print()
-    return gpu_report.show([result_of(part, folder) for part in all_parts()])
+    parts = {part.name: root_of(result_of(part, folder)) for part in all_parts()}
+    roots = [root for root in parts.values() if root is not None]
+    cases = [case for root in roots for case in root.iter("testcase") if case.get("name")]
+    print("", *dict.fromkeys(root.get("machine") for root in roots), in_all(cases), sep="\n")
+    reasons = Counter(reason.get("message") for case in cases for reason in case.iter("skipped"))
+    for reason, count in reasons.most_common():
+        print(f"skipped {count}: {reason}")
+    for case in cases:
+        if end_of(case) == "failed":
+            print(f"FAILED {case.get('classname')}: {case.get('name')}")
+    for name, root in parts.items():
+        print(line_of_part(name, root))
+    return int(any(root is None or root.get("exit") != "0" for root in parts.values()))
+
+
+def root_of(result: Path) -> Element | None:
+    return ElementTree.parse(result).getroot() if result.exists() else None
+
+
+def in_all(cases: list[Element]) -> str:
+    """How many test cases ended in which way, and the seconds that they took together."""
+    counts = Counter(map(end_of, cases))
+    found = ", ".join(f"{counts[end]} {end}" for end in ENDS if counts[end])
+    return f"{sum(float(case.get('time', 0)) for case in cases):8.1f} s  in all: {found}"
+
+
+def end_of(case: Element) -> str:
+    """How a test case ended: one of ENDS."""
+    children = {child.tag for child in case}
+    return "failed" if children & {"failure", "error"} else ENDS[2 * ("skipped" in children)]
+
+
+def line_of_part(name: str, root: Element | None) -> str:
+    """How a part ended and how long it took; a part without a result has not run."""
+    if root is None:
+        return f"{'':10}  part {name}: HAS NOT RUN"
+    ended = meaning(int(root.attrib["exit"]))
+    return f"{float(root.attrib['seconds']):8.1f} s  part {name}: {ended}"
+
+
+def meaning(code: int) -> str:
+    """What pytest's exit code says; a negative one is the signal that killed it."""
+    return MEANINGS.get(code, f"BROKE OFF (exit code {code})")
 
 
 def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:

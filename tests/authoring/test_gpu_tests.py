@@ -231,3 +231,79 @@ def test_preparing_makes_the_lessons_model(monkeypatch, capfd):
     monkeypatch.setattr(gpu_tests, "random_model_dir", lambda: Path("/made/model"))
     assert gpu_tests.main(["prepare"]) == 0
     assert "/made/model" in capfd.readouterr().out
+
+
+# -- the report over all parts ---------------------------------------------------------------------
+
+CASES = {
+    "good": '<testcase classname="notebooks.a" name="Cell 0" time="1.5"><system-out/></testcase>',
+    "bad": '<testcase classname="notebooks.a" name="C" time="0.5"><failure>x</failure></testcase>',
+    "worse": '<testcase classname="tests.b" name="t" time="0"><error>x</error></testcase>',
+    "away": '<testcase classname="tests.b" name="u" time="0"><skipped message="none"/></testcase>',
+    "file": '<testcase classname="" name="tests.c" time="0"><skipped message="none"/></testcase>',
+}
+
+
+H200, H100 = "NVIDIA H200; torch 2.11.0", "NVIDIA H100; torch 2.11.0"
+
+
+@pytest.mark.parametrize(
+    ("parts", "code", "lines"),
+    [
+        (
+            {"good": (H200, 0)},
+            0,
+            [
+                H200,
+                "     1.5 s  in all: 1 passed",
+                "    12.5 s  part good: passed",
+            ],
+        ),
+        (
+            {"file": (H200, 0)},
+            0,
+            [
+                H200,
+                "     0.0 s  in all: 1 skipped",
+                "skipped 1: none",
+                "    12.5 s  part file: passed",
+            ],
+        ),
+        (
+            {"good": (H200, 0), "away": (H200, 0), "bad": (H100, 1), "worse": (H100, 1)},
+            1,
+            [
+                H200,
+                H100,
+                "     2.0 s  in all: 1 passed, 2 failed, 1 skipped",
+                "skipped 1: none",
+                "FAILED notebooks.a: C",
+                "FAILED tests.b: t",
+                "    12.5 s  part good: passed",
+                "    12.5 s  part away: passed",
+                "    12.5 s  part bad: FAILED",
+                "    12.5 s  part worse: FAILED",
+            ],
+        ),
+        (
+            {"good": (H200, 2), "missing": None},  # what ran has passed, and yet it is no success
+            1,
+            [
+                H200,
+                "     1.5 s  in all: 1 passed",
+                "    12.5 s  part good: STOPPED BEFORE ITS END",
+                "            part missing: HAS NOT RUN",
+            ],
+        ),
+    ],
+)
+def test_several_parts_make_one_report(parts, code, lines, tmp_path, monkeypatch, capsys):
+    for name, ran in parts.items():
+        if ran:
+            head = f'<testsuites machine="{ran[0]}" seconds="12.5" exit="{ran[1]}">'
+            text = f"{head}<testsuite>{CASES[name]}</testsuite></testsuites>"
+            (tmp_path / f"{name}.xml").write_text(text)
+    planned = [Part(name, ()) for name in parts]
+    monkeypatch.setattr(gpu_tests, "all_parts", lambda: planned)
+    assert gpu_tests.report(tmp_path) == code
+    assert capsys.readouterr().out.splitlines() == ["", *lines]
