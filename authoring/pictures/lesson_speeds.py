@@ -7,8 +7,8 @@ part of the workload.
 import math
 import re
 
-from course.records import SHIPPED, Record, read
-from course.svg import BLUE, GREY, INK, ORANGE, Box, Picture
+from course.show.svg import BLUE, GREY, INK, ORANGE, Box, Picture
+from course.stages.records import SHIPPED, Record, read
 
 RECORDS = SHIPPED / "stages_h200.json"
 TITLE = "Output tokens a second by lesson"

@@ -14,8 +14,8 @@ from authoring.pictures import alt_text, lesson_speeds
 from course.cli import build_parser, main
 from course.clone import ROOT
 from course.labs.climb import OTHERS
-from course.records import read
-from course.svg import ORANGE
+from course.show.svg import ORANGE
+from course.stages.records import read
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
