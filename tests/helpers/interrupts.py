@@ -6,7 +6,6 @@ a `with` block from the call of its `__exit__`, and Python takes care that no si
 instructions between the block's end, good or bad, and that call, and the empty one of a `try:`.
 """
 
-import contextlib
 import dis
 import sys
 from functools import cache
@@ -64,10 +63,7 @@ class Interrupter:
 
     def _enter_function(self, frame: FrameType, event: str, _: Any) -> Any:
         code = frame.f_code
-        if not code.co_filename.startswith((ENGINE, contextlib.__file__)) or self.within not in (
-            "",
-            code.co_qualname,
-        ):
+        if not code.co_filename.startswith(ENGINE) or self.within not in ("", code.co_qualname):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._instruction
