@@ -77,16 +77,13 @@ def joined(*classes: type) -> type:
 
 
 def manager_with(block_keys: Callable[[list[int], int], list[bytes]]) -> type[BlockManager]:
-    """A manager whose keys are block_keys(token_ids, block_size), trusted without a look."""
+    """A manager whose keys are block_keys(token_ids, block_size)."""
 
-    class Trusting(BlockManager):
-        def _hash(self, seq: Sequence, index: int) -> bytes:
+    class WithKeys(BlockManager):
+        def block_hash(self, seq: Sequence, index: int) -> bytes:
             return block_keys(seq.token_ids, self.block_size)[index]
 
-        def _content(self, seq: Sequence, index: int, table: list[int]) -> tuple:
-            return ()
-
-    return Trusting
+    return WithKeys
 
 
 def scheduler_with(first_to_compute: Callable[[int, int, int], int]) -> type[Scheduler]:

@@ -123,11 +123,9 @@ from nanovllm.engine.block_manager import BlockManager, hash_block
 
 
 class Unchained(BlockManager):
-    def _hash(self, seq, index):
-        return hash_block(b"", self._tokens(seq, index))
-
-    def _content(self, seq, index, table):  # what a found block is compared with
-        return self._tokens(seq, index)
+    def block_hash(self, seq, index):
+        start = index * self.block_size
+        return hash_block(b"", tuple(seq.token_ids[start : start + self.block_size]))
 
 
 rules = "Use short sentences and simple words. A story has a beginning, a middle and an end."
