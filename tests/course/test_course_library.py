@@ -122,8 +122,8 @@ def test_a_tilde_in_a_models_path_is_the_users_home(own, monkeypatch, tmp_path):
 def test_a_tilde_in_a_file_that_a_command_writes_is_the_users_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     file = tmp_path / "x.json"
-    for command, option in (("bench", "json"), ("ladder", "json"), ("progress", "svg")):
-        parsed = build_parser().parse_args([command, f"--{option}=~/x.json"])
+    for command, option in (("bench workloads", "json"), ("ladder", "json"), ("progress", "svg")):
+        parsed = build_parser().parse_args([*command.split(), f"--{option}=~/x.json"])
         assert getattr(parsed, option) == file
     drawn = build_parser().parse_args(["ladder", "--draw", "~/x.json", "~nobody-here/x"])
     assert drawn.draw == [file, Path("~nobody-here/x")]
