@@ -21,11 +21,11 @@
 # %%
 import importlib.util
 from argparse import Namespace
-from pathlib import Path
 
 import torch
 
 from course.benchmarks import against_transformers
+from course.clone import ROOT
 from course.labs import climb
 from course.measure import roofline
 from course.measure.ladder_workload import LadderWorkload, ladder_workload
@@ -64,7 +64,7 @@ assert [len(ids) for ids in ends[1].token_ids] == few.num_outputs
 
 # %%
 show(
-    Path(plots.__file__).parents[1] / "figures" / "one_step.svg",
+    ROOT / "figures/one_step.svg",
     "One step of the engine: rows are picked, computed and sampled.",
 )
 
