@@ -12,8 +12,8 @@ from typing import Any
 
 from nanovllm.distributed.ranks import Ranks
 from nanovllm.engine.core import EngineCore
-from nanovllm.engine.parallel_sampling import ParentRequests
 from nanovllm.engine.sequence import Sequence
+from nanovllm.frontend.parallel_sampling import ParentRequests
 from nanovllm.frontend.streaming import AbandonedRequests
 from nanovllm.frontend.turns import Turns
 

@@ -29,11 +29,11 @@ from nanovllm.engine.commands import CommandedEngine
 from nanovllm.engine.core import EngineCore
 from nanovllm.engine.memory import make_model_runner, max_num_blocks, reserved_bytes
 from nanovllm.engine.model_runner import ModelRunner
-from nanovllm.engine.parallel_sampling import fan_out, ids_of
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.frontend.detokenizer import make_detokenizer
 from nanovllm.frontend.input_processor import InputProcessor, Request
+from nanovllm.frontend.parallel_sampling import fan_out, ids_of
 from nanovllm.frontend.streaming import Call, RequestGroup, read_texts
 from nanovllm.layers.attention import rope_store
 from nanovllm.layers.backend import Backend, choose_backend, compile_linears
@@ -177,6 +177,7 @@ class LLMEngine(CommandedEngine):
             stop_token_ids = frozenset(params.stop_token_ids or ())
             eos_id = getattr(tokenizer, "eos_token_id", None)
             seqs += fan_out(
+                Sequence,
                 **{**request, "params": params},
                 stop_ids=(frozenset() if params.ignore_eos else eos_ids) | stop_token_ids,
                 end_ids=eos_ids | stop_token_ids,

@@ -13,6 +13,7 @@ import pytest
 from authoring.pictures import alt_text, lesson_speeds
 from course.cli import build_parser, main
 from course.clone import ROOT
+from course.commands.bench import with_benchmark
 from course.labs.climb import OTHERS
 from course.show.svg import ORANGE
 from course.stages.records import read
@@ -127,7 +128,7 @@ MODULES = [(name, match[1]) for name, line in SHELL if (match := re.search(r"-m 
 
 @pytest.mark.parametrize(("name", "line"), COURSE)
 def test_a_command_of_the_course_has_these_arguments(name, line):
-    build_parser().parse_args(shlex.split(line)[1:])
+    build_parser().parse_args(with_benchmark(shlex.split(line)[1:]))
 
 
 @pytest.mark.parametrize(("name", "module"), MODULES)

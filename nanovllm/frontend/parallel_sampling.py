@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanovllm.engine.scheduler import Scheduler
-from nanovllm.engine.sequence import Sequence
 from nanovllm.sampling_params import SamplingParams
 
 
@@ -21,7 +19,7 @@ class ParentRequest:
     """A request for several answers, under the id that the caller knows."""
 
     request_id: str
-    children: list[Sequence] = field(default_factory=list)  # in the order of `Sequence.index`
+    children: list[Any] = field(default_factory=list)  # in the order of `Sequence.index`
 
 
 class ParentRequests(dict[str, ParentRequest]):
@@ -31,14 +29,14 @@ class ParentRequests(dict[str, ParentRequest]):
     sequence's. scheduler: the scheduler, whose `requests` are the unfinished sequences.
     """
 
-    def __init__(self, scheduler: Scheduler):
+    def __init__(self, scheduler: Any):
         super().__init__()
         self.scheduler = scheduler
 
-    def add_parents_of(self, seqs: list[Sequence]) -> None:
+    def add_parents_of(self, seqs: list[Any]) -> None:
         self.update({seq.parent.request_id: seq.parent for seq in seqs if seq.parent})
 
-    def sequences_of(self, request_id: str) -> list[Sequence]:
+    def sequences_of(self, request_id: str) -> list[Any]:
         """Return the sequences of the request that its caller named so. Some may have ended."""
         parent, seq = self.get(request_id), self.scheduler.requests.get(request_id)
         alone = [seq] if seq is not None and seq.parent is None else []
@@ -65,7 +63,7 @@ class ParentRequests(dict[str, ParentRequest]):
                     why = "" if name == own else f": one of its answers would be {name!r}, which"
                     raise ValueError(f"request_id={own!r}{why} is already in use")
 
-    def forget_ended(self, seqs: Iterable[Sequence]) -> None:
+    def forget_ended(self, seqs: Iterable[Any]) -> None:
         """Forget the parents of sequences that have ended, if all their answers have ended.
 
         An interrupt may leave an ended parent behind. That is harmless, because an id is in use
@@ -93,20 +91,23 @@ def ids_of(request: dict[str, Any]) -> Iterator[str]:
 
 
 def fan_out(
+    make_sequence: Callable[..., Any],
     request_id: str,
     token_ids: list[int],
     params: SamplingParams,
     make_detokenizer: Callable[[SamplingParams, list[int]], Any],
     **common: Any,
-) -> list[Sequence]:
+) -> list[Any]:
     """Return the sequences of one request, in order. Each has its own list of the prompt's ids.
 
+    make_sequence: makes a Sequence of its arguments. This folder lies below the engine, so it does
+    not import that class.
     make_detokenizer: called with the parameters and the prompt's ids, once for each sequence.
     common: the other arguments of Sequence, which are the same for all of them.
     """
     parent = ParentRequest(request_id) if params.n > 1 else None
     seqs = [
-        Sequence(
+        make_sequence(
             name,
             token_ids=list(token_ids),
             params=params,
