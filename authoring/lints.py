@@ -17,7 +17,7 @@ from course.lessons import FILES_OF_LESSON
 from course.pages.jobs import read_notebook
 from course.pages.source import first_line
 
-CELLS, LINES = range(20, 41), range(181)
+CELLS = range(20, 41)
 FEWEST_WORDS = 600  # there is no upper limit: a page is too long when it bores, not at some count
 MOST_BYTES = 1_500_000
 MOST_COLUMNS = 100
@@ -120,20 +120,17 @@ def lint_asserts(notebook: Notebook, path: Path) -> Iterator[tuple[int | None, s
         yield None, "no cell asserts anything"
 
 
-def size_of(notebook: Notebook) -> tuple[int, int, int]:
-    """Cells, words of markdown, and lines of code that are not blank."""
+def size_of(notebook: Notebook) -> tuple[int, int]:
+    """Cells, and words of markdown."""
     texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-    lines = [line for _, cell in code_cells(notebook) for line in cell.source.splitlines()]
-    words = sum(len(text.split()) for text in texts)
-    return len(notebook.cells), words, sum(bool(line.strip()) for line in lines)
+    return len(notebook.cells), sum(len(text.split()) for text in texts)
 
 
 def lint_size(notebook: Notebook, path: Path) -> Iterator[tuple[int | None, str]]:
     """A page far outside the usual size of a lesson (36 cells) is no lesson."""
-    cells, words, lines = size_of(notebook)
-    for count, allowed, what in ((cells, CELLS, "cells"), (lines, LINES, "lines of code")):
-        if count not in allowed:
-            yield None, f"{count:,} {what}; a lesson has {allowed.start:,} to {allowed.stop - 1:,}"
+    cells, words = size_of(notebook)
+    if cells not in CELLS:
+        yield None, f"{cells:,} cells; a lesson has {CELLS.start:,} to {CELLS.stop - 1:,}"
     if words < FEWEST_WORDS:
         yield None, f"{words:,} words; a lesson has {FEWEST_WORDS:,} or more"
     if (size := path.stat().st_size) > MOST_BYTES:

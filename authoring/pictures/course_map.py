@@ -11,7 +11,6 @@ COLOURS = {
     "layers": GREEN,
     "kernels": GREY,
     "distributed": VERMILLION,
-    "checkpoint": SKY,
 }
 FOLDERS = {folder: f"{folder or 'nanovllm'}/" for folder in COLOURS}
 INSTEAD = {
@@ -67,7 +66,7 @@ def legend(p: Picture) -> None:
     for folder, colour in COLOURS.items():
         p.box(x, 54, 18, 18, colour=colour)
         p.text((x + 26, 63), FOLDERS[folder], 12.5, "start", mono=True)
-        x += 44 + 8 * len(FOLDERS[folder]) + 14
+        x += 38 + 7.6 * len(FOLDERS[folder])
     p.box(x, 54, 18, 18, colour=SKY)
     p.text((x + 26, 63), "others", 12.5, "start", mono=True)
 

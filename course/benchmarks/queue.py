@@ -15,6 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from course import machine
@@ -28,7 +29,7 @@ ADDS = 50  # measured, on top of those that are queued
 class NoModel:
     """A runner whose every row samples token 1, at once."""
 
-    graphs: dict = {}  # noqa: RUF012
+    graph_runner = SimpleNamespace(graphs={})
 
     def launch(self, batch: Any) -> "NoModel":
         tokens = NoModel()

@@ -164,7 +164,6 @@ FAULTS = {
     "few cells": (too_few_cells, None, "19 cells; a lesson has 20 to 40"),
     "many cells": (too_many_cells, None, "41 cells; a lesson has 20 to 40"),
     "few words": (replaces(1, "after word of quiet", ""), None, "words; a lesson has 600 or more"),
-    "many lines": (appends(6, "\n\nx = 1" * 163), None, "181 lines of code; a lesson has 0 to 180"),
     "large": (prints("x" * 1_500_000), None, "bytes, at most 1,500,000"),
     "card": (replaces(0, "| Needs | lesson 01 |\n", ""), 0, "no row '| Needs | ... |'"),
     "empty card": (replaces(0, "easy", " "), 0, "no row '| Difficulty | ... |'"),

@@ -17,8 +17,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource, make_backend  # noqa: E402
 from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
 
-from nanovllm import EngineArgs, LLMEngine, SamplingParams, llm_engine  # noqa: E402
-from nanovllm.engine import memory, model_runner  # noqa: E402
+from nanovllm import EngineArgs, LLMEngine, SamplingParams  # noqa: E402
+from nanovllm.engine import llm_engine, memory, model_runner  # noqa: E402
 from nanovllm.kernels import (  # noqa: E402
     decode_attention,
     decode_plan,
@@ -33,7 +33,7 @@ from nanovllm.kernels.gpu_limits import GpuLimits  # noqa: E402
 from nanovllm.layers import attention, functional, sampler  # noqa: E402
 from nanovllm.layers import logprobs as torch_logprobs  # noqa: E402
 from nanovllm.layers.backend import Backend  # noqa: E402
-from nanovllm.metadata import (  # noqa: E402  # noqa: E402
+from nanovllm.metadata import (  # noqa: E402
     NUM_COLUMNS,
     Adjustments,
     AttentionMetadata,
