@@ -1,7 +1,8 @@
-"""Which lesson ends in which file of the engine: each file has one, or is off the path.
+"""Which lesson ends in which file of the engine, and which functions a learner must understand.
 
-A learner who finishes that lesson has read the whole file and met nothing no lesson explained.
-tests/authoring/test_size.py checks that the tables and the folder agree.
+Each file of the engine has one lesson, in which its subject is explained, or it is off the path.
+tests/authoring/test_size.py checks that the first two tables and the folder agree. The last table
+lists the functions that a learner must understand, some of which are in files off the path.
 """
 
 FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
@@ -43,7 +44,8 @@ FILES_OF_LESSON: dict[str, tuple[str, ...]] = {
     "09_the_ladder": (),  # measures all of them together
 }
 
-# No lesson needs these files. A first reader need not open them.
+# These files are the subject of no lesson, and a first reader need not open them. `PATH` lists
+# the few functions of theirs through which every request passes.
 OFF_THE_PATH: tuple[str, ...] = (
     # They read a checkpoint's files, and turn ids into text.
     "checkpoint/config_json.py",

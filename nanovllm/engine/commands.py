@@ -1,8 +1,8 @@
 """Commands: what the calls of all threads have in common, on one rank or on several.
 
 A command is carried out by one thread at a time, and by all ranks alike. If it fails on several
-ranks, the engine closes, because the ranks may then differ. A reader of the lessons needs only to
-know what `on_all_ranks` promises.
+ranks, the engine closes, because the ranks may then differ. Lesson 08 explains `on_all_ranks`. The
+rest of this file is about failures and about the end of an engine.
 """
 
 import threading

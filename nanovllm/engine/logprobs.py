@@ -2,8 +2,8 @@
 
 This work of the host grows with the number of rows and with the number of tokens that they ask for.
 It must be done while the GPU runs the next step. A step therefore only records where the packed row
-of each output token is. We make the Logprob objects when somebody reads them, and we decode each
-token once.
+of each output token is. We make the Logprob objects of output tokens when somebody reads them, and
+those of prompt tokens at once. Each token is decoded once.
 """
 
 from itertools import chain, islice, takewhile
