@@ -34,7 +34,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 # Tests that trace Python. In a process that had run a thousand other tests, Python 3.11 never came back from
 # a traced call, so they have a process of their own.
 TRACED := tests/engine/test_interrupts.py tests/engine/test_many_requests.py
-INTERPRETED := tests/gpu/test_kernels.py tests/gpu/test_sampling_kernels.py tests/gpu/test_toy_kernels.py
+INTERPRETED := tests/gpu/test_kernels.py tests/gpu/test_sampling_kernels.py tests/gpu/test_logprobs_kernels.py tests/gpu/test_toy_kernels.py
 COV := --cov --cov-report= --cov-fail-under=0
 # The tests of `make smoke`, by words that pytest looks for in the names of test files.
 SMOKE := test_attention or test_llm or test_loader or test_sampler or test_scheduler or test_install

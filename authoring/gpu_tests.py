@@ -39,7 +39,7 @@ import json, torch
 from course import machine
 print(json.dumps({"gpu": torch.cuda.is_available(), "machine": machine.line()}))
 """
-KERNEL_TESTS = ("kernels", "sampling_kernels", "toy_kernels")
+KERNEL_TESTS = ("kernels", "sampling_kernels", "logprobs_kernels", "toy_kernels")
 INTERRUPTED = 2  # as pytest says it
 MEANINGS = {0: "passed", 1: "FAILED", INTERRUPTED: "STOPPED BEFORE ITS END", 5: "FOUND NO TESTS"}
 ENDS = ("passed", "failed", "skipped")

@@ -1,7 +1,7 @@
 """The logprob kernels report what their torch twin reports, and that is log_softmax.
 
 On a GPU these tests run compiled; elsewhere they run in Triton's interpreter, which must be asked
-for before Triton is first imported: TRITON_INTERPRET=1 pytest tests/test_logprobs_kernels.py.
+for before Triton is first imported: TRITON_INTERPRET=1 pytest tests/gpu/test_logprobs_kernels.py.
 """
 
 import os
