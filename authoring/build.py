@@ -4,7 +4,7 @@
     python -m authoring.build --run 00 02    # run these top to bottom to store what they print
     python -m authoring.build --check        # write nothing; exit 1 if a notebook is out of date
     python -m authoring.build exercises/03 solutions/03     # only these
-    python -m authoring.build --force 03     # also a lesson or solution that somebody wrote in
+    python -m authoring.build --force 03     # also a lesson or solution that was edited by hand
 
 course/pages/jobs.py says which source makes which notebook. A notebook that somebody has worked in
 is left alone; `course reset` puts an exercise notebook aside.
